@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is: the state of containers, images, networks, volumes, hosts and operations, as stored and as shown.
+
+Records tolerate unknown fields (a newer insulad wrote them) and have defaults for fields that came later.  Pure: no
+I/O; the store is `runtime/store.py`.  Times are UTC seconds since the epoch, 0.0 meaning never.
+"""
+
+from enum import StrEnum
+
+import msgspec
+
+from insula.model.lifecycle import Status
+from insula.model.spec import PortMapping, Spec
+
+
+class Fact(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of all records: frozen; unknown fields of newer versions are ignored."""
+
+
+class ImageConfig(Fact):
+    """The part of the OCI image configuration that a start needs."""
+
+    entrypoint: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+    environment: tuple[str, ...] = ()
+    working_directory: str = ""
+    user: str = ""
+    exposed_ports: tuple[str, ...] = ()
+    """As `80/tcp`."""
+    volumes: tuple[str, ...] = ()
+    stop_signal: str = ""
+    labels: dict[str, str] = {}
+
+
+class LayerRecord(Fact):
+    digest: str
+    """sha256:… of the layer's canonical tar."""
+    size_bytes: int
+
+
+class ImageRecord(Fact):
+    id: str
+    """sha256:… over configuration and layer digests."""
+    names: tuple[str, ...] = ()
+    tenant: str = ""
+    """Empty: made by the system, usable by everybody."""
+    layers: tuple[LayerRecord, ...] = ()
+    """Bottom first."""
+    config: ImageConfig = ImageConfig()
+    created_at: float = 0.0
+    source: str = ""
+    """host, debian, import."""
+
+
+class Attachment(Fact):
+    """A container's place in a network."""
+
+    network: str
+    """Network id."""
+    network_name: str
+    address: str
+    prefix_length: int
+    gateway: str
+    mac: str
+    bridge: str
+    interface: str
+    """Name of the host's end of the veth pair."""
+
+
+class NetworkRecord(Fact):
+    id: str
+    name: str
+    tenant: str
+    subnet: str
+    gateway: str
+    bridge: str
+    uplink: str = ""
+    internal: bool = False
+    labels: dict[str, str] = {}
+    created_at: float = 0.0
+
+
+class Lease(Fact):
+    """An address that a container holds until it is removed."""
+
+    network: str
+    address: str
+    mac: str
+    container: str
+
+
+class VolumeRecord(Fact):
+    name: str
+    tenant: str
+    created_at: float = 0.0
+    labels: dict[str, str] = {}
+    anonymous: bool = False
+
+
+class ContainerRecord(Fact):
+    id: str
+    """64 hexadecimal digits."""
+    name: str
+    tenant: str
+    spec: Spec
+    image: str
+    """Image id."""
+    layers: tuple[str, ...]
+    """Digests, bottom first, fixed at creation."""
+    config: ImageConfig
+    status: Status
+    uid_base: int
+    """First host uid (and gid) of the container's 65,536."""
+    created_at: float
+    started_at: float = 0.0
+    finished_at: float = 0.0
+    pid: int = 0
+    """Host pid of pid 1; 0 when not running."""
+    exit_code: int | None = None
+    oom_killed: bool = False
+    error: str = ""
+    restart_count: int = 0
+    stopped_by_user: bool = False
+    attachment: Attachment | None = None
+    ports: tuple[PortMapping, ...] = ()
+    """As published, with the host ports that were picked."""
+    generation: int = 1
+    """Grows with each change of owner; fences an old owner."""
+    owner: str = ""
+    """Name of the host that owns the container."""
+
+
+class CheckpointRecord(Fact):
+    name: str
+    container: str
+    tenant: str
+    created_at: float
+    size_bytes: int
+    criu_version: str
+    kernel_release: str
+
+
+class HostRecord(Fact):
+    """A paired host."""
+
+    name: str
+    address: str
+    fingerprint: str
+    """sha256 of its certificate (DER), hexadecimal: the pin."""
+    added_at: float = 0.0
+
+
+class OperationStatus(StrEnum):
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Progress(Fact):
+    """How far an operation is.  Totals of 0 are unknown."""
+
+    phase: str = ""
+    done: int = 0
+    total: int = 0
+    unit: str = "bytes"
+    message: str = ""
+
+
+class ErrorBody(Fact):
+    code: str
+    message: str
+    hint: str = ""
+
+
+class OperationRecord(Fact):
+    id: str
+    kind: str
+    """migrate, checkpoint, restore, image-build, image-import."""
+    tenant: str
+    subject: str
+    status: OperationStatus
+    may_cancel: bool = False
+    progress: Progress = Progress()
+    result: dict[str, str | int | float | bool] = {}
+    error: ErrorBody | None = None
+    created_at: float = 0.0
+    finished_at: float = 0.0
+
+
+class ContainerStats(Fact):
+    id: str
+    name: str
+    cpu_usage_us: int = 0
+    sampled_at: float = 0.0
+    """Monotonic seconds of the daemon's clock."""
+    memory_bytes: int = 0
+    memory_limit_bytes: int | None = None
+    pids: int = 0
+    pids_limit: int | None = None
+    received_bytes: int = 0
+    sent_bytes: int = 0
+    read_bytes: int = 0
+    written_bytes: int = 0
+
+
+class ProcessRecord(Fact):
+    """A process of a container, as `top` shows it."""
+
+    pid: int
+    """In the container's pid namespace."""
+    host_pid: int
+    parent_pid: int
+    uid: int
+    state: str
+    cpu_time_s: float
+    resident_bytes: int
+    command: str
+
+
+class ChangedPath(Fact):
+    kind: str
+    """A(dded), C(hanged), D(eleted)."""
+    path: str

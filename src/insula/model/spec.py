@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a user wishes: the specification of a container, an exec, a network, a volume, an image build.
+
+A `Spec` is decoded once, strictly, at the daemon's edge (`forbid_unknown_fields`), checked by `check_spec`, and
+never changed afterwards.  What is true of a container stands in `record.py`.  Pure: no I/O.
+"""
+
+from enum import StrEnum
+
+import msgspec
+
+
+class RestartKind(StrEnum):
+    NO = "no"
+    ON_FAILURE = "on-failure"
+    ALWAYS = "always"
+    UNLESS_STOPPED = "unless-stopped"
+
+
+class MountKind(StrEnum):
+    BIND = "bind"
+    VOLUME = "volume"
+    TMPFS = "tmpfs"
+
+
+class Wish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Base of everything a user sends: frozen, keyword-only, unknown fields refused."""
+
+
+class RestartPolicy(Wish):
+    kind: RestartKind = RestartKind.NO
+    max_retries: int = 0
+    """Only for on-failure; 0 means without limit."""
+
+
+class MountWish(Wish):
+    kind: MountKind
+    source: str = ""
+    """Host path (bind), volume name (volume), empty (tmpfs, anonymous volume)."""
+    target: str
+    """Absolute path in the container."""
+    read_only: bool = False
+    size_bytes: int | None = None
+    """tmpfs only."""
+
+
+class PortMapping(Wish):
+    """One range of ports: host_port + i → container_port + i, for i < count."""
+
+    host_address: str = "0.0.0.0"
+    host_port: int = 0
+    """0: the daemon picks a free port."""
+    container_port: int
+    count: int = 1
+    protocol: str = "tcp"
+    """tcp or udp."""
+
+
+class Spec(Wish):
+    """A container as it is wished."""
+
+    image: str
+    name: str = ""
+    command: tuple[str, ...] = ()
+    entrypoint: tuple[str, ...] | None = None
+    """None: the image's; empty tuple: none."""
+    environment: tuple[str, ...] = ()
+    """NAME=value."""
+    working_directory: str = ""
+    user: str = ""
+    """name, uid, name:group or uid:gid, resolved in the container's /etc/passwd."""
+    hostname: str = ""
+    tty: bool = False
+    stdin_open: bool = False
+    system: bool = False
+    """--init: the image's own init (or the command) is pid 1, without insula's small init before it."""
+    mounts: tuple[MountWish, ...] = ()
+    read_only: bool = False
+    ports: tuple[PortMapping, ...] = ()
+    network: str = "default"
+    """A network's name, or `none`."""
+    address: str = ""
+    """A wished IPv4 address of that network; empty: the next free one."""
+    memory_bytes: int | None = None
+    memory_swap_bytes: int | None = None
+    cpus_milli: int | None = None
+    """Thousandths of a CPU: 1500 is one and a half."""
+    pids: int | None = None
+    restart: RestartPolicy = RestartPolicy()
+    auto_remove: bool = False
+    labels: dict[str, str] = {}
+    stop_signal: str = ""
+    stop_timeout_s: int = 10
+    capabilities_add: tuple[str, ...] = ()
+    capabilities_drop: tuple[str, ...] = ()
+    rlimits: dict[str, int] = {}
+    """Name without RLIMIT_, lower case → soft and hard limit."""
+
+
+class ExecSpec(Wish):
+    command: tuple[str, ...]
+    environment: tuple[str, ...] = ()
+    working_directory: str = ""
+    user: str = ""
+    tty: bool = False
+    stdin_open: bool = False
+    detach: bool = False
+    rows: int = 0
+    columns: int = 0
+
+
+class NetworkWish(Wish):
+    name: str
+    subnet: str = ""
+    """IPv4 CIDR; empty: the next free /24 of the pool."""
+    gateway: str = ""
+    uplink: str = ""
+    """A host interface that becomes a port of the bridge, so that containers stand in that LAN.  Admin only."""
+    internal: bool = False
+    """No NAT to the outside."""
+    labels: dict[str, str] = {}
+
+
+class VolumeWish(Wish):
+    name: str = ""
+    labels: dict[str, str] = {}
+
+
+class ImageBuildWish(Wish):
+    name: str
+    debian: str = "bookworm"
+    packages: tuple[str, ...] = ()
+    mirror: str = ""
+    """Empty: the mirror of this host's own apt sources."""
+
+
+class StopWish(Wish):
+    signal: str = ""
+    timeout_s: int | None = None
+
+
+class KillWish(Wish):
+    signal: str = "KILL"
+
+
+class RenameWish(Wish):
+    name: str
+
+
+class ResizeWish(Wish):
+    rows: int
+    columns: int
+
+
+class CheckpointWish(Wish):
+    name: str = ""
+    leave_running: bool = False
+
+
+class RestoreWish(Wish):
+    checkpoint: str = ""
+    """Empty: the newest one."""
+
+
+class MigrateWish(Wish):
+    target: str
+    """A paired host's name."""
+
+
+class HostWish(Wish):
+    """Pair with another host: `token` is what `insula host token` printed there."""
+
+    name: str
+    address: str
+    """host:port of the other insulad's TLS listener."""
+    token: str
