@@ -17,7 +17,7 @@ class Fact(msgspec.Struct, frozen=True, kw_only=True):
     """Base of all records: frozen; unknown fields of newer versions are ignored."""
 
 
-class ImageConfig(Fact):
+class ImageConfig(Fact, kw_only=True, frozen=True):
     """The part of the OCI image configuration that a start needs."""
 
     entrypoint: tuple[str, ...] = ()
@@ -32,13 +32,13 @@ class ImageConfig(Fact):
     labels: dict[str, str] = {}
 
 
-class LayerRecord(Fact):
+class LayerRecord(Fact, kw_only=True, frozen=True):
     digest: str
     """sha256:… of the layer's canonical tar."""
     size_bytes: int
 
 
-class ImageRecord(Fact):
+class ImageRecord(Fact, kw_only=True, frozen=True):
     id: str
     """sha256:… over configuration and layer digests."""
     names: tuple[str, ...] = ()
@@ -52,7 +52,7 @@ class ImageRecord(Fact):
     """host, debian, import."""
 
 
-class Attachment(Fact):
+class Attachment(Fact, kw_only=True, frozen=True):
     """A container's place in a network."""
 
     network: str
@@ -67,7 +67,7 @@ class Attachment(Fact):
     """Name of the host's end of the veth pair."""
 
 
-class NetworkRecord(Fact):
+class NetworkRecord(Fact, kw_only=True, frozen=True):
     id: str
     name: str
     tenant: str
@@ -80,7 +80,7 @@ class NetworkRecord(Fact):
     created_at: float = 0.0
 
 
-class Lease(Fact):
+class Lease(Fact, kw_only=True, frozen=True):
     """An address that a container holds until it is removed."""
 
     network: str
@@ -89,7 +89,7 @@ class Lease(Fact):
     container: str
 
 
-class VolumeRecord(Fact):
+class VolumeRecord(Fact, kw_only=True, frozen=True):
     name: str
     tenant: str
     created_at: float = 0.0
@@ -97,7 +97,7 @@ class VolumeRecord(Fact):
     anonymous: bool = False
 
 
-class ContainerRecord(Fact):
+class ContainerRecord(Fact, kw_only=True, frozen=True):
     id: str
     """64 hexadecimal digits."""
     name: str
@@ -130,7 +130,7 @@ class ContainerRecord(Fact):
     """Name of the host that owns the container."""
 
 
-class CheckpointRecord(Fact):
+class CheckpointRecord(Fact, kw_only=True, frozen=True):
     name: str
     container: str
     tenant: str
@@ -140,7 +140,7 @@ class CheckpointRecord(Fact):
     kernel_release: str
 
 
-class HostRecord(Fact):
+class HostRecord(Fact, kw_only=True, frozen=True):
     """A paired host."""
 
     name: str
@@ -157,7 +157,7 @@ class OperationStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
-class Progress(Fact):
+class Progress(Fact, kw_only=True, frozen=True):
     """How far an operation is.  Totals of 0 are unknown."""
 
     phase: str = ""
@@ -167,13 +167,13 @@ class Progress(Fact):
     message: str = ""
 
 
-class ErrorBody(Fact):
+class ErrorBody(Fact, kw_only=True, frozen=True):
     code: str
     message: str
     hint: str = ""
 
 
-class OperationRecord(Fact):
+class OperationRecord(Fact, kw_only=True, frozen=True):
     id: str
     kind: str
     """migrate, checkpoint, restore, image-build, image-import."""
@@ -188,7 +188,7 @@ class OperationRecord(Fact):
     finished_at: float = 0.0
 
 
-class ContainerStats(Fact):
+class ContainerStats(Fact, kw_only=True, frozen=True):
     id: str
     name: str
     cpu_usage_us: int = 0
@@ -204,7 +204,7 @@ class ContainerStats(Fact):
     written_bytes: int = 0
 
 
-class ProcessRecord(Fact):
+class ProcessRecord(Fact, kw_only=True, frozen=True):
     """A process of a container, as `top` shows it."""
 
     pid: int
@@ -218,7 +218,7 @@ class ProcessRecord(Fact):
     command: str
 
 
-class ChangedPath(Fact):
+class ChangedPath(Fact, kw_only=True, frozen=True):
     kind: str
     """A(dded), C(hanged), D(eleted)."""
     path: str

@@ -27,13 +27,13 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Base of everything a user sends: frozen, keyword-only, unknown fields refused."""
 
 
-class RestartPolicy(Wish):
+class RestartPolicy(Wish, kw_only=True, frozen=True):
     kind: RestartKind = RestartKind.NO
     max_retries: int = 0
     """Only for on-failure; 0 means without limit."""
 
 
-class MountWish(Wish):
+class MountWish(Wish, kw_only=True, frozen=True):
     kind: MountKind
     source: str = ""
     """Host path (bind), volume name (volume), empty (tmpfs, anonymous volume)."""
@@ -44,7 +44,7 @@ class MountWish(Wish):
     """tmpfs only."""
 
 
-class PortMapping(Wish):
+class PortMapping(Wish, kw_only=True, frozen=True):
     """One range of ports: host_port + i → container_port + i, for i < count."""
 
     host_address: str = "0.0.0.0"
@@ -56,7 +56,7 @@ class PortMapping(Wish):
     """tcp or udp."""
 
 
-class Spec(Wish):
+class Spec(Wish, kw_only=True, frozen=True):
     """A container as it is wished."""
 
     image: str
@@ -97,7 +97,7 @@ class Spec(Wish):
     """Name without RLIMIT_, lower case → soft and hard limit."""
 
 
-class ExecSpec(Wish):
+class ExecSpec(Wish, kw_only=True, frozen=True):
     command: tuple[str, ...]
     environment: tuple[str, ...] = ()
     working_directory: str = ""
@@ -109,7 +109,7 @@ class ExecSpec(Wish):
     columns: int = 0
 
 
-class NetworkWish(Wish):
+class NetworkWish(Wish, kw_only=True, frozen=True):
     name: str
     subnet: str = ""
     """IPv4 CIDR; empty: the next free /24 of the pool."""
@@ -121,12 +121,12 @@ class NetworkWish(Wish):
     labels: dict[str, str] = {}
 
 
-class VolumeWish(Wish):
+class VolumeWish(Wish, kw_only=True, frozen=True):
     name: str = ""
     labels: dict[str, str] = {}
 
 
-class ImageBuildWish(Wish):
+class ImageBuildWish(Wish, kw_only=True, frozen=True):
     name: str
     debian: str = "bookworm"
     packages: tuple[str, ...] = ()
@@ -134,40 +134,40 @@ class ImageBuildWish(Wish):
     """Empty: the mirror of this host's own apt sources."""
 
 
-class StopWish(Wish):
+class StopWish(Wish, kw_only=True, frozen=True):
     signal: str = ""
     timeout_s: int | None = None
 
 
-class KillWish(Wish):
+class KillWish(Wish, kw_only=True, frozen=True):
     signal: str = "KILL"
 
 
-class RenameWish(Wish):
+class RenameWish(Wish, kw_only=True, frozen=True):
     name: str
 
 
-class ResizeWish(Wish):
+class ResizeWish(Wish, kw_only=True, frozen=True):
     rows: int
     columns: int
 
 
-class CheckpointWish(Wish):
+class CheckpointWish(Wish, kw_only=True, frozen=True):
     name: str = ""
     leave_running: bool = False
 
 
-class RestoreWish(Wish):
+class RestoreWish(Wish, kw_only=True, frozen=True):
     checkpoint: str = ""
     """Empty: the newest one."""
 
 
-class MigrateWish(Wish):
+class MigrateWish(Wish, kw_only=True, frozen=True):
     target: str
     """A paired host's name."""
 
 
-class HostWish(Wish):
+class HostWish(Wish, kw_only=True, frozen=True):
     """Pair with another host: `token` is what `insula host token` printed there."""
 
     name: str
