@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+# `make` lists what there is to do.  Every target can be run again; what is done already is not done twice.
+# GNU make turns every failure into its own exit code 2; the code of the command itself stands in its last line (`Error 3`).
+
+PYTHON := .venv/bin/python
+PYTEST := $(PYTHON) -m pytest
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.PHONY: help setup venv demo test test-unit test-kernel test-system bench bench-start bench-migrate lint format lock clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+
+setup: ## Debian packages, .venv and CRIU for this machine (root); fast when nothing is missing
+	@scripts/setup
+
+venv: ## only .venv, from the hashed lock files (no root needed)
+	@scripts/setup --only-venv
+
+demo: setup ## two hosts, two users, one running Redis carried from one host to the other
+	@$(PYTHON) -m demo
+
+test: setup ## all tests: unit, house rules, then kernel and system tests as root
+	@$(PYTEST) tests
+
+test-unit: venv ## unit tests and house rules (no root needed)
+	@$(PYTEST) tests/unit tests/test_layers.py tests/test_style.py
+
+test-kernel: setup ## tests against this machine's real kernel (root)
+	@$(PYTEST) tests/kernel
+
+test-system: setup ## tests of daemons through their sockets (root)
+	@$(PYTEST) tests/system
+
+bench: bench-start bench-migrate ## both figures below
+
+bench-start: setup ## how long create + start + exit takes, beside the peers that are installed
+	@$(PYTHON) bench/start.py
+
+bench-migrate: setup ## the longest gap that a Redis client sees while its server moves
+	@$(PYTHON) bench/migrate.py
+
+lint: venv ## formatting, lint, types
+	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m mypy
+
+format: venv ## let ruff lay out the code
+	@$(PYTHON) -m ruff format .
+	@$(PYTHON) -m ruff check --fix .
+
+lock: ## resolve the dependencies of pyproject.toml anew into requirements*.lock
+	@scripts/lock
+
+clean: ## remove what `make` made in this folder (not the Debian packages, not CRIU)
+	rm -rf .venv .stamps build dist src/insula.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests bench demo -name __pycache__ -type d -prune -exec rm -rf {} +
