@@ -119,6 +119,8 @@ sethostname = function("sethostname", c_char_p, c_size_t)
 setdomainname = function("setdomainname", c_char_p, c_size_t)
 capset = function("capset", c_void_p, c_void_p)
 capget = function("capget", c_void_p, c_void_p)
+setfsuid = function("setfsuid", c_uint)
+setfsgid = function("setfsgid", c_uint)
 
 pivot_root = system_call("pivot_root", c_char_p, c_char_p)
 seccomp = system_call("seccomp", c_uint, c_uint, c_void_p)
