@@ -12,6 +12,8 @@ Sources: rtnetlink(7), veth(4); `include/uapi/linux/{rtnetlink,if_link,if_addr,n
 import os
 import socket
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -104,6 +106,20 @@ class Counters(NamedTuple):
     tx_packets: int
 
 
+@contextmanager
+def namespace_entered(netns_fd: int) -> Iterator[None]:
+    """Have the calling thread in another network namespace, for as long as the block lasts.  No await within it."""
+    own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        libc.setns(netns_fd, CLONE_NEWNET)
+        try:
+            yield
+        finally:
+            libc.setns(own, CLONE_NEWNET)
+    finally:
+        os.close(own)
+
+
 class Route:
     """A conversation with the kernel about one network namespace: that of the thread that opened it."""
 
@@ -113,15 +129,8 @@ class Route:
     @classmethod
     def in_namespace(cls, netns_fd: int) -> Self:
         """Open it in another network namespace.  The calling thread is back in its own when this returns."""
-        own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            libc.setns(netns_fd, CLONE_NEWNET)
-            try:
-                return cls()
-            finally:
-                libc.setns(own, CLONE_NEWNET)
-        finally:
-            os.close(own)
+        with namespace_entered(netns_fd):
+            return cls()
 
     def __enter__(self) -> Self:
         return self
