@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who may do what; uid ranges; the audit file."""
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from insula.model.errors import Denied, NotFound, UidRangeExhausted
+from insula.model.grant import Action, Principal
+from insula.tenant import idmap
+from insula.tenant.audit import Audit, Entry
+from insula.tenant.check import check, scope
+
+ALICE = Principal(name="alice", uid=1000)
+ROOT = Principal(name="root", uid=0, is_admin=True)
+BETA = Principal(name="beta", is_peer=True)
+NOBODY = Principal(name="")
+ORDINARY = set(Action) - {Action.OPEN, Action.PEER, Action.ADMIN}
+
+
+@pytest.mark.parametrize(
+    ("principal", "allowed"),
+    [
+        (ALICE, ORDINARY | {Action.OPEN}),
+        (ROOT, ORDINARY | {Action.OPEN, Action.ADMIN}),
+        (BETA, {Action.OPEN, Action.PEER}),
+        (NOBODY, {Action.OPEN}),
+        (Principal(name="", is_peer=True), {Action.OPEN}),
+    ],
+)
+def test_each_principal_has_exactly_its_actions(principal: Principal, allowed: set[Action]) -> None:
+    for action in Action:
+        if action in allowed:
+            assert check(principal, action).principal == principal
+        else:
+            with pytest.raises(Denied):
+                check(principal, action)
+
+
+@pytest.mark.parametrize("action", sorted(ORDINARY))
+def test_another_tenant_is_not_found_by_a_user_and_open_to_an_admin(action: Action) -> None:
+    with pytest.raises(NotFound):
+        check(ALICE, action, target_tenant="bob")
+    with pytest.raises(NotFound):
+        check(ALICE, action, target_tenant="*")
+    assert check(ROOT, action, target_tenant="bob").tenant == "bob"
+
+
+def test_an_admin_sees_all_tenants_but_creates_for_one() -> None:
+    assert scope(check(ROOT, Action.READ, target_tenant="*")) is None
+    assert scope(check(ALICE, Action.READ)) == "alice"
+    with pytest.raises(Denied):
+        check(ROOT, Action.CREATE, target_tenant="*")
+
+
+def test_uid_ranges_do_not_overlap_and_end() -> None:
+    bases = [idmap.uid_base(position) for position in range(idmap.MAX_TENANTS)]
+    assert all(later - earlier == idmap.RANGE_WIDTH for earlier, later in zip(bases, bases[1:], strict=False))
+    assert idmap.is_container_uid(bases[0])
+    assert idmap.is_container_uid(bases[-1] + 65_535)
+    assert not idmap.is_container_uid(bases[-1] + 65_536)
+    assert not idmap.is_container_uid(1000)
+    for position in (-1, idmap.MAX_TENANTS):
+        with pytest.raises(UidRangeExhausted):
+            idmap.uid_base(position)
+
+
+def test_the_audit_appends_lines_only_root_can_read(tmp_path: Path) -> None:
+    path = tmp_path / "audit.log"
+    for result in ("ok", "denied"):
+        audit = Audit(path)
+        audit.record(
+            Entry(
+                principal=ALICE, action=Action.DELETE, method="DELETE", path="/v1/containers/x", result=result
+            )
+        )
+        audit.close()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(line["who"], line["uid"], line["result"]) for line in lines] == [
+        ("alice", 1000, "ok"),
+        ("alice", 1000, "denied"),
+    ]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
