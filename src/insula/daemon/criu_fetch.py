@@ -79,7 +79,9 @@ def fetch_criu(prefix: Path, report: Report) -> CriuProgram:
     Raises: Unsupported if no suite of Debian has a CRIU for this processor or the archive cannot be reached.
     """
     if not KEYRING.is_file():
-        raise Unsupported(f"cannot verify packages: `{KEYRING}` is missing", hint="apt-get install debian-archive-keyring")
+        raise Unsupported(
+            f"cannot verify packages: `{KEYRING}` is missing", hint="apt-get install debian-archive-keyring"
+        )
     reasons = []
     with tempfile.TemporaryDirectory(prefix="insula-apt-", dir="/var/tmp") as name:
         for suite in SUITES:
@@ -89,7 +91,9 @@ def fetch_criu(prefix: Path, report: Report) -> CriuProgram:
             if not reason:
                 return _unpack(folder / "cache/archives", prefix, report=report)
             reasons.append(f"{suite}: {reason}")
-    raise Unsupported(f"cannot fetch `criu` from Debian: {'; '.join(reasons)}", hint="check the apt sources and the network")
+    raise Unsupported(
+        f"cannot fetch `criu` from Debian: {'; '.join(reasons)}", hint="check the apt sources and the network"
+    )
 
 
 def _download(folder: Path, suite: str) -> str:
@@ -108,7 +112,12 @@ def _download(folder: Path, suite: str) -> str:
 
 
 def _apt_get(folder: Path, arguments: tuple[str, ...]) -> str:
-    environment = {**os.environ, "APT_CONFIG": str(folder / "apt.conf"), "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
+    environment = {
+        **os.environ,
+        "APT_CONFIG": str(folder / "apt.conf"),
+        "DEBIAN_FRONTEND": "noninteractive",
+        "LC_ALL": "C",
+    }
     try:
         done = subprocess.run(
             ("apt-get", *arguments),

@@ -82,7 +82,13 @@ def _bring_up_loopback() -> None:
 
 def _run_criu(command: tuple[str, ...], log: Path) -> None:
     done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=_STEP_SECONDS, check=False
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=_STEP_SECONDS,
+        check=False,
     )
     if done.returncode == 0:
         return
@@ -100,7 +106,9 @@ def _ask(pid: int, pipe: Path) -> None:
             os.kill(pid, signal.SIGUSR1)
         ready, _, _ = select.select([reader], [], [], _STEP_SECONDS)
         if not ready or os.read(reader, 16) != b"ok":
-            raise TrialFailed("the restored program does not answer" if pid else "the program to dump does not start")
+            raise TrialFailed(
+                "the restored program does not answer" if pid else "the program to dump does not start"
+            )
     finally:
         os.close(reader)
 

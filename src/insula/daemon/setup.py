@@ -69,7 +69,9 @@ def _candidates(prefix: Path) -> Iterator[CriuProgram]:
     system = shutil.which("criu")
     if system is not None:
         yield CriuProgram(argv=(system,), version=_ask_version(system))
-    folders = [folder for folder in prefix.glob("*") if folder.is_dir() and not folder.name.startswith("part-")]
+    folders = [
+        folder for folder in prefix.glob("*") if folder.is_dir() and not folder.name.startswith("part-")
+    ]
     for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime, reverse=True):
         program = in_prefix(folder, folder.name)
         if program is not None:
@@ -79,7 +81,12 @@ def _candidates(prefix: Path) -> Iterator[CriuProgram]:
 def _ask_version(criu: str) -> str:
     try:
         done = subprocess.run(
-            (criu, "--version"), capture_output=True, text=True, timeout=_VERSION_SECONDS, stdin=subprocess.DEVNULL, check=False
+            (criu, "--version"),
+            capture_output=True,
+            text=True,
+            timeout=_VERSION_SECONDS,
+            stdin=subprocess.DEVNULL,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
@@ -96,5 +103,3 @@ def _accept(candidate: CriuProgram, prefix: Path, *, report: Report) -> bool:
     write_record(record, prefix)
     report(f"criu: {executable_of(candidate)} ({candidate.version}) dumps and restores on this kernel")
     return True
-
-
