@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The spawner's side of a start and of an exec: clone, map, join cgroups, plug in the network, wait for the exec.
+
+    prepare mounts ─► clone3 ─► map ids ─► cgroups ─► "go" ─► veth ─► "net" ─► end of file: the program runs
+                        └── child.py ──────────────────┘─────────────────┘
+
+A failure on either side undoes what was made and becomes a `BirthFailed` that names the step.  Standard library only.
+"""
+
+import contextlib
+import functools
+import json
+import os
+import signal
+import socket
+import time
+
+from insula.boot import build, child
+from insula.boot.jobs import Container, Host, Job
+from insula.boot.protocol import Failure, LimitsPlan, ProgramPlan, StartPlan
+from insula.boot.stdio import Log, Stdio, make_pipes
+from insula.kernel import idmap, namespace, netlink, seccomp
+from insula.kernel.cgroup import Group, Limits
+from insula.model import stream
+
+#: A child that neither runs its program nor reports within this time is killed.
+BIRTH_SECONDS = 30.0
+
+
+class BirthFailed(Exception):
+    """A start or exec that did not come to its program."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+@functools.cache
+def filter_for(capabilities: tuple[str, ...]) -> bytes:
+    """Return the seccomp program for a set of capabilities, built once."""
+    return seccomp.build_filter(frozenset(capabilities))
+
+
+@contextlib.contextmanager
+def _step(name: str):  # type: ignore[no-untyped-def]
+    try:
+        yield
+    except OSError as error:
+        where = f" `{error.filename}`" if error.filename else ""
+        failure = Failure(step=name, errno=error.errno or 0, message=f"{error.strerror}{where}")
+        raise BirthFailed(failure) from error
+
+
+def limits_of(plan: LimitsPlan) -> Limits:
+    """Translate the plan's limits to the kernel's."""
+    return Limits(
+        memory_bytes=plan.memory_bytes,
+        memory_swap_bytes=plan.memory_swap_bytes,
+        cpu_quota_us=plan.cpu_quota_us,
+        cpu_period_us=plan.cpu_period_us if plan.cpu_quota_us is not None else None,
+        pids=plan.pids,
+    )
+
+
+def make_group(host: Host, plan: StartPlan) -> Group:
+    """Make the container's cgroups with their limits."""
+    group = Group(host.hierarchies, plan.cgroup_parent, plan.key)
+    with _step("cgroup"):
+        group.create()
+        try:
+            group.set_limits(limits_of(plan.limits))
+            group.deny_devices()
+        except OSError:
+            group.delete(time.monotonic() + 1.0)
+            raise
+    return group
+
+
+def start(host: Host, plan: StartPlan) -> Container:
+    """Start a container.
+
+    Raises: BirthFailed; nothing of it is left then.
+    """
+    filter_program = filter_for(plan.program.capabilities)
+    with contextlib.ExitStack() as undo:
+        group = make_group(host, plan)
+        undo.callback(_delete_group, group)
+        with _step("rootfs"):
+            prepared = build.prepare(plan, host.maps)
+        with contextlib.closing(prepared):
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.callback(ours.close)
+            inner, outer = _make_stdio(plan.program, uid=plan.uid_base)
+            undo.callback(_close_all, outer)
+            with _step("clone"):
+                born = namespace.spawn(namespace.CONTAINER)
+            if born.pid == 0:
+                ours.close()
+                child.start(
+                    plan, prepared, connection=theirs, stage=host.stage, stdio=inner, filter_program=filter_program
+                )
+        undo.callback(_reap, born)
+        theirs.close()
+        _close_all(inner)
+        _raise_child(plan, born=born, group=group, connection=ours)
+        terminal = _wait_for_program(ours)
+        ours.close()
+        stdio = connect_stdio(host, plan.program, outer=outer, terminal=terminal, log=plan.log, pidfd=born.pidfd)
+        undo.pop_all()
+    container = Container(
+        plan.key, pid=born.pid, pidfd=born.pidfd, stdio=stdio, group=group, uid_base=plan.uid_base
+    )
+    host.add(container)
+    return container
+
+
+def _raise_child(plan: StartPlan, *, born: namespace.Child, group: Group, connection: socket.socket) -> None:
+    ranges = build.id_ranges(plan.uid_base)
+    with _step("map ids"):
+        idmap.write_maps(born.pid, uids=ranges, gids=ranges)
+    with _step("cgroup"):
+        group.attach(born.pid)
+    _tell(connection, child.GO)
+    if plan.network is not None:
+        with _step("network"):
+            create_veth(plan, pid=born.pid)
+    _tell(connection, child.NET)
+
+
+def _tell(connection: socket.socket, word: bytes) -> None:
+    # A child that has failed is gone; what it said is read by `_wait_for_program`.
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        connection.send(word)
+
+
+def create_veth(plan: StartPlan, *, pid: int | None = None, netns_fd: int | None = None) -> None:
+    """Make the container's veth pair: one end a port of the bridge, the other eth0 in its namespace."""
+    network = plan.network
+    if network is None:
+        return
+    with netlink.Route() as route:
+        with contextlib.suppress(OSError):  # left by a crash: the name is ours alone
+            route.delete(network.interface)
+        route.create_veth(
+            network.interface,
+            peer="eth0",
+            peer_pid=pid,
+            peer_netns_fd=netns_fd,
+            master=network.bridge or None,
+            peer_mac=network.mac,
+        )
+
+
+def _make_stdio(plan: ProgramPlan, *, uid: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    if plan.tty:
+        return (-1, -1, -1), (-1, -1, -1)
+    return make_pipes(uid=uid, with_stdin=plan.stdin_open)
+
+
+def connect_stdio(
+    host: Host, plan: ProgramPlan, *, outer: tuple[int, int, int], terminal: int, log: str, pidfd: int
+) -> Stdio:
+    """Put the outer ends into the loop."""
+    stdio = Stdio(
+        host.loop,
+        log=Log(log) if log else None,
+        signal=lambda number: _signal_quietly(pidfd, number),
+    )
+    if plan.tty:
+        stdio.set_terminal(terminal)
+        return stdio
+    if outer[0] >= 0:
+        stdio.set_input(outer[0])
+    stdio.add_output(outer[1], stream.STDOUT)
+    stdio.add_output(outer[2], stream.STDERR)
+    return stdio
+
+
+def _signal_quietly(pidfd: int, number: int) -> None:
+    with contextlib.suppress(OSError):
+        signal.pidfd_send_signal(pidfd, number)
+
+
+def _wait_for_program(connection: socket.socket) -> int:
+    """Wait until the child has become its program.  Returns: the terminal's master, or -1."""
+    terminal = -1
+    connection.settimeout(BIRTH_SECONDS)
+    while True:
+        fields, descriptors = _receive(connection)
+        if not fields:
+            return terminal
+        if fields.get("pty"):
+            terminal = descriptors[0]
+            continue
+        if terminal >= 0:
+            os.close(terminal)
+        raise BirthFailed(
+            Failure(step=fields["step"], errno=fields["errno"], message=fields["message"], code=fields["code"])
+        )
+
+
+def _receive(connection: socket.socket):  # type: ignore[no-untyped-def]
+    from insula.boot import protocol
+
+    try:
+        return protocol.receive(connection, size=65536)
+    except ConnectionResetError:
+        return protocol.Message({}, [])
+    except TimeoutError:
+        raise BirthFailed(Failure(step="wait", errno=110, message="the child did not answer")) from None
+
+
+def execute(host: Host, container: Container, plan: ProgramPlan, *, key: str) -> Job:
+    """Run one more program in a container.
+
+    Raises: BirthFailed.
+    """
+    if not container.alive:
+        raise BirthFailed(Failure(step="enter", errno=3, message="the container has ended", code="wrong_state"))
+    filter_program = filter_for(plan.capabilities)
+    with contextlib.ExitStack() as undo:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        undo.callback(ours.close)
+        inner, outer = _make_stdio(plan, uid=container.uid_base)
+        undo.callback(_close_all, outer)
+        with _step("clone"):
+            entering = namespace.spawn(0)
+        if entering.pid == 0:
+            ours.close()
+            child.execute(
+                plan, pidfd=container.pidfd, connection=theirs, stdio=inner, filter_program=filter_program
+            )
+        theirs.close()
+        _close_all(inner)
+        with _step("cgroup"):
+            try:
+                container.group.attach(entering.pid)
+            except OSError:
+                _reap(entering)
+                raise
+        _tell(ours, child.GO)
+        worker = _receive_worker(ours, entering)
+        undo.callback(_reap, worker)
+        terminal = _wait_for_program(ours)
+        ours.close()
+        stdio = connect_stdio(host, plan, outer=outer, terminal=terminal, log="", pidfd=worker.pidfd)
+        undo.pop_all()
+    job = Job(key, pid=worker.pid, pidfd=worker.pidfd, stdio=stdio)
+    host.add(job)
+    return job
+
+
+def _receive_worker(connection: socket.socket, entering: namespace.Child) -> namespace.Child:
+    connection.settimeout(BIRTH_SECONDS)
+    fields, _ = _receive(connection)
+    os.waitid(os.P_PIDFD, entering.pidfd, os.WEXITED)
+    os.close(entering.pidfd)
+    if "worker" not in fields:
+        failure = Failure(step="enter", errno=0, message="the entering process ended")
+        if fields:
+            failure = Failure(step=fields["step"], errno=fields["errno"], message=fields["message"])
+        raise BirthFailed(failure)
+    return namespace.Child(fields["worker"], os.pidfd_open(fields["worker"]))
+
+
+def view(host: Host, plan: StartPlan) -> int:
+    """Mount the root file system of a stopped container, detached.  Returns: the mount's descriptor."""
+    with _step("rootfs"):
+        return build.prepare_root(plan, host.maps.descriptor(plan.uid_base))
+
+
+def _close_all(descriptors: tuple[int, ...]) -> None:
+    for descriptor in descriptors:
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def _reap(born: namespace.Child) -> None:
+    with contextlib.suppress(OSError):
+        signal.pidfd_send_signal(born.pidfd, signal.SIGKILL)
+    with contextlib.suppress(OSError):
+        os.waitid(os.P_PIDFD, born.pidfd, os.WEXITED)
+    os.close(born.pidfd)
+
+
+def _delete_group(group: Group) -> None:
+    with contextlib.suppress(OSError):
+        group.delete(time.monotonic() + 2.0)
+
+
+def describe(failure: Failure) -> str:
+    """Return a failure as one line for the spawner's log."""
+    return json.dumps({"step": failure.step, "errno": failure.errno, "message": failure.message})

@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The root file system of a container: what the spawner prepares outside, and what the child puts together inside.
+
+Outside, as the host's root: an overlay of id-mapped layers, a small `/dev` with real device nodes, bind mounts, all
+as detached mounts that nobody can see.  Inside, as the container's root: attach them, add what must be made within the
+new namespaces (proc, sysfs, devpts, shm, mqueue), hide what is not the container's business, pivot.
+
+Sources: `Documentation/filesystems/{overlayfs,proc}.rst`, pivot_root(2), the OCI runtime specification's default
+devices and masked paths.  Standard library only.
+"""
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from insula.boot.protocol import FilePlan, MountPlan, StartPlan
+from insula.kernel import idmap, libc, mount, paths
+
+ID_COUNT = 65536
+_TTY_GROUP = 5
+
+#: name, major, minor: `Documentation/admin-guide/devices.txt`
+DEVICES = (
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("tty", 5, 0),
+)
+DEVICE_LINKS = (
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("ptmx", "pts/ptmx"),
+)
+#: Covered by /dev/null (files) or an empty folder; those that this kernel does not have are passed over.
+MASKED = (
+    "proc/acpi", "proc/asound", "proc/interrupts", "proc/kcore", "proc/keys", "proc/latency_stats", "proc/sched_debug",
+    "proc/scsi", "proc/timer_list", "proc/timer_stats", "sys/firmware", "sys/devices/virtual/powercap",
+)  # fmt: skip
+READ_ONLY = ("proc/bus", "proc/fs", "proc/irq", "proc/sys", "proc/sysrq-trigger")
+_EMPTY = "dev/.empty"
+"""The folder of our own /dev that covers masked folders."""
+
+_PATH_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+class Prepared(NamedTuple):
+    """Detached mounts, made by the spawner, inherited by the child."""
+
+    root: int
+    devices: int
+    mounts: tuple[int, ...]
+    """One for each MountPlan; -1 for a tmpfs, which the child makes."""
+
+    def close(self) -> None:
+        for descriptor in (self.root, self.devices, *self.mounts):
+            if descriptor >= 0:
+                os.close(descriptor)
+
+
+class IdMaps:
+    """User namespaces that hold a tenant's mapping, made once per tenant and kept."""
+
+    def __init__(self) -> None:
+        self._by_base: dict[int, int] = {}
+
+    def descriptor(self, uid_base: int) -> int:
+        if uid_base not in self._by_base:
+            ranges = id_ranges(uid_base)
+            self._by_base[uid_base] = idmap.user_namespace(uids=ranges, gids=ranges)
+        return self._by_base[uid_base]
+
+
+def id_ranges(uid_base: int) -> tuple[idmap.Range, ...]:
+    """Return the mapping of a container: ids 0 to 65,535 are the host's from `uid_base` on."""
+    return (idmap.Range(0, uid_base, ID_COUNT),)
+
+
+def prepare(plan: StartPlan, maps: IdMaps) -> Prepared:
+    """Make every mount of a container that the host's root must make.
+
+    Raises: OSError naming call and path; nothing stays open then.
+    """
+    userns = maps.descriptor(plan.uid_base)
+    with contextlib.ExitStack() as made:
+        root = _keep(made, prepare_root(plan, userns))
+        devices = _keep(made, prepare_devices(plan.uid_base))
+        mounts = tuple(_keep(made, _prepare_mount(each, userns)) for each in plan.mounts)
+        made.pop_all()
+    return Prepared(root, devices, mounts)
+
+
+def _keep(made: contextlib.ExitStack, descriptor: int) -> int:
+    if descriptor >= 0:
+        made.callback(os.close, descriptor)
+    return descriptor
+
+
+@contextlib.contextmanager
+def _opened(path: str, flags: int = _PATH_DIRECTORY) -> Iterator[int]:
+    descriptor = os.open(path, flags)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def prepare_root(plan: StartPlan, userns: int) -> int:
+    """Mount the overlay, detached.  Upper and work folder stand beneath one id-mapped clone of their parent."""
+    root = plan.root
+    parent, upper_name = os.path.split(root.upper)
+    work_parent, work_name = os.path.split(root.work)
+    if parent != work_parent:
+        raise OSError(22, "overlay: upper and work folder have different parents", root.upper)
+    with contextlib.ExitStack() as held:
+        lower = []
+        for layer in root.lower:
+            source = held.enter_context(_opened(layer))
+            lower.append(_keep(held, idmap.idmapped_clone(source, userns, read_only=True)))
+        source = held.enter_context(_opened(parent))
+        writable = _keep(held, idmap.idmapped_clone(source, userns))
+        upper = _keep(held, os.open(upper_name, _PATH_DIRECTORY, dir_fd=writable))
+        work = _keep(held, os.open(work_name, _PATH_DIRECTORY, dir_fd=writable))
+        return mount.overlay(
+            lower_fds=lower,
+            upper_fd=upper,
+            work_fd=work,
+            source="insula",
+            owner=(plan.uid_base, plan.uid_base),
+            attributes=mount.MOUNT_ATTR_NODEV,
+        )
+
+
+def prepare_devices(uid_base: int) -> int:
+    """Make a container's /dev: a tmpfs of the host's, since only that may hold device nodes that open."""
+    device_mount = mount.tmpfs(
+        size_bytes=65536, mode=0o755, inodes=256, uid=uid_base, gid=uid_base, source="dev",
+        attributes=mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NOEXEC,
+    )  # fmt: skip
+    try:
+        before = os.umask(0)
+        for name, major, minor in DEVICES:
+            os.mknod(name, stat.S_IFCHR | 0o666, os.makedev(major, minor), dir_fd=device_mount)
+        for name, target in DEVICE_LINKS:
+            os.symlink(target, name, dir_fd=device_mount)
+        for name in ("pts", "shm", "mqueue", ".empty"):
+            os.mkdir(name, 0o755, dir_fd=device_mount)
+        os.umask(before)
+    except OSError:
+        os.close(device_mount)
+        raise
+    return device_mount
+
+
+def _prepare_mount(plan: MountPlan, userns: int) -> int:
+    if plan.kind != "bind":
+        return -1
+    with _opened(plan.source, os.O_PATH | os.O_CLOEXEC) as source:
+        if plan.idmapped:
+            return idmap.idmapped_clone(source, userns, read_only=plan.read_only)
+        attributes = mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NODEV
+        return mount.bind_fd(source, attributes=attributes | (mount.MOUNT_ATTR_RDONLY if plan.read_only else 0))
+
+
+def assemble(plan: StartPlan, prepared: Prepared, *, stage: str) -> None:
+    """In the child: build the tree at `stage` (an empty folder) and make its root the working directory.
+
+    Raises: OSError naming call and path.
+    """
+    mount.set_propagation("/", propagation=mount.MS_PRIVATE)
+    mount.attach(prepared.root, stage)
+    os.chdir(stage)
+    root = os.open(".", _PATH_DIRECTORY)
+    try:
+        _attach_at(root, "dev", prepared.devices)
+        for name, made in (("proc", mount.proc()), ("sys", mount.sysfs())):
+            _attach_at(root, name, made, close=True)
+        _attach_at(root, "dev/pts", mount.devpts(gid=_TTY_GROUP), close=True)
+        _attach_at(root, "dev/shm", mount.tmpfs(mode=0o1777, source="shm"), close=True)
+        _attach_at(root, "dev/mqueue", mount.mqueue(), close=True)
+        for each, descriptor in zip(plan.mounts, prepared.mounts, strict=True):
+            _attach_wished(root, each, descriptor)
+        for file in plan.files:
+            write_file(root, file)
+    finally:
+        os.close(root)
+
+
+def _attach_at(root: int, path: str, made: int, *, close: bool = False) -> None:
+    place = paths.make_directories_in_root(root, path, mode=0o755)
+    mount.attach(made, place)
+    os.close(place)
+    if close:
+        os.close(made)
+
+
+def _attach_wished(root: int, plan: MountPlan, descriptor: int) -> None:
+    if plan.kind == "tmpfs":
+        made = mount.tmpfs(
+            size_bytes=plan.size_bytes, mode=0o1777, attributes=mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NODEV
+        )
+        _attach_at(root, plan.target, made, close=True)
+    elif stat.S_ISDIR(os.fstat(descriptor).st_mode):
+        _attach_at(root, plan.target, descriptor)
+    else:
+        place = paths.open_in_root(
+            root, plan.target, flags=os.O_CREAT | os.O_RDONLY | os.O_NONBLOCK, mode=0o644, create_parents=True
+        )
+        mount.attach(descriptor, place)
+        os.close(place)
+
+
+def write_file(root: int, file: FilePlan) -> None:
+    """Write a file of ours into the root, replacing a link (as distributions make of resolv.conf) by a file."""
+    folder = paths.make_directories_in_root(root, os.path.dirname(file.path), mode=0o755)
+    name = os.path.basename(file.path)
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            if not stat.S_ISREG(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+                os.unlink(name, dir_fd=folder)
+        except FileNotFoundError:
+            pass
+        descriptor = os.open(name, flags, 0o644, dir_fd=folder)
+        try:
+            os.write(descriptor, file.text.encode())
+        finally:
+            os.close(descriptor)
+    finally:
+        os.close(folder)
+
+
+def pivot() -> None:
+    """Make the working directory the root and let go of everything outside it.  See pivot_root(2), `pivot_root(".", ".")`."""
+    libc.pivot_root(b".", b".")
+    libc.umount2(b".", mount.MNT_DETACH)
+    os.chdir("/")
+
+
+def hide() -> None:
+    """Mask and write-protect what is the host's business in /proc and /sys.  After `pivot`."""
+    null = os.open("/dev/null", os.O_PATH | os.O_CLOEXEC)
+    empty = os.open("/" + _EMPTY, _PATH_DIRECTORY)
+    for path in MASKED:
+        _cover(path, null=null, empty=empty)
+    for path in READ_ONLY:
+        try:
+            place = os.open("/" + path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        made = mount.bind_fd(place, recursive=True, attributes=mount.MOUNT_ATTR_RDONLY)
+        mount.attach(made, place)
+        os.close(made)
+        os.close(place)
+    os.close(null)
+    os.close(empty)
+
+
+def _cover(path: str, *, null: int, empty: int) -> None:
+    try:
+        place = os.open("/" + path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return
+    is_directory = stat.S_ISDIR(os.fstat(place).st_mode)
+    made = mount.bind_fd(empty if is_directory else null, attributes=mount.MOUNT_ATTR_RDONLY if is_directory else 0)
+    mount.attach(made, place)
+    os.close(made)
+    os.close(place)
+
+
+def protect_root() -> None:
+    """Make the root file system read-only: for `--read-only`."""
+    root = os.open("/", _PATH_DIRECTORY)
+    mount.set_attributes(root, set=mount.MOUNT_ATTR_RDONLY)
+    os.close(root)

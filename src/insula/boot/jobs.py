@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the spawner holds: containers, the programs that were added to them, and how each ended.
+
+A job is a process that is our child, with its pidfd and its streams.  A container is the job of its first process; it
+stays here after its end until insulad has written the end down (`forget`).  Standard library only.
+"""
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable
+
+from insula.boot import build
+from insula.boot.protocol import AttachPlan
+from insula.boot.stdio import Loop, Stdio
+from insula.kernel.cgroup import Group, Hierarchies
+from insula.model import stream
+
+#: What has been written lately is shown to a connection that attaches after the program's end, too.
+_NO_SUCH_PROCESS = 3
+
+
+class Job:
+    """One program that is our child."""
+
+    def __init__(self, key: str, *, pid: int, pidfd: int, stdio: Stdio) -> None:
+        self.key = key
+        self.pid = pid
+        self.pidfd = pidfd
+        self.stdio = stdio
+        self.started_at = time.time()
+        self.ended_at = 0.0
+        self.exit_code: int | None = None
+
+    @property
+    def alive(self) -> bool:
+        return self.exit_code is None
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the process.  Raises: OSError ESRCH if it has ended."""
+        if not self.alive:
+            raise ProcessLookupError(_NO_SUCH_PROCESS, "pidfd_send_signal: the process has ended")
+        signal.pidfd_send_signal(self.pidfd, number)
+
+    def attach(self, plan: AttachPlan, descriptor: int) -> None:
+        """Give a connection the program's streams; we own the descriptor from now on."""
+        connection = socket.socket(fileno=descriptor)
+        first = plan.preamble.encode("latin-1")
+        if plan.hello:
+            first += stream.frame(stream.HELLO, plan.hello.encode())
+        self.stdio.attach(connection, with_stdin=plan.stdin, first=first)
+        if not self.alive:
+            self.stdio.finish(self._last_frame())
+
+    def end(self, exit_code: int) -> None:
+        self.exit_code = exit_code
+        self.ended_at = time.time()
+        os.close(self.pidfd)
+        self.stdio.finish(self._last_frame())
+
+    def _last_frame(self) -> bytes:
+        return stream.frame(stream.EXIT, json.dumps({"exit_code": self.exit_code}).encode())
+
+
+class Container(Job):
+    """The first process of a container, with its cgroup."""
+
+    def __init__(self, key: str, *, pid: int, pidfd: int, stdio: Stdio, group: Group, uid_base: int) -> None:
+        super().__init__(key, pid=pid, pidfd=pidfd, stdio=stdio)
+        self.group = group
+        self.uid_base = uid_base
+
+    def describe(self) -> dict[str, object]:
+        """Say what insulad must know."""
+        return {
+            "key": self.key,
+            "pid": self.pid,
+            "exit_code": self.exit_code,
+            "started_at": self.started_at,
+            "ended_at": self.ended_at,
+        }
+
+
+class Host:
+    """All that the spawner knows."""
+
+    def __init__(self, loop: Loop, *, run_folder: str, on_exit: Callable[[Container], None]) -> None:
+        self.loop = loop
+        self.run_folder = run_folder
+        self.started = time.time()
+        self.containers: dict[str, Container] = {}
+        self.jobs: dict[str, Job] = {}
+        self.maps = build.IdMaps()
+        self.hierarchies = Hierarchies.detect()
+        self.stage = f"{run_folder}/stage"
+        os.makedirs(self.stage, mode=0o700, exist_ok=True)
+        self._on_exit = on_exit
+
+    def get(self, key: str) -> Container | Job:
+        """Return a container or an added program.  Raises: KeyError."""
+        return self.containers.get(key) or self.jobs[key]
+
+    def get_container(self, key: str) -> Container:
+        return self.containers[key]
+
+    def add(self, job: Job) -> None:
+        """Keep a job and watch for its end."""
+        if isinstance(job, Container):
+            self.containers[job.key] = job
+        else:
+            self.jobs[job.key] = job
+        self.loop.watch(job.pidfd, selectors.EVENT_READ, lambda _events: self._ended(job))
+
+    def _ended(self, job: Job) -> None:
+        found = os.waitid(os.P_PIDFD, job.pidfd, os.WEXITED | os.WNOHANG)
+        if found is None:
+            return
+        self.loop.unwatch(job.pidfd)
+        killed = found.si_code in (os.CLD_KILLED, os.CLD_DUMPED)
+        job.end(128 + found.si_status if killed else found.si_status)
+        if isinstance(job, Container):
+            self._on_exit(job)
+        else:
+            del self.jobs[job.key]
+
+    def forget(self, key: str) -> None:
+        """Let go of an ended container.  One that runs is kept."""
+        container = self.containers.get(key)
+        if container is not None and not container.alive:
+            del self.containers[key]
+            with contextlib.suppress(OSError):
+                container.group.delete(time.monotonic() + 2.0)

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What insulad and the spawner say to each other.
+
+    insulad                                             spawner (RUN/spawner.sock, SOCK_SEQPACKET, mode 0600)
+      │ {"id": 7, "verb": "start", "body": {StartPlan}} + fds ─────────────────────────────────►│ clone3, mounts, exec
+      │◄───────────────────── {"id": 7, "ok": {"pid": 4711}} + fds, or {"id": 7, "error": {…}} │
+      │◄───────────────────── {"event": "exited", "key": …, "code": …, "at": …}                │ (id is absent)
+      │ hello: every container and every unforgotten exit, so that a new insulad knows all     │
+      │ forget: insulad has written an exit down                                               │
+
+    spawner                            child (in its namespaces), over a socketpair that exec closes
+      │ "go" when ids are mapped and cgroups joined ──►│
+      │ "net" when the veth pair is there ────────────►│
+      │◄── {"pty": true} + the terminal's master       │   only with tty
+      │◄── {"step", "errno", "message", "code"}        │   a failure; end of file without one: the program runs
+
+Descriptors travel as SCM_RIGHTS beside the message that names them.  Plans are frozen dataclasses that become JSON by
+`encode` and come back by `decode`.  Standard library only.
+"""
+
+import array
+import dataclasses
+import json
+import socket
+import types
+import typing
+
+MAX_MESSAGE = 4 << 20
+MAX_DESCRIPTORS = 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RootPlan:
+    """The root file system: an overlay of `lower` (topmost first) and `upper`, all owned by container ids on disk."""
+
+    lower: tuple[str, ...]
+    upper: str
+    work: str
+    read_only: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MountPlan:
+    """One more mount.  kind: bind (source is a host path) or tmpfs."""
+
+    kind: str
+    target: str
+    source: str = ""
+    read_only: bool = False
+    idmapped: bool = False
+    """Show the source's owners through the container's mapping: for volumes, whose files carry container ids."""
+    size_bytes: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FilePlan:
+    """A small file written into the root at each start (/etc/hostname, /etc/hosts, /etc/resolv.conf)."""
+
+    path: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkPlan:
+    """One veth pair: `interface` on the host's side, eth0 inside."""
+
+    interface: str
+    bridge: str
+    mac: str
+    address: str
+    prefix_length: int
+    gateway: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LimitsPlan:
+    memory_bytes: int | None = None
+    memory_swap_bytes: int | None = None
+    cpu_quota_us: int | None = None
+    cpu_period_us: int = 100_000
+    pids: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProgramPlan:
+    """What is executed, and as whom."""
+
+    argv: tuple[str, ...]
+    environment: tuple[str, ...]
+    working_directory: str = "/"
+    user: str = ""
+    """name, uid, name:group, uid:gid, resolved in the container's own /etc/passwd and /etc/group."""
+    capabilities: tuple[str, ...] = ()
+    seccomp: bool = True
+    tty: bool = False
+    stdin_open: bool = False
+    rows: int = 0
+    columns: int = 0
+    init: str = ""
+    """Path of the small init that stays pid 1 before the program; empty: the program itself is pid 1."""
+    rlimits: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StartPlan:
+    key: str
+    """The container's id."""
+    uid_base: int
+    cgroup_parent: str
+    limits: LimitsPlan
+    root: RootPlan
+    hostname: str
+    program: ProgramPlan
+    log: str
+    """Path of the log file."""
+    mounts: tuple[MountPlan, ...] = ()
+    files: tuple[FilePlan, ...] = ()
+    network: NetworkPlan | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttachPlan:
+    """What the one attached descriptor of a request is for."""
+
+    preamble: str = ""
+    """Written first, when the verb succeeded (latin-1): the HTTP answer that upgrades the connection."""
+    stdin: bool = False
+    hello: str = ""
+    """JSON of the HELLO frame."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A step of the child that failed."""
+
+    step: str
+    errno: int
+    message: str
+    code: str = ""
+    """Of `model/errors.py` where the child knows better: command_not_found, command_not_executable, …"""
+
+
+def encode(value: object) -> object:
+    """Turn a plan into what JSON can hold."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: encode(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple | list):
+        return [encode(item) for item in value]
+    return value
+
+
+_T = typing.TypeVar("_T")
+_hints: dict[type, dict[str, object]] = {}
+
+
+def decode(kind: type[_T], value: typing.Any) -> _T:
+    """Build a plan from decoded JSON.
+
+    Raises: TypeError or KeyError for what does not fit; both ends are insula, so that is a bug or a version mismatch.
+    """
+    hints = _hints.get(kind)
+    if hints is None:
+        hints = _hints[kind] = typing.get_type_hints(kind)
+    return kind(**{name: _decode_field(hints[name], item) for name, item in value.items()})
+
+
+def _decode_field(hint: typing.Any, value: typing.Any) -> typing.Any:
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return None
+        hint = next(each for each in typing.get_args(hint) if each is not type(None))
+    if dataclasses.is_dataclass(hint):
+        return decode(typing.cast(type, hint), value)
+    if typing.get_origin(hint) is tuple:
+        inner = typing.get_args(hint)[0]
+        return tuple(_decode_field(inner, item) for item in value)
+    return value
+
+
+class Message(typing.NamedTuple):
+    """A received message; `fields` is decoded JSON, empty at the end of the connection."""
+
+    fields: dict[str, typing.Any]
+    descriptors: list[int]
+
+
+def send(connection: socket.socket, fields: typing.Mapping[str, object], *, descriptors: typing.Sequence[int] = ()) -> None:
+    """Send one message with descriptors.  Raises: OSError (EPIPE, EMSGSIZE)."""
+    ancillary = []
+    if descriptors:
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+    connection.sendmsg([json.dumps(fields).encode()], ancillary)
+
+
+def receive(connection: socket.socket, *, size: int = MAX_MESSAGE) -> Message:
+    """Receive one message.  Raises: OSError; ValueError if it is not a JSON object."""
+    space = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
+    data, ancillary, _flags, _address = connection.recvmsg(size, space, socket.MSG_CMSG_CLOEXEC)
+    descriptors = array.array("i")
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            descriptors.frombytes(payload[: len(payload) - len(payload) % descriptors.itemsize])
+    fields = json.loads(data) if data else {}
+    if not isinstance(fields, dict):
+        raise ValueError("a message that is no object")
+    return Message(fields, descriptors.tolist())

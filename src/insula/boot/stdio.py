@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Standard input and output of containers: pipes and terminals, the log, and whoever is attached.
+
+The spawner holds the outer ends, so that output is kept while insulad is away.  What a program writes goes to the log
+and to every attached connection as frames (`model/stream.py`).  An attached reader that is slow holds the program back
+like a full pipe does, after BACKLOG_BYTES; a log is turned over at LOG_BYTES, so that nothing grows without limit.
+
+A log file is a sequence of records `>dBxxxI` (UTC seconds, stream, length) and their bytes.  Standard library only.
+"""
+
+import fcntl
+import os
+import selectors
+import socket
+import struct
+import termios
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from insula.model import stream
+
+RECORD = struct.Struct(">dBxxxI")
+LOG_BYTES = 10 << 20
+BACKLOG_BYTES = 1 << 20
+STDIN_BACKLOG_BYTES = 256 << 10
+READ_BYTES = 65536
+
+
+class Log:
+    """The log of one container: `path`, and `path`.1 before it."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._open()
+
+    def _open(self) -> None:
+        self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._size = os.fstat(self._file).st_size
+
+    def write(self, kind: int, data: bytes) -> None:
+        """Append one record.  A full disk loses output, never the container."""
+        try:
+            self._size += os.writev(self._file, [RECORD.pack(time.time(), kind, len(data)), data])
+            if self._size > LOG_BYTES:
+                os.close(self._file)
+                os.replace(self._path, self._path + ".1")
+                self._open()
+        except OSError:
+            return
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+class Loop(Protocol):
+    """What the spawner's loop offers: watch a descriptor, replace what is watched, forget it."""
+
+    def watch(self, descriptor: int, events: int, callback: Callable[[int], None]) -> None: ...
+    def unwatch(self, descriptor: int) -> None: ...
+
+
+class Attached:
+    """One connection that sees the output and may write the input."""
+
+    def __init__(self, owner: "Stdio", connection: socket.socket, *, with_stdin: bool) -> None:
+        self._owner = owner
+        self._connection = connection
+        self._with_stdin = with_stdin
+        self._frames = stream.FrameReader()
+        self._backlog = bytearray()
+        self._closing = False
+        connection.setblocking(False)
+        owner.loop.watch(connection.fileno(), selectors.EVENT_READ, self._ready)
+
+    @property
+    def backlog(self) -> int:
+        return len(self._backlog)
+
+    def push(self, data: bytes) -> None:
+        """Send bytes, as far as the reader takes them; the rest waits."""
+        self._backlog += data
+        self._flush()
+
+    def finish(self, data: bytes) -> None:
+        """Send the last bytes and close as soon as they are gone."""
+        self._closing = True
+        self.push(data)
+
+    def _ready(self, events: int) -> None:
+        if events & selectors.EVENT_WRITE:
+            self._flush()
+        if events & selectors.EVENT_READ and self in self._owner.attached:
+            self._read()
+
+    def _read(self) -> None:
+        try:
+            data = self._connection.recv(READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.drop()
+            return
+        try:
+            for kind, payload in self._frames.feed(data):
+                self._handle(kind, payload)
+        except ValueError:
+            self.drop()
+
+    def _handle(self, kind: int, payload: bytes) -> None:
+        if kind == stream.STDIN and self._with_stdin:
+            self._owner.write_input(payload)
+        elif kind == stream.RESIZE and len(payload) == stream.SIZE.size:
+            rows, columns = stream.SIZE.unpack(payload)
+            self._owner.resize(rows, columns=columns)
+        elif kind == stream.SIGNAL and len(payload) == 1:
+            self._owner.signal(payload[0])
+        elif kind == stream.DETACH:
+            self.drop()
+
+    def _flush(self) -> None:
+        try:
+            while self._backlog:
+                sent = self._connection.send(self._backlog[:READ_BYTES])
+                del self._backlog[:sent]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.drop()
+            return
+        if not self._backlog and self._closing:
+            self.drop()
+            return
+        wants = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._backlog else 0)
+        self._owner.loop.watch(self._connection.fileno(), wants, self._ready)
+        self._owner.update_pressure()
+
+    def drop(self) -> None:
+        """Close the connection; the program goes on."""
+        if self in self._owner.attached:
+            self._owner.attached.remove(self)
+        if self._connection.fileno() >= 0:
+            self._owner.loop.unwatch(self._connection.fileno())
+            self._connection.close()
+        self._owner.update_pressure()
+
+
+class Stdio:
+    """The outer ends of one program's standard streams."""
+
+    def __init__(self, loop: Loop, *, log: Log | None, signal: Callable[[int], None]) -> None:
+        self.loop = loop
+        self.attached: list[Attached] = []
+        self.signal = signal
+        self._log = log
+        self._outputs: dict[int, int] = {}
+        self._stdin = -1
+        self._stdin_backlog = bytearray()
+        self._stdin_ends = False
+        self._terminal = -1
+        self._held_back = False
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """stdin (or -1), then the outputs: what a checkpoint must know to replace on restore."""
+        return (self._stdin, *self._outputs)
+
+    def add_output(self, descriptor: int, kind: int) -> None:
+        os.set_blocking(descriptor, False)
+        self._outputs[descriptor] = kind
+        self.loop.watch(descriptor, selectors.EVENT_READ, lambda _events: self._read(descriptor))
+
+    def set_input(self, descriptor: int) -> None:
+        os.set_blocking(descriptor, False)
+        self._stdin = descriptor
+
+    def set_terminal(self, master: int) -> None:
+        """Use a terminal's master for both directions."""
+        self._terminal = master
+        self.add_output(master, stream.STDOUT)
+        self._stdin = master
+
+    def attach(self, connection: socket.socket, *, with_stdin: bool, first: bytes) -> None:
+        """Let a connection see the output from now on; `first` goes before it."""
+        each = Attached(self, connection, with_stdin=with_stdin)
+        self.attached.append(each)
+        if first:
+            each.push(first)
+
+    def resize(self, rows: int, *, columns: int) -> None:
+        if self._terminal >= 0:
+            termios.tcsetwinsize(self._terminal, (rows, columns))
+
+    def write_input(self, data: bytes) -> None:
+        """Pass input on; no bytes mean its end.  Input beyond the backlog's limit is not read before it is taken."""
+        if self._stdin < 0:
+            return
+        if not data:
+            self._stdin_ends = True
+            if self._terminal >= 0:
+                self._stdin_backlog += b"\x04"  # what a terminal's user types to end the input
+        self._stdin_backlog += data
+        self._flush_input(0)
+
+    def _flush_input(self, _events: int) -> None:
+        try:
+            while self._stdin_backlog:
+                sent = os.write(self._stdin, self._stdin_backlog[:READ_BYTES])
+                del self._stdin_backlog[:sent]
+        except BlockingIOError:
+            self._watch_input(waiting=True)
+            return
+        except OSError:
+            self._stdin_backlog.clear()
+        self._watch_input(waiting=False)
+        if self._stdin_ends and self._terminal < 0:
+            self._close_input()
+
+    def _watch_input(self, *, waiting: bool) -> None:
+        if self._terminal >= 0:
+            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if waiting else 0)
+            self.loop.watch(self._terminal, events, self._terminal_ready)
+        elif waiting:
+            self.loop.watch(self._stdin, selectors.EVENT_WRITE, self._flush_input)
+        else:
+            self.loop.unwatch(self._stdin)
+
+    def _terminal_ready(self, events: int) -> None:
+        if events & selectors.EVENT_WRITE:
+            self._flush_input(events)
+        if events & selectors.EVENT_READ:
+            self._read(self._terminal)
+
+    def _close_input(self) -> None:
+        if self._stdin >= 0:
+            self.loop.unwatch(self._stdin)
+            os.close(self._stdin)
+            self._stdin = -1
+
+    def _read(self, descriptor: int) -> bool:
+        """Read once; tell whether there may be more."""
+        kind = self._outputs.get(descriptor)
+        if kind is None:
+            return False
+        try:
+            data = os.read(descriptor, READ_BYTES)
+        except BlockingIOError:
+            return False
+        except OSError:  # EIO: the last slave of a terminal was closed
+            data = b""
+        if not data:
+            self._close_output(descriptor)
+            return False
+        if self._log is not None:
+            self._log.write(kind, data)
+        frame = stream.frame(kind, data)
+        for each in list(self.attached):
+            each.push(frame)
+        return True
+
+    def _close_output(self, descriptor: int) -> None:
+        del self._outputs[descriptor]
+        self.loop.unwatch(descriptor)
+        if descriptor == self._stdin:
+            self._stdin = -1
+            self._terminal = -1
+        os.close(descriptor)
+
+    def update_pressure(self) -> None:
+        """Stop reading while an attached reader is far behind, and go on when it has caught up."""
+        behind = any(each.backlog > BACKLOG_BYTES for each in self.attached)
+        if behind == self._held_back:
+            return
+        self._held_back = behind
+        for descriptor in self._outputs:
+            if behind:
+                self.loop.unwatch(descriptor)
+            elif descriptor == self._terminal:
+                self._watch_input(waiting=bool(self._stdin_backlog))
+            else:
+                self.loop.watch(descriptor, selectors.EVENT_READ, lambda _events, fd=descriptor: self._read(fd))
+
+    def finish(self, last: bytes) -> None:
+        """The program has ended: take what is still in the pipes, tell everybody attached, close."""
+        for descriptor in list(self._outputs):
+            while self._read(descriptor):
+                pass
+        for descriptor in list(self._outputs):
+            self._close_output(descriptor)
+        self._close_input()
+        for each in list(self.attached):
+            each.finish(last)
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+
+def make_pipes(*, uid: int, with_stdin: bool) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Make the pipes of a program without a terminal, owned by `uid` so that it may reopen /dev/stdout.
+
+    Returns: (inner stdin or -1, stdout, stderr), (outer stdin or -1, stdout, stderr).
+    """
+    out_read, out_write = os.pipe2(os.O_CLOEXEC)
+    err_read, err_write = os.pipe2(os.O_CLOEXEC)
+    in_read, in_write = os.pipe2(os.O_CLOEXEC) if with_stdin else (-1, -1)
+    for descriptor in (out_write, err_write, in_read):
+        if descriptor >= 0:
+            os.fchown(descriptor, uid, uid)
+    return (in_read, out_write, err_write), (in_write, out_read, err_read)
+
+
+def pending_bytes(descriptor: int) -> int:
+    """Return how much a pipe holds (FIONREAD)."""
+    buffer = bytearray(4)
+    fcntl.ioctl(descriptor, termios.FIONREAD, buffer)
+    return int(struct.unpack("=i", buffer)[0])
