@@ -9,7 +9,7 @@ to it is the administrator's business).  Out of scope: who may talk to whom (`fi
 import errno
 import hashlib
 from collections.abc import Callable
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 from pathlib import Path
 
 from insula.kernel.netlink import Link, Route
@@ -73,7 +73,7 @@ def ensure(network: NetworkRecord) -> None:
         links = {link.name: link for link in route.links()}
         bridge = links.get(network.bridge)
         if bridge is None:
-            mac = pool.mac_of(IPv4Address(network.gateway), owner=network.id)
+            mac = pool.mac_of_bridge(network.id)
             _unless_exists(lambda: route.create_bridge(network.bridge, mac=mac))
         elif not bridge.up:
             route.set_up(network.bridge)

@@ -14,6 +14,7 @@
     any container         frames with another's address          dropped at its port (bridge family, all networks)
 
 Containers speak IPv4 and ARP only; IPv6 and tagged frames are dropped at the port, since no rule here would bind them.
+A published port 53 never takes the questions of containers to their gateway.
 A published port answers at every address of this host and at 127.0.0.1 (by DNAT in the output hook; no process of ours
 stands in the way), and to other containers of the same network (hairpin).
 
@@ -179,6 +180,7 @@ table inet %NAME% {
 
     chain lead_in {
         type nat hook prerouting priority dstnat; policy accept;
+        iifname . ip daddr @gateways th dport 53 accept
         dnat ip to ip daddr . meta l4proto . th dport map @ports_at
         fib daddr type local dnat ip to meta l4proto . th dport map @ports
     }

@@ -133,6 +133,17 @@ def mac_of(address: IPv4Address, *, owner: str) -> str:
     return (b"\x02" + salt + address.packed).hex(":")
 
 
+def mac_of_bridge(owner: str) -> str:
+    """Return a hardware address for a bridge: locally administered, unicast, of 40 bits of the owner's hash."""
+    return (b"\x02" + hashlib.sha256(owner.encode()).digest()[:5]).hex(":")
+
+
+def first_rest(subnet: IPv4Network, *, host_name: str) -> IPv4Address:
+    """Return where a host begins to lease in a subnet that other hosts lease from too: each at another place."""
+    spread = int.from_bytes(hashlib.sha256(host_name.encode()).digest()[:4])
+    return subnet.network_address + 1 + spread % (subnet.num_addresses - 2)
+
+
 def _round_up(value: int, size: int) -> int:
     return (value + size - 1) // size * size
 

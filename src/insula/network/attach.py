@@ -1,0 +1,404 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The networks of a host, as the runtime sees them: created, leased from, attached to, published on, removed.
+
+    create → lease → activate → publish  …  unpublish → deactivate → release → remove
+
+A lease lives as long as its container (its address comes back after each stop); activation and publication as long as
+it runs.  The pair of interfaces itself is made by the spawner (`kernel.netlink.Route.create_veth`) between `activate`
+and the program's start.  Safe to use from several threads.  Out of scope: storage (`NetworkStore` is a protocol).
+"""
+
+import re
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network
+from typing import Protocol
+
+from insula.kernel import nft
+from insula.kernel.netlink import Route
+from insula.kernel.nft import Element
+from insula.model.errors import Conflict, Denied, InUse, InvalidSpec, NameTaken, NetworkNotFound, PortInUse
+from insula.model.record import Attachment, Lease, NetworkRecord
+from insula.model.spec import NetworkWish, PortMapping
+from insula.network import bridge, firewall, pool, ports
+from insula.network.zone import Served, Zone
+
+DEFAULT_NETWORK = "default"
+RESERVED_NAMES = frozenset({"none", "host"})
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
+
+
+class NetworkStore(Protocol):
+    """What has to outlive the daemon.  Each call is durable when it returns; `save` inserts or replaces."""
+
+    def list_networks(self) -> Iterable[NetworkRecord]: ...
+    def save_network(self, network: NetworkRecord) -> None: ...
+    def delete_network(self, network_id: str) -> None: ...
+    def list_leases(self, network_id: str) -> Iterable[Lease]: ...
+    def save_lease(self, lease: Lease) -> None: ...
+    def delete_lease(self, network_id: str, container_id: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """A container that runs while the daemon starts."""
+
+    container_id: str
+    attachment: Attachment
+    ports: tuple[PortMapping, ...] = ()
+    names: tuple[str, ...] = ()
+
+
+@dataclass(slots=True, kw_only=True)
+class _Active:
+    attachment: Attachment
+    name: str = ""
+    ports: tuple[PortMapping, ...] = field(default=())
+
+
+class Networks:
+    """All networks of one daemon.
+
+    host_name: makes the names of its tables and interfaces its own.  pool_subnet: where subnets are chosen from.
+    """
+
+    def __init__(
+        self,
+        host_name: str,
+        store: NetworkStore,
+        *,
+        pool_subnet: IPv4Network = pool.DEFAULT_POOL,
+        zone: Zone | None = None,
+    ) -> None:
+        self.zone = zone or Zone()
+        self._host_name = host_name
+        self._store = store
+        self._pool = pool_subnet
+        self._lock = threading.RLock()
+        self._active: dict[str, _Active] = {}
+        self._last: dict[str, IPv4Address] = {}
+
+    # -- networks ------------------------------------------------------------------------------------------------------
+
+    def create(self, tenant: str, wish: NetworkWish, *, is_admin: bool = False) -> NetworkRecord:
+        """Create a network and bring it up.
+
+        Raises: InvalidSpec, NameTaken, Denied (an uplink is an admin's), SubnetOverlaps, AddressPoolExhausted, Conflict.
+        """
+        if not _NAME.fullmatch(wish.name) or wish.name in RESERVED_NAMES:
+            raise InvalidSpec(
+                f"cannot create network `{wish.name}`: not a name",
+                hint="letters, digits, `_`, `.` and `-`, at most 63, not `none` or `host`",
+            )
+        if wish.uplink and not is_admin:
+            raise Denied(f"cannot create network `{wish.name}`: an uplink is for administrators")
+        with self._lock:
+            if self._find(tenant, wish.name):
+                raise NameTaken(f"cannot create network `{wish.name}`: you have one of that name")
+            network = self._plan(tenant, wish)
+            self._store.save_network(network)
+            try:
+                bridge.ensure(network)
+                self._apply_rules()
+            except (OSError, Conflict):
+                self._discard(network)
+                raise
+            self._serve(network)
+            return network
+
+    def default_for(self, tenant: str) -> NetworkRecord:
+        """Return the tenant's `default` network; the first time it is created."""
+        with self._lock:
+            return self._find(tenant, DEFAULT_NETWORK) or self.create(
+                tenant, NetworkWish(name=DEFAULT_NETWORK)
+            )
+
+    def get(self, tenant: str, name: str) -> NetworkRecord:
+        """Return a tenant's network.  Raises: NetworkNotFound."""
+        if name == DEFAULT_NETWORK:
+            return self.default_for(tenant)
+        network = self._find(tenant, name)
+        if network is None:
+            known = ", ".join(each.name for each in self.list(tenant)) or "none"
+            raise NetworkNotFound(
+                f"cannot find network `{name}`: you have no such network", hint=f"there are: {known}"
+            )
+        return network
+
+    def list(self, tenant: str | None) -> tuple[NetworkRecord, ...]:
+        """List a tenant's networks by name; None: everybody's."""
+        found = [each for each in self._store.list_networks() if tenant is None or each.tenant == tenant]
+        return tuple(sorted(found, key=lambda each: (each.tenant, each.name)))
+
+    def remove(self, tenant: str, name: str) -> None:
+        """Remove a network.  Raises: NetworkNotFound; InUse while a container, running or not, has an address of it."""
+        with self._lock:
+            network = self._find(tenant, name)
+            if network is None:
+                raise NetworkNotFound(f"cannot remove network `{name}`: you have no such network")
+            leases = tuple(self._store.list_leases(network.id))
+            if leases:
+                raise InUse(
+                    f"cannot remove network `{name}`: {len(leases)} container(s) have an address of it, such as"
+                    f" `{leases[0].container[:12]}`",
+                    hint="remove these containers first",
+                )
+            self._discard(network)
+
+    # -- addresses -----------------------------------------------------------------------------------------------------
+
+    def lease(
+        self, network: NetworkRecord, container_id: str, *, wished_address: str = "", wished_mac: str = ""
+    ) -> Attachment:
+        """Lease an address to a container until it is released; asked again, the same.
+
+        wished_mac: of a container that arrives with it.  Raises: InvalidSpec, Conflict, AddressPoolExhausted.
+        """
+        subnet, gateway = IPv4Network(network.subnet), IPv4Address(network.gateway)
+        with self._lock:
+            leases = tuple(self._store.list_leases(network.id))
+            for each in leases:
+                if each.container == container_id:
+                    return self._attachment(network, each)
+            taken = {IPv4Address(each.address) for each in leases}
+            if wished_address:
+                address = pool.check_address(wished_address, subnet=subnet, gateway=gateway, taken=taken)
+            else:
+                last = self._last.get(network.id) or self._rest_after(network, taken=taken)
+                address = pool.choose_address(subnet, gateway=gateway, taken=taken, last=last)
+                self._last[network.id] = address
+            mac = wished_mac or pool.mac_of(address, owner=container_id)
+            made = Lease(network=network.id, address=str(address), mac=mac, container=container_id)
+            self._store.save_lease(made)
+            return self._attachment(network, made)
+
+    def release(self, container_id: str) -> None:
+        """Give a container's address back.  That it has none is no error."""
+        with self._lock:
+            for network in self._store.list_networks():
+                for each in tuple(self._store.list_leases(network.id)):
+                    if each.container == container_id:
+                        self._store.delete_lease(network.id, container_id)
+
+    # -- running containers --------------------------------------------------------------------------------------------
+
+    def activate(self, attachment: Attachment, *, container_id: str) -> None:
+        """Make ready for a container's interface: the bridge is there, its frames may pass.  Before the pair is made."""
+        with self._lock:
+            self._active[container_id] = _Active(attachment=attachment)
+            self._ensure_bridge(attachment)
+            elements = firewall.attachment_elements(attachment, host_name=self._host_name)
+            self._with_rules(lambda: nft.add_elements(elements))
+
+    def deactivate(self, container_id: str) -> None:
+        """Undo `activate`, and what was published or named.  Takes 20 ms; nobody waits for it but the caller."""
+        with self._lock:
+            active = self._active.pop(container_id, None)
+        self.zone.forget(container_id)
+        if active is not None:
+            elements = firewall.attachment_elements(active.attachment, host_name=self._host_name)
+            nft.delete_elements([*elements, *self._port_elements(active)])
+
+    def publish(
+        self, attachment: Attachment, wished: Iterable[PortMapping], *, container_id: str, name: str = ""
+    ) -> tuple[PortMapping, ...]:
+        """Publish ports of an active container; returns them with every host port filled in.
+
+        name: what people call the container, for the next one's error.  Raises: PortInUse naming the holder; InvalidSpec; Exhausted.
+        """
+        wished = tuple(wished)
+        if not wished:
+            return ()
+        with self._lock:
+            active = self._active.setdefault(container_id, _Active(attachment=attachment))
+            if self._network_of(attachment).uplink:
+                raise InvalidSpec(
+                    f"cannot publish ports of `{name or container_id[:12]}`: network `{attachment.network_name}` has an"
+                    " uplink, so its containers are reached at their own addresses",
+                    hint=f"leave out -p and use {attachment.address}",
+                )
+            taken = [
+                ports.Taken(holder=each.name or holder[:12], mapping=mapping)
+                for holder, each in self._active.items()
+                for mapping in each.ports
+            ]
+            settled = ports.settle(wished, taken=taken)
+            bridge.allow_local_ports(attachment.bridge)
+            active.ports, active.name = settled, name
+            try:
+                self._with_rules(lambda: nft.add_elements(self._port_elements(active)))
+            except FileExistsError:
+                active.ports = ()
+                raise PortInUse(
+                    f"cannot publish `{ports.describe(settled[0])}`: the firewall leads it elsewhere"
+                ) from None
+            return settled
+
+    def unpublish(self, container_id: str) -> None:
+        """Take a container's published ports away.  That it has none is no error."""
+        with self._lock:
+            active = self._active.get(container_id)
+            if active is None or not active.ports:
+                return
+            elements = self._port_elements(active)
+            active.ports = ()
+            nft.delete_elements(elements)
+
+    def set_running_names(self, container_id: str, attachment: Attachment, *, names: Iterable[str]) -> None:
+        """Have a running container found by name in its network: its name, short id, hostname."""
+        self.zone.set_names(
+            container_id, network=attachment.network, address=attachment.address, names=tuple(names)
+        )
+
+    def nameservers(self, attachment: Attachment) -> tuple[str, ...]:
+        """Return what its resolv.conf should name; empty: as the host's (networks with an uplink)."""
+        return (attachment.gateway,) if attachment.network in self.zone.served else ()
+
+    # -- the whole -----------------------------------------------------------------------------------------------------
+
+    def restore_all(self, running: Iterable[Running]) -> None:
+        """Bring everything back after a start of the daemon or of the host: bridges, one ruleset, names."""
+        running = tuple(running)
+        with self._lock:
+            self._active = {
+                each.container_id: _Active(
+                    attachment=each.attachment, ports=each.ports, name=(*each.names, "")[0]
+                )
+                for each in running
+            }
+            for network in self._store.list_networks():
+                try:
+                    bridge.ensure(network)
+                except Conflict:
+                    continue
+                self._serve(network)
+            for each in running:
+                self.set_running_names(each.container_id, each.attachment, names=each.names)
+                if each.ports:
+                    bridge.allow_local_ports(each.attachment.bridge)
+            self._apply_rules()
+
+    def remove_all(self) -> None:
+        """Take every bridge and rule of this daemon off the host; records and leases stay."""
+        with self._lock:
+            for network in self._store.list_networks():
+                self.zone.end(network.id)
+                bridge.remove(network)
+            firewall.remove(self._host_name)
+
+    # -- private -------------------------------------------------------------------------------------------------------
+
+    def _find(self, tenant: str, name: str) -> NetworkRecord | None:
+        found = (each for each in self._store.list_networks() if each.tenant == tenant and each.name == name)
+        return next(found, None)
+
+    def _network_of(self, attachment: Attachment) -> NetworkRecord:
+        for each in self._store.list_networks():
+            if each.id == attachment.network:
+                return each
+        raise NetworkNotFound(f"cannot find network `{attachment.network_name}`: it was removed")
+
+    def _plan(self, tenant: str, wish: NetworkWish) -> NetworkRecord:
+        others = [IPv4Network(each.subnet) for each in self._store.list_networks()]
+        if wish.uplink:
+            bridge.check_uplink(wish.uplink)
+            if not wish.subnet:
+                raise InvalidSpec(
+                    f"cannot create network `{wish.name}`: a network with an uplink needs a subnet",
+                    hint="name the LAN's --subnet and its router as --gateway",
+                )
+        else:
+            others += bridge.used_subnets()
+        if wish.subnet:
+            subnet = pool.parse_subnet(wish.subnet)
+            pool.check_subnet(subnet, used=others)
+        else:
+            subnet = pool.choose_subnet(self._pool, used=others)
+        network_id = secrets.token_hex(16)
+        return NetworkRecord(
+            id=network_id,
+            name=wish.name,
+            tenant=tenant,
+            subnet=str(subnet),
+            gateway=str(pool.choose_gateway(subnet, wished=wish.gateway)),
+            bridge=bridge.bridge_name(network_id),
+            uplink=wish.uplink,
+            internal=wish.internal,
+            labels=wish.labels,
+            created_at=time.time(),
+        )
+
+    def _rest_after(self, network: NetworkRecord, *, taken: set[IPv4Address]) -> IPv4Address | None:
+        if network.uplink:
+            return pool.first_rest(IPv4Network(network.subnet), host_name=self._host_name)
+        return max(taken, default=None)
+
+    def _attachment(self, network: NetworkRecord, lease: Lease) -> Attachment:
+        return Attachment(
+            network=network.id,
+            network_name=network.name,
+            address=lease.address,
+            prefix_length=IPv4Network(network.subnet).prefixlen,
+            gateway=network.gateway,
+            mac=lease.mac,
+            bridge=network.bridge,
+            interface=bridge.interface_name(self._host_name, lease.container),
+        )
+
+    def _port_elements(self, active: _Active) -> Sequence[Element]:
+        published = firewall.Publication(attachment=active.attachment, ports=active.ports)
+        return firewall.port_elements(published, host_name=self._host_name)
+
+    def _ensure_bridge(self, attachment: Attachment) -> None:
+        try:
+            with Route() as route:
+                route.index_of(attachment.bridge)
+        except OSError:
+            network = self._network_of(attachment)
+            bridge.ensure(network)
+            self._serve(network)
+
+    def _with_rules(self, step: Callable[[], None]) -> None:
+        # Somebody may have flushed the host's rules: then all of ours are made again, with this step's change in them.
+        try:
+            step()
+        except FileNotFoundError:
+            self._apply_rules()
+
+    def _apply_rules(self) -> None:
+        active = tuple(self._active.values())
+        firewall.apply(
+            firewall.State(
+                host_name=self._host_name,
+                networks=tuple(self._store.list_networks()),
+                attachments=tuple(each.attachment for each in active),
+                publications=tuple(
+                    firewall.Publication(attachment=each.attachment, ports=each.ports)
+                    for each in active
+                    if each.ports
+                ),
+            )
+        )
+
+    def _serve(self, network: NetworkRecord) -> None:
+        if not network.uplink:
+            subnet = IPv4Network(network.subnet)
+            self.zone.serve(
+                network.id, Served(gateway=network.gateway, subnet=subnet, is_internal=network.internal)
+            )
+
+    def _discard(self, network: NetworkRecord) -> None:
+        self.zone.end(network.id)
+        self._store.delete_network(network.id)
+        self._last.pop(network.id, None)
+        self._apply_rules()
+        bridge.remove(network)
+
+
+def hosts_entries(attachment: Attachment | None, *, hostname: str) -> str:
+    """Return the text of a container's /etc/hosts."""
+    own = f"{attachment.address}\t{hostname}\n" if attachment else f"127.0.1.1\t{hostname}\n"
+    return f"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{own}"
