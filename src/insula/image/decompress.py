@@ -76,14 +76,17 @@ class _Checked:
 def _gzip(source: io.RawIOBase) -> ByteSource:
     from isal import igzip
 
-    return cast(ByteSource, igzip.open(cast("IO[bytes]", source), "rb"))
+    return cast(ByteSource, igzip.open(cast("IO[bytes]", source), "rb"))  # type: ignore[no-untyped-call]
 
 
 def _zstd(source: io.RawIOBase) -> ByteSource:
     import zstandard
 
     decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES)
-    return cast(ByteSource, decompressor.stream_reader(cast("IO[bytes]", source), read_size=1 << 20, read_across_frames=True))
+    return cast(
+        ByteSource,
+        decompressor.stream_reader(cast("IO[bytes]", source), read_size=1 << 20, read_across_frames=True),
+    )
 
 
 def _xz(source: io.RawIOBase) -> ByteSource:

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Build a layer from Debian's packages, by mmdebstrap, streamed straight into a folder.
+
+The machine's own apt configuration (proxies, keys) is used, and its mirror unless another is named.  The words of a
+caller are checked against what Debian allows, so none can become an option.  Out of scope: other distributions.
+Source: mmdebstrap(1); Debian policy 5.6.1 (package names).
+"""
+
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO
+
+from insula.image.layers import Layers
+from insula.model.errors import Cancelled, InsulaError, InvalidImage, InvalidSpec, Unsupported
+from insula.model.record import LayerRecord, Progress
+
+DEADLINE_S = 1800.0
+_STALL_CHECK_S = 0.5
+_PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+")
+_RELEASE = re.compile(r"[a-z][a-z0-9-]{1,30}")
+_MIRROR = re.compile(r"https?://[A-Za-z0-9._~:/%\[\]-]+")
+_DEFAULT_MIRROR = "http://deb.debian.org/debian"
+_MACHINE_SOURCES = ("/etc/apt/sources.list.d/debian.sources", "/etc/apt/sources.list")
+_UNKNOWN_PACKAGE = re.compile(
+    r"Unable to locate package (\S+)|Package '?([^' ]+)'? has no installation candidate"
+)
+_ERROR_LINES = 12
+
+#: What a build leaves behind and no container needs.
+_DROPPED = ("/var/lib/apt/lists/*", "/var/cache/apt/*", "/var/log/*", "/var/cache/ldconfig/*")
+
+
+def check_words(release: str, packages: Sequence[str], *, mirror: str = "") -> None:
+    """Refuse what is no release, package or mirror.  Raises: InvalidSpec."""
+    if not _RELEASE.fullmatch(release):
+        raise InvalidSpec(
+            f"cannot build from Debian `{release[:80]}`: not a release's name", hint="such as bookworm"
+        )
+    for package in packages:
+        if not _PACKAGE.fullmatch(package):
+            raise InvalidSpec(f"cannot install `{package[:80]}`: not a package's name")
+    if mirror and not _MIRROR.fullmatch(mirror):
+        raise InvalidSpec(f"cannot use mirror `{mirror[:80]}`: not an http or https address")
+
+
+def machine_mirror() -> str:
+    """Return the Debian mirror of this machine's apt sources."""
+    for path in _MACHINE_SOURCES:
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except OSError:
+            continue
+        found = re.search(r"^(?:URIs:\s*|deb\s+(?:\[[^\]]*\]\s+)?)(https?://\S+)", text, re.MULTILINE)
+        if found and "debian" in found[1]:
+            return found[1]
+    return _DEFAULT_MIRROR
+
+
+def command(release: str, packages: Sequence[str], *, mirror: str) -> list[str]:
+    """Return the words of the build's command; its standard output is the tar."""
+    words = ["mmdebstrap", "--mode=root", "--variant=minbase", "--format=tar"]
+    words.append('--aptopt=Acquire::Languages "none"')
+    words.append('--aptopt=APT::Install-Recommends "false"')
+    if packages:
+        words.append("--include=" + ",".join(packages))
+    words += [
+        f"--dpkgopt=path-exclude={path}"
+        for path in ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*")
+    ]
+    words.append("--dpkgopt=path-include=/usr/share/doc/*/copyright")
+    words += [f'--customize-hook=rm -rf -- "$1"{path}' for path in _DROPPED]
+    return [*words, "--", release, "-", mirror or machine_mirror()]
+
+
+def build_debian(
+    release: str,
+    packages: Sequence[str],
+    *,
+    layers: Layers,
+    mirror: str = "",
+    progress: Callable[[Progress], None] = lambda _: None,
+    is_cancelled: Callable[[], bool] = lambda: False,
+    deadline_s: float = DEADLINE_S,
+) -> LayerRecord:
+    """Build a layer.
+
+    Raises: InvalidSpec for a word that is none or a package that Debian has not, Cancelled, InvalidImage with
+    mmdebstrap's last words, Unsupported without mmdebstrap, DiskFull.  Nothing stays then.
+    """
+    check_words(release, packages, mirror=mirror)
+    if shutil.which("mmdebstrap") is None:
+        raise Unsupported(
+            "cannot build a Debian image: `mmdebstrap` is not installed", hint="apt install mmdebstrap"
+        )
+    words = command(release, packages, mirror=mirror)
+    started = time.monotonic()
+    with tempfile.TemporaryFile() as log, _started(words, log) as process:
+        source = _Output(process, deadline=started + deadline_s, is_cancelled=is_cancelled, progress=progress)
+        try:
+            record = layers.unpack(source, media=f"debian {release}")
+        except InvalidImage as error:
+            # An archive that ends early is mmdebstrap's failure; its words say more.
+            _stop(process)
+            raise _explain(log, release) from error
+        except BaseException:
+            _stop(process)
+            raise
+    progress(Progress(phase="done", message=f"{time.monotonic() - started:.1f} s"))
+    return record
+
+
+def _started(words: list[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+    # SOURCE_DATE_EPOCH bounds the times of files: two builds of the same packages are nearly the same.
+    environment = {
+        **os.environ,
+        "SOURCE_DATE_EPOCH": "1700000000",
+        "LC_ALL": "C.UTF-8",
+        "DEBIAN_FRONTEND": "noninteractive",
+    }
+    return subprocess.Popen(
+        words,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        env=environment,
+        start_new_session=True,
+        bufsize=0,
+    )
+
+
+class _Output:
+    """The build's tar; reading it watches deadline, cancel and exit."""
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        *,
+        deadline: float,
+        is_cancelled: Callable[[], bool],
+        progress: Callable[[Progress], None],
+    ) -> None:
+        self._process = process
+        self._deadline = deadline
+        self._is_cancelled = is_cancelled
+        self._progress = progress
+        self._done = 0
+
+    def read(self, size: int, /) -> bytes:
+        pipe = self._process.stdout
+        if pipe is None:
+            return b""
+        while not select.select([pipe], [], [], _STALL_CHECK_S)[0]:
+            self._progress(Progress(phase="packages" if not self._done else "unpack", done=self._done))
+            if self._is_cancelled():
+                raise Cancelled("cannot finish the build: it was cancelled")
+            if time.monotonic() > self._deadline:
+                raise InsulaError("cannot finish the build: it took too long", hint="try a nearer --mirror")
+        piece = os.read(pipe.fileno(), size)
+        if not piece and self._process.wait(timeout=max(1.0, self._deadline - time.monotonic())) != 0:
+            raise InvalidImage("cannot build: mmdebstrap failed")
+        self._done += len(piece)
+        return piece
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    # mmdebstrap unmounts and removes what it made on SIGTERM; its whole session follows if it does not.
+    if process.stdout is not None:
+        process.stdout.close()
+    for kind, patience_s in ((signal.SIGTERM, 20.0), (signal.SIGKILL, 20.0)):
+        try:
+            if process.poll() is None:
+                os.killpg(process.pid, kind)
+            process.wait(timeout=patience_s)
+            return
+        except subprocess.TimeoutExpired:
+            continue
+        except ProcessLookupError:
+            return
+
+
+def _explain(log: IO[bytes], release: str) -> InsulaError:
+    log.seek(0)
+    lines = [line.strip() for line in log.read().decode("utf-8", "replace").splitlines() if line.strip()]
+    for line in lines:
+        if match := _UNKNOWN_PACKAGE.search(line):
+            name = match[1] or match[2]
+            return InvalidSpec(f"cannot install `{name}`: Debian {release} has no such package")
+    errors = [line for line in lines if line.startswith(("E:", "W: Failed", "Err:"))] or lines
+    return InvalidImage(f"cannot build Debian `{release}`: " + "; ".join(errors[-_ERROR_LINES:])[:2000])
