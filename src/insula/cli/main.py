@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `insula`: find the command's module, parse, run, explain failures.  Nothing else is imported.
+
+Exit codes: 125 for a wrong command line, and for insula's own failure in run, create and exec (126: not executable, 127:
+not found, else the program's, 128 + signal); 1 for any other failure; 130 after ctrl-c; 141 when nobody reads the output.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from insula.cli.table import ALIASES, GROUPS, HIDDEN, OWN_FAILURE, RAW, SUMMARIES, exit_code
+from insula.model.errors import InsulaError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import ModuleType, TracebackType
+
+EXIT_INTERRUPTED = 130
+EXIT_NOBODY_READS = 141
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; return the exit code."""
+    sys.excepthook = _explain_defect
+    arguments = sys.argv[1:] if argv is None else argv
+    command = ""
+    try:
+        host, command, rest = split(arguments)
+        code = _dispatch(host, command, rest=rest)
+        sys.stdout.flush()
+        return code
+    except InsulaError as error:
+        report(error)
+        is_usage = type(error).__name__ == "UsageError"
+        return OWN_FAILURE if is_usage else exit_code(command, error.code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python complains when it flushes at its end
+        return EXIT_NOBODY_READS
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except SystemExit as error:  # argparse after --help
+        return error.code if isinstance(error.code, int) else OWN_FAILURE
+    except OSError as error:
+        where = f" `{error.filename}`" if error.filename else ""
+        report(
+            InsulaError(f"cannot use{where or ' a file or socket'}: {(error.strerror or str(error)).lower()}")
+        )
+        return exit_code(command, "internal")
+
+
+def report(error: InsulaError) -> None:
+    """Print an error and its cure to stderr."""
+    if sys.stdout is not None:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            pass
+    print(f"insula: {error.message}", file=sys.stderr)
+    if error.hint:
+        print(f"  hint: {error.hint}", file=sys.stderr)
+
+
+def split(arguments: list[str]) -> tuple[str, str, list[str]]:
+    """Cut the command line into the global --host, the command and its own arguments."""
+    host, rest = "", list(arguments)
+    while rest and rest[0].startswith("-"):
+        word = rest.pop(0)
+        if word in ("-h", "--help"):
+            return host, "--help", rest
+        if word in ("-v", "--version"):
+            return host, "version", ["--client"]
+        if word in ("-H", "--host") and rest:
+            host = rest.pop(0)
+        elif word.startswith("--host="):
+            host = word.removeprefix("--host=")
+        elif word.startswith("-H") and len(word) > 2:
+            host = word[2:]
+        else:
+            raise _usage(f"cannot use `{word}`: not a global option", hint="see `insula --help`")
+    if not rest:
+        return host, "--help", []
+    command, *own = rest
+    words = ALIASES.get(command, (command,))
+    return host, words[0], [*words[1:], *own]
+
+
+def load(command: str) -> ModuleType:
+    """Import one command's module.
+
+    Raises: UsageError for an unknown command, naming the nearest.
+    """
+    if command not in SUMMARIES and command not in HIDDEN:
+        from difflib import get_close_matches
+
+        near = get_close_matches(command, [*SUMMARIES, *ALIASES], n=1)
+        hint = f"did you mean `insula {near[0]}`?" if near else "see `insula --help`"
+        raise _usage(f"cannot run `{command}`: no such command", hint=hint)
+    name = "complete" if command == "__complete" else command
+    return __import__(f"insula.cli.commands.{name}", fromlist=("run",))
+
+
+def help_text() -> str:
+    """Return the overview of all commands."""
+    lines = [
+        "Usage: insula [-H unix:///PATH] COMMAND ...",
+        "",
+        "One Linux host becomes many isolated systems that can be carried, running, to another host.",
+    ]
+    for title, commands in GROUPS:
+        lines += ["", f"{title}:", *(f"  {name:<12}{line}" for name, line in commands)]
+    lines += [
+        "",
+        "Options:",
+        "  -H, --host unix:///PATH   socket of insulad (default: $INSULA_HOST, /run/insula/api.sock)",
+        "  -h, --help                this page; `insula COMMAND --help` tells more",
+        "  -v, --version             version of this program",
+        "",
+        "Begin with `insula doctor`, then `insula run -it host bash`.",
+    ]
+    return "\n".join(lines)
+
+
+def _dispatch(host: str, command: str, *, rest: list[str]) -> int:
+    if command == "--help":
+        print(help_text())
+        return 0
+    if command == "help":
+        if not rest:
+            print(help_text())
+            return 0
+        command, rest = rest[0], ["--help"]
+    module = load(command)
+    if command in RAW:
+        if host:
+            os.environ["INSULA_HOST"] = host
+        return int(module.run(rest))
+    from insula.cli.parser import Parser
+    from insula.client.http import Client
+
+    parser = Parser(prog=f"insula {command}", description=SUMMARIES.get(command))
+    module.arguments(parser)
+    options = parser.parse_args(rest)
+    return int(module.run(options, Client(host)))
+
+
+def _usage(message: str, *, hint: str) -> InsulaError:
+    from insula.cli.parser import UsageError
+
+    return UsageError(message, hint=hint)
+
+
+def _explain_defect(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if os.environ.get("INSULA_DEBUG"):
+        sys.__excepthook__(kind, error, trace)
+        return
+    print(f"insula: defect in insula: {kind.__name__}: {error}", file=sys.stderr)
+    print("  hint: set INSULA_DEBUG=1 to see where, and report it", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

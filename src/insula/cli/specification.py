@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options of run and create → the JSON of a `model/spec.py` Spec.  Only what was wished is in it."""
+
+from __future__ import annotations
+
+import os
+
+from insula.cli.parser import UsageError
+from insula.model.errors import InvalidSpec
+from insula.model.units import (
+    parse_cpus,
+    parse_duration,
+    parse_mount,
+    parse_ports,
+    parse_restart,
+    parse_size,
+    parse_volume,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+    from collections.abc import Iterable
+
+    from insula.client.http import Json
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Define the options that create and run share, then the image and the command."""
+    _add_program(parser)
+    _add_files_and_network(parser)
+    _add_limits(parser)
+    parser.add_argument(
+        "image", metavar="IMAGE", help="image to start from; `host` is this host's own user space"
+    )
+    parser.add_argument(
+        "command", metavar="COMMAND", nargs="...", help="program and its arguments; all after IMAGE"
+    )
+
+
+def _add_program(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--name", default="", help="name of the container (default: one is made up)")
+    add("-i", "--interactive", action="store_true", help="forward stdin")
+    add("-t", "--tty", action="store_true", help="give the program a terminal")
+    add(
+        "-e",
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME[=VALUE]",
+        help="environment; without value: yours",
+    )
+    add("--env-file", action="append", default=[], metavar="FILE", help="read environment lines from a file")
+    add("-w", "--workdir", default="", metavar="FOLDER", help="working directory in the container")
+    add("-u", "--user", default="", metavar="USER[:GROUP]", help="user to run as, by name or id")
+    add("--entrypoint", metavar="PROGRAM", help="program in place of the image's entrypoint; empty for none")
+    add("--init", action="store_true", help="system container: the program is init itself (pid 1)")
+    add("--hostname", default="", metavar="NAME", help="host name inside (default: the short id)")
+    add("-l", "--label", action="append", default=[], metavar="NAME[=VALUE]", help="label for your own use")
+    add("--rm", action="store_true", help="remove the container when it ends")
+    add("--restart", default="", metavar="POLICY", help="no, on-failure[:n], always, unless-stopped")
+    add(
+        "--stop-signal",
+        default="",
+        metavar="SIGNAL",
+        help="signal that asks it to end (default: the image's, TERM)",
+    )
+    add("--stop-timeout", metavar="TIME", help="time between that signal and KILL (default 10s)")
+
+
+def _add_files_and_network(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "-v",
+        "--volume",
+        action="append",
+        default=[],
+        metavar="[SOURCE:]TARGET[:ro]",
+        help="mount a folder or volume",
+    )
+    add(
+        "--mount",
+        action="append",
+        default=[],
+        metavar="type=…,source=…,target=…",
+        help="the same, spelled out",
+    )
+    add(
+        "--tmpfs",
+        action="append",
+        default=[],
+        metavar="TARGET[:size=N]",
+        help="mount an empty folder in memory",
+    )
+    add("--read-only", action="store_true", help="no writes to the root file system")
+    add(
+        "-p",
+        "--publish",
+        action="append",
+        default=[],
+        metavar="[[ADDR:]HOST:]PORT[/udp]",
+        help="publish port or range",
+    )
+    add("--network", "--net", default="", metavar="NETWORK", help="network to join, or none")
+    add("--ip", default="", metavar="ADDRESS", help="wished IPv4 address in that network")
+
+
+def _add_limits(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("-m", "--memory", metavar="SIZE", help="most memory, for example 512m")
+    add("--memory-swap", metavar="SIZE", help="most memory and swap together")
+    add("--cpus", metavar="N", help="most CPUs, for example 1.5")
+    add("--pids", "--pids-limit", metavar="N", help="most processes")
+    add(
+        "--ulimit",
+        action="append",
+        default=[],
+        metavar="NAME=N",
+        help="resource limit, for example nofile=1024",
+    )
+    add("--cap-add", action="append", default=[], metavar="NAME", help="give a capability (admins)")
+    add("--cap-drop", action="append", default=[], metavar="NAME", help="take a capability, or ALL")
+
+
+def build(options: Namespace) -> Json:
+    """Return the body of POST /v1/containers.
+
+    Raises: InvalidSpec, UsageError.
+    """
+    spec = {
+        "image": options.image,
+        "name": options.name,
+        "command": options.command,
+        "entrypoint": None
+        if options.entrypoint is None
+        else [word for word in (options.entrypoint,) if word],
+        "environment": environment(options.env, options.env_file, tty=options.tty),
+        "working_directory": options.workdir,
+        "user": options.user,
+        "hostname": options.hostname,
+        "tty": options.tty,
+        "stdin_open": options.interactive,
+        "system": options.init,
+        "mounts": mounts(options),
+        "read_only": options.read_only,
+        "ports": [parse_ports(text) for text in options.publish],
+        "network": options.network,
+        "address": options.ip,
+        "restart": parse_restart(options.restart) if options.restart else None,
+        "auto_remove": options.rm,
+        "labels": dict(_pair(text) for text in options.label),
+        "stop_signal": options.stop_signal,
+        "capabilities_add": options.cap_add,
+        "capabilities_drop": options.cap_drop,
+        "rlimits": dict(_rlimit(text) for text in options.ulimit),
+        **_limits(options),
+    }
+    keep_empty = {"entrypoint"} if options.entrypoint is not None else set()
+    return {
+        key: value
+        for key, value in spec.items()
+        if value or (value == 0 and value is not False) or key in keep_empty
+    }
+
+
+def _limits(options: Namespace) -> Json:
+    return {
+        "memory_bytes": parse_size(options.memory) if options.memory else None,
+        "memory_swap_bytes": parse_size(options.memory_swap) if options.memory_swap else None,
+        "cpus_milli": parse_cpus(options.cpus) if options.cpus else None,
+        "pids": _number(options.pids, "processes") if options.pids else None,
+        "stop_timeout_s": round(parse_duration(options.stop_timeout)) if options.stop_timeout else None,
+    }
+
+
+def environment(words: Iterable[str], files: Iterable[str], *, tty: bool) -> list[str]:
+    """Return NAME=value lines: files first, then words; a bare NAME takes the caller's value, or nothing if unset."""
+    found: dict[str, str] = {"TERM": os.environ.get("TERM", "xterm")} if tty else {}
+    for word in [*(line for path in files for line in _lines(path)), *words]:
+        name, equals, value = word.partition("=")
+        if not name:
+            raise InvalidSpec(
+                f"cannot set environment `{word}`: no name", hint="NAME=VALUE, or NAME for your own value"
+            )
+        if equals:
+            found[name] = value
+        elif name in os.environ:
+            found[name] = os.environ[name]
+    return [f"{name}={value}" for name, value in found.items()]
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = [line.strip("\r\n") for line in file]
+    except OSError as error:
+        raise UsageError(f"cannot read environment file `{path}`: {(error.strerror or '').lower()}") from None
+    return [line.lstrip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
+def mounts(options: Namespace) -> list[Json]:
+    """Return the mounts of -v, --mount and --tmpfs, sources of folders made absolute."""
+    found: list[Json] = [dict(parse_volume(text)) for text in options.volume]
+    found += [dict(parse_mount(text)) for text in options.mount]
+    found += [_tmpfs(text) for text in options.tmpfs]
+    for mount in found:
+        if mount["kind"] == "bind":
+            mount["source"] = os.path.abspath(str(mount.get("source", "")))
+    return found
+
+
+def _tmpfs(text: str) -> Json:
+    where, _, words = text.partition(":")
+    mount: Json = {"kind": "tmpfs", "target": where}
+    for word in filter(None, words.split(",")):
+        key, _, value = word.partition("=")
+        if key == "size" and value:
+            mount["size_bytes"] = parse_size(value)
+        elif word == "ro":
+            mount["read_only"] = True
+        elif word not in ("rw", "noexec", "nosuid", "nodev", "exec"):
+            raise InvalidSpec(
+                f"cannot mount `{text}`: unknown option `{word}`", hint="for example /tmp:size=64m"
+            )
+    return mount
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, _, value = text.partition("=")
+    return name, value
+
+
+def labels(words: Iterable[str]) -> dict[str, str]:
+    """Return labels given as NAME=VALUE."""
+    return dict(_pair(word) for word in words)
+
+
+def _rlimit(text: str) -> tuple[str, int]:
+    name, _, value = text.partition("=")
+    first = value.partition(":")[0]
+    return name.lower().removeprefix("rlimit_"), -1 if first == "unlimited" else _number(
+        first, f"limit {name}"
+    )
+
+
+def _number(text: str, what: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise InvalidSpec(f"cannot use {what} `{text}`: not a whole number") from None

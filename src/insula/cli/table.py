@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All commands with one line of help each, so that `insula --help` imports none of them.
+
+A command `NAME` is the module `cli/commands/NAME.py` with HELP (the same line), `arguments(parser)` and
+`run(options, client) -> exit code`; one in RAW has `run(arguments: list[str]) -> exit code` and parses for itself.
+"""
+
+GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
+    (
+        "Containers",
+        (
+            ("run", "create and start a container, and stay attached to it"),
+            ("create", "create a container without starting it"),
+            ("start", "start stopped containers"),
+            ("stop", "ask containers to end, kill them when the time is over"),
+            ("restart", "stop and start containers"),
+            ("kill", "send a signal to containers"),
+            ("pause", "freeze all processes of containers"),
+            ("unpause", "let frozen containers go on"),
+            ("rm", "remove containers"),
+            ("rename", "give a container another name"),
+            ("wait", "wait until containers end, print their exit codes"),
+        ),
+    ),
+    (
+        "Look and enter",
+        (
+            ("ps", "list containers"),
+            ("logs", "print what a container wrote"),
+            ("attach", "stand at a running container's terminal or pipes"),
+            ("exec", "run another program in a running container"),
+            ("cp", "copy files into or out of a container"),
+            ("diff", "list the files that a container changed"),
+            ("inspect", "print everything known of containers, images, networks, volumes as JSON"),
+            ("stats", "show CPU, memory and traffic of containers"),
+            ("top", "list the processes of a container"),
+        ),
+    ),
+    (
+        "Carry",
+        (
+            ("checkpoint", "save a running container's state: create, ls, rm"),
+            ("restore", "let a container go on from a checkpoint"),
+            ("migrate", "carry a running container to another host"),
+        ),
+    ),
+    (
+        "What containers need",
+        (
+            ("image", "images: ls, import, build, rm, inspect"),
+            ("network", "networks: ls, create, rm, inspect"),
+            ("volume", "volumes: ls, create, rm, inspect"),
+        ),
+    ),
+    (
+        "Hosts",
+        (
+            ("host", "this host and those paired with it: ls, info, add, rm, token"),
+            ("operation", "long operations: ls, cancel"),
+            ("doctor", "tell what this machine can do, what is missing, and the cure"),
+            ("setup", "make this machine ready for checkpoints and migrations"),
+            ("daemon", "run insulad, the daemon of this host"),
+            ("version", "print the versions of insula, insulad and the kernel"),
+            ("completion", "print the shell's completion script: bash, zsh, fish"),
+        ),
+    ),
+)
+
+RAW = frozenset({"daemon", "doctor", "setup"})
+HIDDEN = frozenset({"__complete"})
+#: Words that people coming from docker type.
+ALIASES: dict[str, tuple[str, ...]] = {
+    "images": ("image", "ls"),
+    "rmi": ("image", "rm"),
+    "info": ("host", "info"),
+    "ls": ("ps",),
+}
+SUMMARIES: dict[str, str] = {name: line for _, commands in GROUPS for name, line in commands}
+
+#: docker's: 125 is insula's own failure, everything else is the program's.
+OWN_FAILURE = 125
+RUNS_PROGRAMS = frozenset({"run", "create", "exec"})
+EXIT_CODES = {"command_not_executable": 126, "command_not_found": 127}
+
+
+def exit_code(command: str, code: str) -> int:
+    """Return the exit code for an error with that code."""
+    return EXIT_CODES.get(code, OWN_FAILURE) if command in RUNS_PROGRAMS else 1
