@@ -95,6 +95,19 @@ def allow_local_ports(bridge: str) -> None:
     _write_if_other(_SYSCTL / "conf" / bridge / "route_localnet", "1")
 
 
+def allow_hairpin(interface: str) -> None:
+    """Let a container reach itself through its own published port, by a frame that leaves where it came in.
+
+    Needed only where bridged frames pass the inet hooks (br_netfilter).  That the interface is not made yet is no error.
+    """
+    with Route() as route:
+        try:
+            route.set_port(interface, hairpin=True)
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise
+
+
 def remove(network: NetworkRecord) -> None:
     """Remove the bridge; the uplink stays, as an interface of its own.  That there is none is no error."""
     with Route() as route:
