@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Groups on this machine's own hierarchies."""
+
+import errno
+import os
+import select
+import time
+import uuid
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from insula.kernel.cgroup import Group, Hierarchies, Limits, delete_parent
+
+MEBIBYTE = 1 << 20
+
+
+def soon() -> float:
+    return time.monotonic() + 10
+
+
+@pytest.fixture
+def group() -> Iterator[Group]:
+    hierarchies = Hierarchies.detect()
+    parent = f"insula-test-{uuid.uuid4().hex[:8]}"
+    made = Group(hierarchies, parent, "one")
+    made.create()
+    yield made
+    made.kill()
+    made.delete(soon())
+    assert not made.exists()
+    delete_parent(hierarchies, parent)
+
+
+def start(group: Group, act: Callable[[], None]) -> int:
+    """Start a child that acts as soon as it is in the group."""
+    receive, send = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(send)
+            os.read(receive, 1)
+            act()
+        finally:
+            os._exit(1)
+    os.close(receive)
+    group.attach(child)
+    os.close(send)
+    return child
+
+
+def spin() -> None:
+    while True:
+        pass
+
+
+def pause() -> None:
+    select.poll().poll()
+
+
+def end(group: Group, child: int) -> int:
+    group.kill()
+    group.wait_empty(soon())
+    return os.waitpid(child, 0)[1]
+
+
+def test_limits_are_read_back(group: Group) -> None:
+    group.set_limits(
+        Limits(memory_bytes=64 * MEBIBYTE, pids=7, cpu_quota_us=50_000, cpu_weight=200, cpuset="0")
+    )
+    stats = group.stats()
+    assert (stats.memory_limit_bytes, stats.pids_limit) == (64 * MEBIBYTE, 7)
+    group.set_limits(Limits())
+    stats = group.stats()
+    assert (stats.memory_limit_bytes, stats.pids_limit) == (None, None)
+
+
+def test_a_limit_below_the_use_is_refused_by_name(group: Group) -> None:
+    receive, send = os.pipe()
+
+    def hold() -> None:
+        held = bytearray(b"x" * (32 * MEBIBYTE))
+        os.write(send, b"%d" % len(held))
+        pause()
+
+    child = start(group, hold)
+    os.read(receive, 16)
+    with pytest.raises(OSError, match="busy") as caught:
+        group.set_limits(Limits(memory_bytes=4 * MEBIBYTE))
+    assert caught.value.errno == errno.EBUSY and "4194304" in str(caught.value.filename)
+    end(group, child)
+    os.close(receive)
+    os.close(send)
+
+
+def test_a_memory_hog_is_killed_and_counted(group: Group) -> None:
+    group.set_limits(Limits(memory_bytes=32 * MEBIBYTE, memory_swap_bytes=32 * MEBIBYTE))
+    child = start(group, lambda: print(len(b"x" * (128 * MEBIBYTE))))
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == -9
+    assert group.stats().oom_kills == 1
+
+
+def test_one_process_too_many_is_refused(group: Group) -> None:
+    group.set_limits(Limits(pids=1))
+
+    def child() -> None:
+        try:
+            os.fork()
+        except BlockingIOError:
+            os._exit(42)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(start(group, child), 0)[1]) == 42
+
+
+def test_frozen_processes_stand_and_thawed_ones_go_on(group: Group) -> None:
+    receive, send = os.pipe()
+    os.set_blocking(receive, False)
+
+    def talk() -> None:
+        while True:
+            os.write(send, b"x" * 4096)
+
+    child = start(group, talk)
+    assert select.select([receive], [], [], 10)[0]
+    group.freeze()
+    group.wait_frozen(soon())
+    assert group.is_frozen()
+    while select.select([receive], [], [], 0.05)[0]:
+        os.read(receive, 1 << 20)
+    before = group.stats().cpu_usage_us
+    assert not select.select([receive], [], [], 0.1)[0], "a frozen process wrote"
+    assert group.stats().cpu_usage_us == before
+    group.thaw()
+    assert select.select([receive], [], [], 10)[0], "a thawed process wrote nothing"
+    end(group, child)
+    os.close(receive)
+    os.close(send)
+
+
+def test_frozen_processes_die(group: Group) -> None:
+    child = start(group, pause)
+    group.freeze()
+    group.wait_frozen(soon())
+    assert os.waitstatus_to_exitcode(end(group, child)) == -9
+    assert group.pids() == []
+
+
+def test_time_that_passes_is_told(group: Group) -> None:
+    child = start(group, pause)
+    with pytest.raises(TimeoutError):
+        group.wait_empty(time.monotonic() + 0.01)
+    with pytest.raises(OSError, match="busy"):
+        group.delete(time.monotonic())
+    end(group, child)
+
+
+def test_statistics_are_plausible(group: Group) -> None:
+    group.set_limits(Limits(cpu_quota_us=10_000))
+    child = start(group, spin)
+    deadline = soon()
+    while group.stats().throttled_us == 0 and time.monotonic() < deadline:
+        select.poll().poll(5)
+    stats = group.stats()
+    assert group.pids() == [child]
+    assert stats.pids == 1 and stats.throttled_us > 0 and 0 < stats.cpu_usage_us < 10_000_000
+    end(group, child)
+
+
+def test_only_harmless_devices_are_left(group: Group) -> None:
+    if not group.deny_devices():
+        pytest.skip("cgroup v1 controller `devices` is missing")
+
+    def child() -> None:
+        os.close(os.open("/dev/null", os.O_RDWR))
+        try:
+            os.open("/dev/kmsg", os.O_RDONLY)
+        except PermissionError:
+            os._exit(42)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(start(group, child), 0)[1]) == 42
+
+
+def test_the_v2_id_is_the_inode_of_the_directory(group: Group) -> None:
+    fd = group.open_v2_fd()
+    try:
+        assert os.fstat(fd).st_ino == group.v2_id()
+    finally:
+        os.close(fd)
