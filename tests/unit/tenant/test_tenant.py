@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who may do what; uid ranges; the audit file."""
 
+import itertools
 import json
 import stat
 from pathlib import Path
@@ -57,7 +58,7 @@ def test_an_admin_sees_all_tenants_but_creates_for_one() -> None:
 
 def test_uid_ranges_do_not_overlap_and_end() -> None:
     bases = [idmap.uid_base(position) for position in range(idmap.MAX_TENANTS)]
-    assert all(later - earlier == idmap.RANGE_WIDTH for earlier, later in zip(bases, bases[1:], strict=False))
+    assert all(later - earlier == idmap.RANGE_WIDTH for earlier, later in itertools.pairwise(bases))
     assert idmap.is_container_uid(bases[0])
     assert idmap.is_container_uid(bases[-1] + 65_535)
     assert not idmap.is_container_uid(bases[-1] + 65_536)

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bodies and queries that only the HTTP API knows; wishes and records stand in `model/`.  Pure."""
+
+import msgspec
+
+from insula.model.record import ErrorBody, Fact, HostRecord
+
+
+class Query(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of what stands behind the `?`; `tenant` is taken out before."""
+
+
+class NoQuery(Query, kw_only=True, frozen=True):
+    pass
+
+
+class ListQuery(Query, kw_only=True, frozen=True):
+    all: bool = False
+
+
+class DeleteQuery(Query, kw_only=True, frozen=True):
+    force: bool = False
+    volumes: bool = False
+
+
+class WaitQuery(Query, kw_only=True, frozen=True):
+    condition: str = "exited"
+
+
+class LogsQuery(Query, kw_only=True, frozen=True):
+    follow: bool = False
+    tail: str = "all"
+    since: float | None = None
+    until: float | None = None
+    stdout: bool = True
+    stderr: bool = True
+
+
+class AttachQuery(Query, kw_only=True, frozen=True):
+    stdin: bool = False
+    start: bool = False
+    logs: bool = False
+    rows: int = 0
+    columns: int = 0
+
+
+class StreamQuery(Query, kw_only=True, frozen=True):
+    stream: bool = False
+
+
+class PathQuery(Query, kw_only=True, frozen=True):
+    path: str
+
+
+class NameQuery(Query, kw_only=True, frozen=True):
+    name: str
+
+
+class Failure(Fact, kw_only=True, frozen=True):
+    error: ErrorBody
+
+
+class Created(Fact, kw_only=True, frozen=True):
+    id: str
+    name: str
+    warnings: tuple[str, ...] = ()
+
+
+class Ended(Fact, kw_only=True, frozen=True):
+    """How a container ended.  exit_code: None if nobody will ever know."""
+
+    exit_code: int | None
+    error: str = ""
+
+
+class ExecStarted(Fact, kw_only=True, frozen=True):
+    id: str
+
+
+class LogLine(Fact, kw_only=True, frozen=True):
+    time: float
+    stream: str
+    text: str
+
+
+class PathStat(Fact, kw_only=True, frozen=True):
+    """The header `X-Insula-Path-Stat`."""
+
+    name: str
+    mode: int
+    size: int
+    is_directory: bool
+    link_target: str = ""
+
+
+class Version(Fact, kw_only=True, frozen=True):
+    version: str
+    api: int
+    kernel: str
+    host: str
+
+
+class HostFacts(Fact, kw_only=True, frozen=True):
+    name: str
+    version: str
+    kernel: str
+    cpus: int
+    memory_bytes: int
+    cgroups: str
+    criu: str
+    containers: dict[str, int]
+    images: int
+    state_folder: str
+
+
+class HostView(HostRecord, kw_only=True, frozen=True):
+    reachable: bool
+
+
+class PairingToken(Fact, kw_only=True, frozen=True):
+    token: str
+    address: str
+    fingerprint: str
+    expires_s: int
+
+
+class PairRequest(Fact, kw_only=True, frozen=True):
+    """What a host that holds a token says to the one that printed it."""
+
+    name: str
+    address: str
+    token: str
+    certificate: str
+    """PEM."""
+
+
+class PairAnswer(Fact, kw_only=True, frozen=True):
+    name: str
+    certificate: str

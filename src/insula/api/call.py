@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each handler gets: the request, the grant and the daemon's parts; and the edge where words become types."""
+
+import asyncio
+import functools
+import typing
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import ParamSpec, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from insula.api.bodies import Query
+from insula.api.changes import Changes
+from insula.api.verbs import Operations, Pairing, Verbs
+from insula.model.errors import BadRequest, InvalidSpec
+from insula.model.grant import Grant
+from insula.model.record import ContainerRecord
+from insula.runtime.store import Store
+from insula.tenant.audit import Audit
+from insula.tenant.check import scope
+
+MAX_BODY_BYTES = 1 << 20
+"""Of JSON bodies; uploads are streams and have no limit here."""
+MAX_THREADS = 64
+"""Verbs at once; each may wait for a container's lock or a stopping program, so many more than CPUs."""
+MAX_TRANSFERS = 16
+"""Uploads and downloads at once: a slow client holds its thread."""
+
+Parameters = ParamSpec("Parameters")
+Answer = TypeVar("Answer")
+Body = TypeVar("Body", bound=msgspec.Struct)
+QueryType = TypeVar("QueryType", bound=Query)
+
+
+def _threads(name: str, *, count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=count, thread_name_prefix=name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostIdentity:
+    """What does not change while the daemon runs."""
+
+    name: str
+    version: str
+    cgroups: str
+    criu: str
+    state_folder: str
+    admins: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Api:
+    """The daemon's parts, as the API sees them."""
+
+    identity: HostIdentity
+    store: Store
+    verbs: Verbs
+    operations: Operations
+    pairing: Pairing
+    changes: Changes
+    audit: Audit
+    threads: ThreadPoolExecutor = field(default_factory=lambda: _threads("verb", count=MAX_THREADS))
+    transfers: ThreadPoolExecutor = field(default_factory=lambda: _threads("transfer", count=MAX_TRANSFERS))
+
+    def close(self) -> None:
+        """Take no more work.  What runs is finished by its threads."""
+        self.threads.shutdown(wait=False, cancel_futures=True)
+        self.transfers.shutdown(wait=False, cancel_futures=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One request that was allowed."""
+
+    request: web.Request
+    grant: Grant
+    api: Api
+
+    @property
+    def ref(self) -> str:
+        """The word in the path that names the thing."""
+        return self.request.match_info["ref"]
+
+    async def run(
+        self, verb: Callable[Parameters, Answer], *args: Parameters.args, **kwargs: Parameters.kwargs
+    ) -> Answer:
+        """Call blocking code in a thread."""
+        work = functools.partial(verb, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self.api.threads, work)
+
+    async def find(self) -> ContainerRecord:
+        """Return the container that the path names."""
+        return await self.run(self.api.store.find_container, scope(self.grant), self.ref)
+
+    def query(self, kind: type[QueryType]) -> QueryType:
+        """Decode what stands behind the `?`.  A switch may stand alone: `?follow`.
+
+        Raises: BadRequest naming the parameter.
+        """
+        hints = typing.get_type_hints(kind)
+        words = {
+            name: "true" if value == "" and hints.get(name) is bool else value
+            for name, value in self.request.query.items()
+            if name != "tenant"
+        }
+        try:
+            return msgspec.convert(words, kind, strict=False)
+        except msgspec.ValidationError as error:
+            raise BadRequest(f"cannot read the query `{self.request.query_string}`: {error}") from error
+
+    async def body(self, kind: type[Body], *, may_be_empty: bool = False) -> Body:
+        """Decode the JSON body, strictly.
+
+        Raises: InvalidSpec with the path to the field; BadRequest for what is no JSON.
+        """
+        data = await self.request.read()
+        if not data and may_be_empty:
+            data = b"{}"
+        try:
+            return msgspec.json.decode(data, type=kind)
+        except msgspec.ValidationError as error:
+            raise InvalidSpec(f"cannot read the body: {_lower(str(error))}") from error
+        except msgspec.DecodeError as error:
+            raise BadRequest(f"cannot read the body: {_lower(str(error))}") from error
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def answer(value: object, *, status: int = 200) -> web.Response:
+    """Answer with JSON."""
+    return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
+
+
+def empty(status: int = 204) -> web.Response:
+    """Answer with a status only."""
+    return web.Response(status=status)
+
+
+async def lines(call: Call) -> web.StreamResponse:
+    """Begin an answer of one JSON value a line."""
+    response = web.StreamResponse(
+        headers={"Content-Type": "application/x-ndjson", "Cache-Control": "no-store"}
+    )
+    await response.prepare(call.request)
+    return response
+
+
+def line(value: object) -> bytes:
+    """Return one line of such an answer."""
+    return msgspec.json.encode(value) + b"\n"

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Containers: create, list, the steps of their life, and what can be asked about them."""
+
+import asyncio
+
+from aiohttp import web
+
+from insula.api.bodies import Created, DeleteQuery, Ended, ListQuery, NoQuery, StreamQuery, WaitQuery
+from insula.api.call import Call, answer, empty, line, lines
+from insula.api.changes import Seen
+from insula.model.errors import BadRequest
+from insula.model.lifecycle import ALIVE, Status
+from insula.model.record import ContainerRecord
+from insula.model.spec import KillWish, RenameWish, ResizeWish, Spec, StopWish
+from insula.tenant.check import scope
+
+NOT_MODIFIED = 304
+STATS_INTERVAL_S = 1.0
+
+
+async def create(call: Call) -> web.StreamResponse:
+    spec = await call.body(Spec)
+    record = await call.run(call.api.verbs.create, call.grant, spec)
+    return answer(Created(id=record.id, name=record.name), status=201)
+
+
+async def list_all(call: Call) -> web.StreamResponse:
+    everything = call.query(ListQuery).all
+    records = await call.run(call.api.store.list_containers, scope(call.grant))
+    return answer([record for record in records if everything or record.status in ALIVE])
+
+
+async def inspect(call: Call) -> web.StreamResponse:
+    call.query(NoQuery)
+    return answer(await call.find())
+
+
+async def delete(call: Call) -> web.StreamResponse:
+    query = call.query(DeleteQuery)
+    verb = call.api.verbs.delete
+    await call.run(verb, call.grant, call.ref, force=query.force, volumes=query.volumes)
+    return empty()
+
+
+async def start(call: Call) -> web.StreamResponse:
+    if (await call.find()).status in ALIVE:
+        return empty(NOT_MODIFIED)
+    await call.run(call.api.verbs.start, call.grant, call.ref)
+    return empty()
+
+
+async def stop(call: Call) -> web.StreamResponse:
+    wish = await call.body(StopWish, may_be_empty=True)
+    if (await call.find()).status not in ALIVE:
+        return empty(NOT_MODIFIED)
+    await call.run(call.api.verbs.stop, call.grant, call.ref, wish=wish)
+    return empty()
+
+
+async def restart(call: Call) -> web.StreamResponse:
+    wish = await call.body(StopWish, may_be_empty=True)
+    await call.run(call.api.verbs.restart, call.grant, call.ref, wish=wish)
+    return empty()
+
+
+async def kill(call: Call) -> web.StreamResponse:
+    wish = await call.body(KillWish, may_be_empty=True)
+    await call.run(call.api.verbs.kill, call.grant, call.ref, signal=wish.signal)
+    return empty()
+
+
+async def pause(call: Call) -> web.StreamResponse:
+    await call.run(call.api.verbs.pause, call.grant, call.ref)
+    return empty()
+
+
+async def unpause(call: Call) -> web.StreamResponse:
+    await call.run(call.api.verbs.unpause, call.grant, call.ref)
+    return empty()
+
+
+async def rename(call: Call) -> web.StreamResponse:
+    wish = await call.body(RenameWish)
+    await call.run(call.api.verbs.rename, call.grant, call.ref, name=wish.name)
+    return empty()
+
+
+async def resize(call: Call) -> web.StreamResponse:
+    wish = await call.body(ResizeWish)
+    await call.run(call.api.verbs.resize, call.grant, call.ref, wish=wish)
+    return empty()
+
+
+async def wait(call: Call) -> web.StreamResponse:
+    condition = call.query(WaitQuery).condition
+    if condition not in ("exited", "removed"):
+        raise BadRequest(f"cannot wait for `{condition}`", hint="exited or removed")
+    record = await call.find()
+    with call.api.changes.watch(record.id) as seen:
+        # Read again: what happened between the first look and the watch was told to nobody.
+        record = await call.find()
+        return answer(await _wait(record, seen, until_removed=condition == "removed"))
+
+
+async def _wait(record: ContainerRecord, seen: Seen, *, until_removed: bool) -> Ended:
+    while until_removed or record.status in ALIVE or record.status is Status.RESTORING:
+        change = await seen.get()
+        if change is None:
+            break
+        record = change
+    if record.status is Status.MOVED:
+        return Ended(exit_code=None, error=f"moved to host {record.owner}")
+    return Ended(exit_code=record.exit_code, error=record.error)
+
+
+async def stats(call: Call) -> web.StreamResponse:
+    query = call.query(StreamQuery)
+    first = await call.run(call.api.verbs.stats, call.grant, call.ref)
+    if not query.stream:
+        return answer(first)
+    response = await lines(call)
+    await response.write(line(first))
+    while (await call.find()).status in ALIVE:
+        await asyncio.sleep(STATS_INTERVAL_S)
+        await response.write(line(await call.run(call.api.verbs.stats, call.grant, call.ref)))
+    return response
+
+
+async def all_stats(call: Call) -> web.StreamResponse:
+    query = call.query(StreamQuery)
+    first = await call.run(call.api.verbs.all_stats, call.grant)
+    if not query.stream:
+        return answer(first)
+    response = await lines(call)
+    await response.write(line(first))
+    while True:
+        await asyncio.sleep(STATS_INTERVAL_S)
+        await response.write(line(await call.run(call.api.verbs.all_stats, call.grant)))
+
+
+async def top(call: Call) -> web.StreamResponse:
+    return answer(await call.run(call.api.verbs.top, call.grant, call.ref))
+
+
+async def diff(call: Call) -> web.StreamResponse:
+    return answer(await call.run(call.api.verbs.diff, call.grant, call.ref))

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images: list, import from a tar stream, build, remove."""
+
+from aiohttp import web
+
+from insula.api.bodies import NameQuery
+from insula.api.call import Call, answer, empty
+from insula.api.transfer import upload
+from insula.api.verbs import Reporter, Result
+from insula.model.spec import ImageBuildWish
+
+
+async def list_all(call: Call) -> web.StreamResponse:
+    return answer(await call.run(call.api.verbs.list_images, call.grant))
+
+
+async def inspect(call: Call) -> web.StreamResponse:
+    return answer(await call.run(call.api.verbs.get_image, call.grant, call.ref))
+
+
+async def delete(call: Call) -> web.StreamResponse:
+    await call.run(call.api.verbs.delete_image, call.grant, call.ref)
+    return empty()
+
+
+async def import_tar(call: Call) -> web.StreamResponse:
+    name = call.query(NameQuery).name
+    verb = call.api.verbs.import_image
+    return answer(await upload(call, lambda source: verb(call.grant, name, source=source)), status=201)
+
+
+async def build(call: Call) -> web.StreamResponse:
+    wish = await call.body(ImageBuildWish)
+
+    def work(reporter: Reporter) -> Result:
+        return call.api.verbs.build_image(call.grant, wish, reporter=reporter)
+
+    operation = call.api.operations.start(
+        work, kind="image-build", tenant=call.grant.tenant, subject=wish.name, may_cancel=True
+    )
+    return answer(operation, status=202)

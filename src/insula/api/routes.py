@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The API as a table: a line per route, with the right that it needs.  Described in docs/api.md."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from insula.api import (
+    archive,
+    checkpoints,
+    containers,
+    hosts,
+    images,
+    networks,
+    operations,
+    streams,
+    system,
+    volumes,
+)
+from insula.api.call import Call
+from insula.model.grant import Action
+
+Handler = Callable[[Call], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    method: str
+    path: str
+    handler: Handler
+    action: Action
+
+
+_CONTAINER = "/v1/containers/{ref}"
+
+#: The first match counts: fixed words stand before names.
+ROUTES: tuple[Route, ...] = (
+    Route("GET", "/v1/version", system.version, Action.OPEN),
+    Route("GET", "/v1/host", system.host, Action.READ),
+    Route("GET", "/v1/hosts", hosts.list_all, Action.ADMIN),
+    Route("POST", "/v1/hosts/token", hosts.issue_token, Action.ADMIN),
+    Route("POST", "/v1/hosts", hosts.add, Action.ADMIN),
+    Route("DELETE", "/v1/hosts/{ref}", hosts.remove, Action.ADMIN),
+    Route("POST", "/v1/containers", containers.create, Action.CREATE),
+    Route("GET", "/v1/containers", containers.list_all, Action.READ),
+    Route("GET", _CONTAINER, containers.inspect, Action.READ),
+    Route("DELETE", _CONTAINER, containers.delete, Action.DELETE),
+    Route("POST", _CONTAINER + "/start", containers.start, Action.CONTROL),
+    Route("POST", _CONTAINER + "/stop", containers.stop, Action.CONTROL),
+    Route("POST", _CONTAINER + "/kill", containers.kill, Action.CONTROL),
+    Route("POST", _CONTAINER + "/restart", containers.restart, Action.CONTROL),
+    Route("POST", _CONTAINER + "/pause", containers.pause, Action.CONTROL),
+    Route("POST", _CONTAINER + "/unpause", containers.unpause, Action.CONTROL),
+    Route("POST", _CONTAINER + "/rename", containers.rename, Action.CONTROL),
+    Route("POST", _CONTAINER + "/resize", containers.resize, Action.CONTROL),
+    Route("GET", _CONTAINER + "/wait", containers.wait, Action.READ),
+    Route("GET", _CONTAINER + "/logs", streams.logs, Action.ENTER),
+    Route("POST", _CONTAINER + "/attach", streams.attach, Action.ENTER),
+    Route("POST", _CONTAINER + "/exec", streams.execute, Action.ENTER),
+    Route("GET", _CONTAINER + "/stats", containers.stats, Action.READ),
+    Route("GET", "/v1/stats", containers.all_stats, Action.READ),
+    Route("GET", _CONTAINER + "/top", containers.top, Action.READ),
+    Route("GET", _CONTAINER + "/diff", containers.diff, Action.READ),
+    Route("GET", _CONTAINER + "/archive", archive.read, Action.ENTER),
+    Route("PUT", _CONTAINER + "/archive", archive.write, Action.ENTER),
+    Route("GET", _CONTAINER + "/checkpoints", checkpoints.list_all, Action.READ),
+    Route("POST", _CONTAINER + "/checkpoints", checkpoints.checkpoint, Action.CHECKPOINT),
+    Route("DELETE", _CONTAINER + "/checkpoints/{name}", checkpoints.delete, Action.CHECKPOINT),
+    Route("POST", _CONTAINER + "/restore", checkpoints.restore, Action.CHECKPOINT),
+    Route("POST", _CONTAINER + "/migrate", checkpoints.migrate, Action.MIGRATE),
+    Route("GET", "/v1/images", images.list_all, Action.READ),
+    Route("POST", "/v1/images/import", images.import_tar, Action.CREATE),
+    Route("POST", "/v1/images/build", images.build, Action.CREATE),
+    Route("GET", "/v1/images/{ref:.+}", images.inspect, Action.READ),
+    Route("DELETE", "/v1/images/{ref:.+}", images.delete, Action.DELETE),
+    Route("GET", "/v1/networks", networks.list_all, Action.READ),
+    Route("POST", "/v1/networks", networks.create, Action.CREATE),
+    Route("GET", "/v1/networks/{ref}", networks.inspect, Action.READ),
+    Route("DELETE", "/v1/networks/{ref}", networks.delete, Action.DELETE),
+    Route("GET", "/v1/volumes", volumes.list_all, Action.READ),
+    Route("POST", "/v1/volumes", volumes.create, Action.CREATE),
+    Route("GET", "/v1/volumes/{ref}", volumes.inspect, Action.READ),
+    Route("DELETE", "/v1/volumes/{ref}", volumes.delete, Action.DELETE),
+    Route("GET", "/v1/operations", operations.list_all, Action.READ),
+    Route("GET", "/v1/operations/{ref}", operations.inspect, Action.READ),
+    Route("GET", "/v1/operations/{ref}/follow", operations.follow, Action.READ),
+    Route("DELETE", "/v1/operations/{ref}", operations.cancel, Action.CONTROL),
+    Route("POST", "/v1/peer/pair", hosts.pair, Action.OPEN),
+    Route("POST", "/v1/peer/migrations", checkpoints.receive, Action.PEER),
+)

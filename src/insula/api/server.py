@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The HTTP application: who calls, may they, the handler, the answer, the audit.  One way for every route."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from insula.api import auth
+from insula.api.call import MAX_BODY_BYTES, Api, Call, answer
+from insula.api.errors import CODES, INTERNAL, failure, status_of
+from insula.api.routes import ROUTES, Route
+from insula.model.errors import InsulaError, from_code
+from insula.model.grant import Action, Principal
+from insula.tenant.audit import Entry
+from insula.tenant.check import check
+
+LOG = logging.getLogger(__name__)
+
+SHUTDOWN_S = 1.0
+"""How long open requests have when the daemon ends: those that follow something would never end by themselves."""
+_UNHEARD = frozenset({Action.READ, Action.OPEN})
+"""Actions whose success is not audited."""
+
+Plain = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def build(api: Api) -> web.AppRunner:
+    """Return the application, ready for sites (unix socket, TLS) to be added."""
+    application = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_explain])
+    for route in ROUTES:
+        application.router.add_route(route.method, route.path, _serve(route, api=api))
+    return web.AppRunner(application, access_log=None, handler_cancellation=True, shutdown_timeout=SHUTDOWN_S)
+
+
+def _serve(route: Route, *, api: Api) -> Plain:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        principal = auth.NOBODY
+        tenant, result = "", "internal"
+        try:
+            principal = _identify(request, api=api)
+            grant = check(principal, route.action, target_tenant=request.query.get("tenant", ""))
+            tenant = grant.tenant
+            response = await route.handler(Call(request=request, grant=grant, api=api))
+            result = "ok"
+        except InsulaError as error:
+            result = error.code
+            raise
+        except asyncio.CancelledError:
+            result = "gone"
+            raise
+        finally:
+            if result != "ok" or route.action not in _UNHEARD:
+                api.audit.record(_entry(request, principal, route=route, tenant=tenant, result=result))
+        return response
+
+    return handle
+
+
+def _entry(request: web.Request, principal: Principal, *, route: Route, tenant: str, result: str) -> Entry:
+    return Entry(
+        principal=principal,
+        action=route.action,
+        method=request.method,
+        path=request.path,
+        tenant=tenant,
+        result=result,
+    )
+
+
+def _identify(request: web.Request, *, api: Api) -> Principal:
+    if request.transport is None:
+        raise ConnectionResetError("the client has gone")
+    return auth.identify(
+        request.transport, find_host=api.store.find_host_by_fingerprint, admins=api.identity.admins
+    )
+
+
+@web.middleware
+async def _explain(request: web.Request, handler: Plain) -> web.StreamResponse:
+    """Turn what a handler raised into an answer.  The door where unknown exceptions are caught and logged."""
+    try:
+        return await handler(request)
+    except InsulaError as error:
+        LOG.debug("request refused", extra={"fields": {"path": request.path, "code": error.code}})
+        return _refuse(request, error, status=status_of(error))
+    except web.HTTPException as error:
+        code = CODES.get(error.status, "bad_request")
+        known = from_code(code, f"cannot serve `{request.method} {request.path}`: {error.reason.lower()}")
+        return _refuse(request, known, status=error.status)
+    except ConnectionError:
+        # The client has gone; nobody is there to be told.
+        raise
+    except Exception:
+        LOG.exception("request failed", extra={"fields": {"method": request.method, "path": request.path}})
+        return _refuse(request, InsulaError("internal error", hint="see the daemon's log"), status=INTERNAL)
+
+
+def _refuse(request: web.Request, error: InsulaError, *, status: int) -> web.StreamResponse:
+    if request.writer.output_size > 0 and request.transport is not None:
+        # The answer has begun: cut it, so that nobody takes a part for the whole.
+        request.transport.abort()
+    return answer(failure(error), status=status)

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attach, exec and logs: what a program says, and what it is told."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from aiohttp import web
+
+from insula.api.bodies import AttachQuery, ExecStarted, LogsQuery
+from insula.api.call import Call, answer, line, lines
+from insula.api.handover import hand_over, preamble
+from insula.api.verbs import AttachRequest, LogCursor, LogWish
+from insula.model.errors import BadRequest, ContainerNotFound
+from insula.model.lifecycle import ALIVE
+from insula.model.spec import ExecSpec
+from insula.model.stream import UPGRADE
+
+LOG_POLL_S = 0.05
+"""The spawner writes logs without telling anybody; a poll is one read at the end of a file."""
+
+
+async def attach(call: Call) -> web.StreamResponse:
+    query = call.query(AttachQuery)
+    verbs = call.api.verbs
+
+    def give(descriptor: int) -> None:
+        request = AttachRequest(
+            fd=descriptor,
+            preamble=preamble(UPGRADE),
+            stdin=query.stdin,
+            rows=query.rows,
+            columns=query.columns,
+            logs=query.logs,
+        )
+        if query.start:
+            verbs.start(call.grant, call.ref, attach=request)
+        else:
+            verbs.attach(call.grant, call.ref, attach=request)
+
+    return await hand_over(call, give, upgrade=UPGRADE)
+
+
+async def execute(call: Call) -> web.StreamResponse:
+    spec = await call.body(ExecSpec)
+    verb = call.api.verbs.execute
+    if spec.detach:
+        return answer(ExecStarted(id=await call.run(verb, call.grant, call.ref, spec=spec, attach=None)))
+
+    def give(descriptor: int) -> str:
+        request = AttachRequest(
+            fd=descriptor,
+            preamble=preamble(UPGRADE),
+            stdin=spec.stdin_open,
+            rows=spec.rows,
+            columns=spec.columns,
+        )
+        return verb(call.grant, call.ref, spec=spec, attach=request)
+
+    return await hand_over(call, give, upgrade=UPGRADE)
+
+
+async def logs(call: Call) -> web.StreamResponse:
+    query = call.query(LogsQuery)
+    wish = LogWish(
+        tail=_tail(query.tail),
+        since=query.since,
+        until=query.until,
+        stdout=query.stdout,
+        stderr=query.stderr,
+    )
+    cursor = await call.run(call.api.verbs.open_logs, call.grant, call.ref, wish=wish)
+    with _closing(cursor):
+        response = await lines(call)
+        follow = query.follow
+        while True:
+            # Asked before reading, so that what was written until the end is read.
+            ended = not follow or not await _is_alive(call)
+            while found := await call.run(cursor.read):
+                await response.write(b"".join(line(each) for each in found))
+            if ended:
+                return response
+            await asyncio.sleep(LOG_POLL_S)
+
+
+@contextmanager
+def _closing(cursor: LogCursor) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        cursor.close()
+
+
+def _tail(word: str) -> int | None:
+    if word == "all":
+        return None
+    if not (word.isascii() and word.isdigit()):
+        raise BadRequest(f"cannot show the last `{word}` lines: not a number", hint="a number, or all")
+    return int(word)
+
+
+async def _is_alive(call: Call) -> bool:
+    try:
+        return (await call.find()).status in ALIVE
+    except ContainerNotFound:
+        return False
