@@ -8,10 +8,13 @@ import io
 import lzma
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import IO, cast
+from typing import IO, TYPE_CHECKING, cast
 
 from insula.image.tarheader import ByteSource
 from insula.model.errors import InvalidImage
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 #: The largest window of `zstd --ultra --long=27`; more would let a small file claim gigabytes of memory.
 _ZSTD_WINDOW_BYTES = 1 << 27
@@ -53,7 +56,13 @@ class _Peeked(io.RawIOBase):
         if self._head:
             taken, self._head = self._head[:size], self._head[size:]
             return taken
-        return self._source.read(size)
+        return self._source.read(1 << 20 if size < 0 else size)
+
+    def readinto(self, buffer: "Buffer", /) -> int:  # isal reads so
+        view = memoryview(buffer).cast("B")
+        piece = self.read(len(view))
+        view[: len(piece)] = piece
+        return len(piece)
 
 
 class _Checked:

@@ -104,6 +104,8 @@ class _Directories:
 
     def __init__(self, root_fd: int) -> None:
         self._root_fd = root_fd
+        self.implied: set[tuple[bytes, ...]] = {()}
+        """Folders that had no entry of their own when something in them came."""
         self._open: OrderedDict[tuple[bytes, ...], int] = OrderedDict()
 
     def close(self) -> None:
@@ -140,6 +142,7 @@ class _Directories:
                 f"cannot unpack below `{path}`: it is a link or a file, not a directory"
             ) from None
         os.mkdir(parts[-1], 0o755, dir_fd=parent_fd)
+        self.implied.add(parts)
         return os.open(parts[-1], _DIRECTORY, dir_fd=parent_fd)
 
 
@@ -165,7 +168,7 @@ class _Unpacker:
             if entry.kind is not Kind.DIRECTORY:
                 raise InvalidImage(f"cannot unpack `{shown(entry.path)}`: the root is not a directory")
             self._make_directory(entry, parts)
-        elif self._form is Form.LAYER and parts[-1].startswith(WHITEOUT_PREFIX):
+        elif self._form is Form.LAYER and any(part.startswith(WHITEOUT_PREFIX) for part in parts):
             self._whiteout(parts)
         elif entry.kind is Kind.DIRECTORY:
             self._make_directory(entry, parts)
@@ -295,9 +298,9 @@ class _Unpacker:
             self._set_opaque(parts[:-1])
             return
         hidden = parts[-1][len(WHITEOUT_PREFIX) :]
-        if hidden.startswith(WHITEOUT_PREFIX):
+        if any(part.startswith(2 * WHITEOUT_PREFIX) for part in parts):
             return  # aufs' own bookkeeping, as in `.wh..wh.plnk`
-        if hidden in (b"", b".", b".."):
+        if hidden in (b"", b".", b"..") or any(part.startswith(WHITEOUT_PREFIX) for part in parts[:-1]):
             raise InvalidImage(f"cannot unpack `{shown(b'/'.join(parts))}`: a whiteout of nothing")
         parent_fd = self._directories.open(parts[:-1])
         before = _status(parent_fd, hidden)
@@ -316,7 +319,8 @@ class _Unpacker:
 
     def finish_directories(self) -> None:
         """Give the folders their times, now that nothing is made in them any more."""
-        for parts, mtime_ns in self._times.items():
+        implied = dict.fromkeys(self._directories.implied, 0)
+        for parts, mtime_ns in (implied | self._times).items():
             os.utime(b".", ns=(mtime_ns, mtime_ns), dir_fd=self._directories.open(parts))
 
 
