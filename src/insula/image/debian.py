@@ -23,7 +23,7 @@ from insula.model.errors import Cancelled, InsulaError, InvalidImage, InvalidSpe
 from insula.model.record import LayerRecord, Progress
 
 DEADLINE_S = 1800.0
-_STALL_CHECK_S = 0.5
+_STALL_CHECK_S = 0.5  # how soon a cancel is seen; progress is told as often
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+")
 _RELEASE = re.compile(r"[a-z][a-z0-9-]{1,30}")
 _MIRROR = re.compile(r"https?://[A-Za-z0-9._~:/%\[\]-]+")
@@ -152,13 +152,15 @@ class _Output:
         self._is_cancelled = is_cancelled
         self._progress = progress
         self._done = 0
+        self._started = time.monotonic()
 
     def read(self, size: int, /) -> bytes:
         pipe = self._process.stdout
         if pipe is None:
             return b""
         while not select.select([pipe], [], [], _STALL_CHECK_S)[0]:
-            self._progress(Progress(phase="packages" if not self._done else "unpack", done=self._done))
+            phase, elapsed = "packages" if not self._done else "unpack", int(time.monotonic() - self._started)
+            self._progress(Progress(phase=phase, done=self._done, message=f"{elapsed} s"))
             if self._is_cancelled():
                 raise Cancelled("cannot finish the build: it was cancelled")
             if time.monotonic() > self._deadline:
