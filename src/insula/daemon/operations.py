@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Long actions: run in a thread each, told about, followed, cancelled, remembered.
+
+A running operation's progress lives in memory; its start, its phases and its end are in the store, so that after a
+crash `recover.py` knows what was interrupted.  One `asyncio.Event` per follower: who is slow sees fewer steps, never
+old ones.
+"""
+
+import asyncio
+import logging
+import secrets
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
+
+from insula.api.errors import body_of
+from insula.api.verbs import Reporter, Result, Work
+from insula.model.errors import Cancelled, InsulaError, OperationNotFound, WrongState
+from insula.model.record import ErrorBody, OperationRecord, OperationStatus, Progress
+from insula.runtime.ledger import Ledger
+
+LOG = logging.getLogger(__name__)
+
+KEPT = 500
+"""Ended operations that are remembered."""
+
+
+@dataclass(kw_only=True)
+class _Running:
+    record: OperationRecord
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    followers: set[asyncio.Event] = field(default_factory=set)
+    """Only touched in the loop's thread."""
+
+
+class OperationReporter:
+    """What a running action tells; also how it hears that it should stop.  From any thread."""
+
+    def __init__(self, operations: "OperationRegistry", running: _Running) -> None:
+        self._operations = operations
+        self._running = running
+
+    @property
+    def cancelled(self) -> bool:
+        return self._running.cancelled.is_set()
+
+    def check(self) -> None:
+        """Stop here if the user wants to.
+
+        Raises: Cancelled.
+        """
+        if self.cancelled:
+            raise Cancelled(f"cancelled `{self._running.record.kind}` of `{self._running.record.subject}`")
+
+    def phase(self, name: str) -> None:
+        """Begin a new phase; its progress is 0 of unknown."""
+        self._change(lambda record: replace(record, progress=Progress(phase=name)), persist=True)
+
+    def progress(self, done: int, total: int, *, unit: str = "bytes") -> None:
+        """Tell how far the phase is.  total: 0 if unknown."""
+        self._change(
+            lambda record: replace(
+                record, progress=replace(record.progress, done=done, total=total, unit=unit)
+            )
+        )
+
+    def message(self, text: str) -> None:
+        """Tell something for people."""
+        self._change(lambda record: replace(record, progress=replace(record.progress, message=text)))
+
+    def forbid_cancel(self) -> None:
+        """From here there is no way back.
+
+        Raises: Cancelled if the user was faster.
+        """
+        with self._operations.lock:
+            self.check()
+            self._change(lambda record: replace(record, may_cancel=False), persist=True)
+
+    def _change(self, change: Callable[[OperationRecord], OperationRecord], *, persist: bool = False) -> None:
+        self._operations.change(self._running, change, persist=persist)
+
+
+class OperationRegistry:
+    """All operations of this host."""
+
+    def __init__(self, store: Ledger, loop: asyncio.AbstractEventLoop) -> None:
+        self._store = store
+        self._loop = loop
+        self.lock = threading.RLock()
+        self._running: dict[str, _Running] = {}
+
+    def start(self, work: Work, *, kind: str, tenant: str, subject: str, may_cancel: bool) -> OperationRecord:
+        """Begin an action in a thread of its own."""
+        record = OperationRecord(
+            id=secrets.token_hex(8),
+            kind=kind,
+            tenant=tenant,
+            subject=subject,
+            status=OperationStatus.RUNNING,
+            may_cancel=may_cancel,
+            created_at=time.time(),
+        )
+        running = _Running(record=record)
+        with self.lock:
+            self._store.save_operation(record)
+            self._running[record.id] = running
+        name = f"{kind} {record.id}"
+        threading.Thread(target=self._run, args=(running, work), name=name, daemon=True).start()
+        return record
+
+    def _run(self, running: _Running, work: Work) -> None:
+        reporter: Reporter = OperationReporter(self, running)
+        try:
+            self._end(running, OperationStatus.DONE, result=work(reporter))
+        except Cancelled as error:
+            self._end(running, OperationStatus.CANCELLED, error=body_of(error))
+        except InsulaError as error:
+            self._end(running, OperationStatus.FAILED, error=body_of(error))
+        except Exception:
+            LOG.exception("operation failed", extra={"fields": {"operation": running.record.id}})
+            body = ErrorBody(code=InsulaError.code, message="internal error", hint="see the daemon's log")
+            self._end(running, OperationStatus.FAILED, error=body)
+
+    def _end(
+        self,
+        running: _Running,
+        status: OperationStatus,
+        *,
+        result: Result | None = None,
+        error: ErrorBody | None = None,
+    ) -> None:
+        def change(record: OperationRecord) -> OperationRecord:
+            return replace(
+                record,
+                status=status,
+                may_cancel=False,
+                result=result or {},
+                error=error,
+                finished_at=time.time(),
+            )
+
+        self.change(running, change, persist=True)
+        with self.lock:
+            del self._running[running.record.id]
+            self._store.prune_operations(keep=KEPT)
+        fields = {"operation": running.record.id, "kind": running.record.kind, "status": status.value}
+        LOG.info("operation ended", extra={"fields": fields})
+
+    def change(
+        self, running: _Running, change: Callable[[OperationRecord], OperationRecord], *, persist: bool
+    ) -> None:
+        """Replace the record of a running operation and wake its followers."""
+        with self.lock:
+            running.record = change(running.record)
+            if persist:
+                self._store.save_operation(running.record)
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(_wake, running)
+
+    def list(self, tenant: str | None) -> list[OperationRecord]:
+        """Return the tenant's operations, oldest first, with their progress."""
+        with self.lock:
+            records = self._store.list_operations(tenant)
+            return [running.record if (running := self._running.get(r.id)) else r for r in records]
+
+    def get(self, tenant: str | None, operation_id: str) -> OperationRecord:
+        """Return an operation.
+
+        Raises: OperationNotFound, also for another tenant's.
+        """
+        with self.lock:
+            running = self._running.get(operation_id)
+            record = running.record if running else self._store.get_operation(operation_id)
+        if tenant is not None and record.tenant != tenant:
+            raise OperationNotFound(f"cannot find operation `{operation_id}`")
+        return record
+
+    def cancel(self, tenant: str | None, operation_id: str) -> OperationRecord:
+        """Ask an operation to stop; it ends as soon as it can.
+
+        Raises: OperationNotFound; WrongState if it ended, or is past its point of no return.
+        """
+        with self.lock:
+            record = self.get(tenant, operation_id)
+            running = self._running.get(operation_id)
+            if running is None or record.status is not OperationStatus.RUNNING:
+                raise WrongState(f"cannot cancel operation `{operation_id}`: it is {record.status.value}")
+            if not record.may_cancel:
+                raise WrongState(f"cannot cancel operation `{operation_id}`: there is no way back")
+            running.cancelled.set()
+            return record
+
+    async def follow(self, tenant: str | None, operation_id: str) -> AsyncIterator[OperationRecord]:
+        """Yield the record now, at each change, and last when the operation has ended."""
+        record = self.get(tenant, operation_id)
+        running = self._running.get(operation_id)
+        if running is None:
+            yield record
+            return
+        changed = asyncio.Event()
+        running.followers.add(changed)
+        try:
+            while True:
+                changed.clear()
+                record = running.record
+                yield record
+                if record.status is not OperationStatus.RUNNING:
+                    return
+                await changed.wait()
+        finally:
+            running.followers.discard(changed)
+
+
+def _wake(running: _Running) -> None:
+    for follower in running.followers:
+        follower.set()
