@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import ArgumentParser, HelpFormatter
 
 from insula.model.errors import BadRequest
@@ -16,9 +17,16 @@ class UsageError(BadRequest):
     """The command line itself is wrong."""
 
 
+def _width() -> int:
+    wished = os.environ.get("COLUMNS", "")
+    return max(40, int(wished)) - 2 if wished.isascii() and wished.isdigit() else 98
+
+
 class Formatter(HelpFormatter):
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=30)
+        super().__init__(
+            prog, max_help_position=30, width=_width()
+        )  # without a width argparse imports shutil
 
 
 class Parser(ArgumentParser):

@@ -33,9 +33,10 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "image", metavar="IMAGE", help="image to start from; `host` is this host's own user space"
     )
-    parser.add_argument(
+    command = parser.add_argument(
         "command", metavar="COMMAND", nargs="...", help="program and its arguments; all after IMAGE"
     )
+    command.required = False  # else argparse asks for it by name when IMAGE is missing
 
 
 def _add_program(parser: ArgumentParser) -> None:

@@ -36,7 +36,8 @@ def arguments(parser: ArgumentParser) -> None:
     add("-u", "--user", default="", metavar="USER[:GROUP]", help="user to run as, by name or id")
     add("--detach-keys", default="ctrl-p,ctrl-q", metavar="KEYS", help="keys that leave it running")
     add("container", metavar="CONTAINER", help="name or id")
-    add("command", metavar="COMMAND", nargs="...", help="program and its arguments")
+    command = add("command", metavar="COMMAND", nargs="...", help="program and its arguments")
+    command.required = False
 
 
 def run(options: Namespace, client: Client) -> int:

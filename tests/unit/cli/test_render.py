@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables literally, at 80 columns; templates; amounts of progress."""
+
+from argparse import Namespace
+from typing import Any
+
+import pytest
+
+from insula.cli import progress, render
+from insula.cli.commands import logs, migrate, ps, stats, top
+from insula.cli.parser import UsageError
+
+NOW = 1_800_000_000.0
+ROWS: list[Any] = [
+    {
+        "id": "0123456789abcdef" * 4,
+        "name": "web",
+        "tenant": "alice",
+        "spec": {"image": "debian-python:latest", "command": ["python3", "-m", "http.server", "80"]},
+        "config": {},
+        "status": "running",
+        "created_at": NOW - 7300,
+        "started_at": NOW - 7200,
+        "ports": [
+            {
+                "host_address": "0.0.0.0",
+                "host_port": 8080,
+                "container_port": 80,
+                "count": 1,
+                "protocol": "tcp",
+            }
+        ],
+    },
+    {
+        "id": "fedcba9876543210" * 4,
+        "name": "evil\x1b[2J",
+        "tenant": "bob",
+        "spec": {"image": "host", "entrypoint": []},
+        "config": {"entrypoint": ["/x"], "command": ["y"]},
+        "status": "exited",
+        "created_at": NOW - 90,
+        "finished_at": NOW - 1,
+        "exit_code": 137,
+    },
+]
+TABLE_80 = """\
+CONTAINER ID  IMAGE     COMMAND   CREATED   STATUS            PORTS     NAMES
+0123456789ab  debian-…  "python…  2 hours…  Up 2 hours        0.0.0.0…  web
+fedcba987654  host      ""        1 minut…  Exited (137) 1 …            evil?[2J"""
+
+
+def test_ps_fits_80_columns_and_shows_no_control_characters() -> None:
+    lines = render.table(ROWS, ps.columns(now=NOW), width=80)
+    assert "\n".join(lines) == TABLE_80
+    assert max(map(len, lines)) <= 80
+
+
+def test_without_a_width_nothing_is_cut() -> None:
+    lines = render.table(ROWS, ps.columns(now=NOW), width=None)
+    assert lines[1] == (
+        '0123456789ab  debian-python:latest  "python3 -m http.serv…  2 hours ago   Up 2 hours'
+        "                 0.0.0.0:8080->80/tcp  web"
+    )
+    assert "Exited (137) 1 second ago" in lines[2]
+
+
+def test_ports_of_a_range() -> None:
+    port = {
+        "host_address": "0.0.0.0",
+        "host_port": 9000,
+        "container_port": 90,
+        "count": 10,
+        "protocol": "udp",
+    }
+    assert ps.ports({"ports": [port]}) == "0.0.0.0:9000-9009->90-99/udp"
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("{{.ID}} {{.Names}}", "0123456789ab web"),
+        ("{{ .Name }}\\t{{.spec.image}}", "web\tdebian-python:latest"),
+        (
+            "{{json .ports}}",
+            '[{"host_address": "0.0.0.0", "host_port": 8080, "container_port": 80, "count": 1, "protocol": "tcp"}]',
+        ),
+        ("{{.created_at}}", "1799992700.0"),
+    ],
+)
+def test_templates_know_titles_and_fields(template: str, expected: str) -> None:
+    assert render.fill(template, ROWS[0], columns=ps.columns()) == expected
+
+
+def test_an_unknown_field_lists_the_known() -> None:
+    with pytest.raises(UsageError, match="no such field") as caught:
+        render.fill("{{.Nmae}}", ROWS[0], columns=ps.columns())
+    assert "Names" in caught.value.hint
+
+
+def test_quiet_prints_ids_and_a_table_template_has_titles(capsys: pytest.CaptureFixture[str]) -> None:
+    render.show(ROWS, ps.columns(), options=Namespace(format="table", quiet=True))
+    assert capsys.readouterr().out == "0123456789ab\nfedcba987654\n"
+    render.show(ROWS[:1], ps.columns(), options=Namespace(format="table {{.ID}}\\t{{.Names}}", quiet=False))
+    assert capsys.readouterr().out == "CONTAINER ID  NAMES\n0123456789ab  web\n"
+
+
+def test_progress_as_a_line() -> None:
+    record = {"phase": "transfer", "done": 50 << 20, "total": 200 << 20, "unit": "bytes", "message": "memory"}
+    assert progress.describe(record) == "transfer [#####---------------] 50.0MiB/200MiB memory"
+    assert progress.describe({"phase": "build", "done": 3, "total": 4, "unit": "packages"}).endswith(
+        "3/4 packages"
+    )
+    assert progress.describe({}) == "starting"
+
+
+def test_progress_in_a_pipe_is_a_line_for_each_phase(capsys: pytest.CaptureFixture[str]) -> None:
+    display = progress.Display("migrate web", is_live=False)
+    for phase, done in (("preflight", 0), ("freeze", 0), ("transfer", 1), ("transfer", 2)):
+        display.update({"progress": {"phase": phase, "done": done}})
+    assert capsys.readouterr().err == "migrate web: preflight\nmigrate web: freeze\nmigrate web: transfer\n"
+
+
+def test_a_migration_is_summed_up() -> None:
+    result = {"target": "beta", "frozen_ms": 151.4, "moved_bytes": 111_000_000, "seconds": 2.34}
+    assert migrate.summary("web", result) == "web: now on beta: frozen 151 ms, moved 111.0 MB, 2.3 s"
+
+
+def test_cpu_is_measured_between_two_samples() -> None:
+    first = {"cpu_usage_us": 1_000_000, "sampled_at": 10.0}
+    assert stats.with_cpu(first, None)["cpu_percent"] is None
+    assert stats.with_cpu({"cpu_usage_us": 1_750_000, "sampled_at": 10.5}, first)["cpu_percent"] == 150.0
+    assert top.cpu_time(125.678) == "2:05.68"
+
+
+def test_moments_and_stamps_of_logs() -> None:
+    assert logs.parse_moment("10m", now=1000.0) == "400.0"
+    assert logs.parse_moment("1700000000") == "1700000000.0"
+    assert logs.parse_moment("2026-01-31T12:00:00Z") == "1769860800.0"
+    assert logs.stamp(1769860800.25) == "2026-01-31T12:00:00.250000Z"
+    with pytest.raises(UsageError, match="cannot read time"):
+        logs.parse_moment("yesterday")
