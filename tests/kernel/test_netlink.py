@@ -6,12 +6,12 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from netns import World, connect, listener, world
 
 from insula.kernel import nft
 from insula.kernel.announce import PacketHold, announce
 from insula.kernel.netlink import Route, namespace_entered
 from insula.model.record import Attachment
+from netns import World, connect, listener, world
 
 BRIDGE = "in-01234567"
 MACS = ("02:00:00:00:00:02", "02:00:00:00:00:03")

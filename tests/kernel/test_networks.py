@@ -7,6 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from insula.kernel import nft
+from insula.kernel.announce import announce
+from insula.kernel.netlink import Route, namespace_entered
+from insula.model.errors import Conflict, Denied, InUse, NetworkNotFound, PortInUse, SubnetOverlaps
+from insula.model.record import Attachment, NetworkRecord
+from insula.model.spec import NetworkWish, PortMapping
+from insula.network import firewall
+from insula.network.attach import Networks, Running
 from netns import (
     MemoryStore,
     World,
@@ -17,15 +26,6 @@ from netns import (
     wait_until,
     world,
 )
-
-from insula.kernel import nft
-from insula.kernel.announce import announce
-from insula.kernel.netlink import Route, namespace_entered
-from insula.model.errors import Conflict, Denied, InUse, NetworkNotFound, PortInUse, SubnetOverlaps
-from insula.model.record import Attachment, NetworkRecord
-from insula.model.spec import NetworkWish, PortMapping
-from insula.network import firewall
-from insula.network.attach import Networks, Running
 
 
 class Host:

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
 from ipaddress import IPv4Address, ip_address
 from pathlib import Path
+from typing import cast
 
 import dns.exception
 import dns.flags
@@ -273,8 +274,8 @@ class _Datagrams(asyncio.DatagramProtocol):
         self._transport: asyncio.DatagramTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if isinstance(transport, asyncio.DatagramTransport):
-            self._transport = transport
+        # Not judged by isinstance: before Python 3.12 the event loop's own class does not inherit from it.
+        self._transport = cast(asyncio.DatagramTransport, transport)
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         def reply(answer: bytes) -> None:
