@@ -198,3 +198,14 @@ def test_nft_refuses_as_a_whole_and_elements_come_and_go() -> None:
         assert "10.0.0.1" not in nft.list_table(nft.Family.INET, "insula_t")
         nft.delete_table(nft.Family.INET, "insula_t")
         nft.delete_table(nft.Family.INET, "insula_t")
+
+
+def test_a_batch_of_thousands_of_elements() -> None:
+    with world():
+        nft.apply("table inet insula_t {\n set s { type ipv4_addr; }\n}\n")
+        element = nft.Element(nft.Family.INET, "insula_t", "s", b"")
+        elements = [element._replace(key=bytes([10, 0, number >> 8, number & 255])) for number in range(4096)]
+        nft.add_elements(elements)
+        assert "10.0.15.255" in nft.list_table(nft.Family.INET, "insula_t")
+        nft.delete_elements(elements)
+        assert "10.0." not in nft.list_table(nft.Family.INET, "insula_t")

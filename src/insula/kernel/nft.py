@@ -36,6 +36,12 @@ _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_CREATE = 0x1, 0x4, 0x400
 _NLMSG_ERROR = 2
 _ANSWER_SECONDS = 10.0
 
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
+#: A batch is one datagram, and each element gets an answer of its own: what a default socket buffer surely holds, and what
+#: one element takes of a larger one, the kernel's bookkeeping included.
+_SMALL_BATCH = 64
+_BYTES_PER_ELEMENT = 2048
+
 _NAME = re.compile(r"[a-z0-9_]{1,31}")
 
 
@@ -136,6 +142,9 @@ def _change(elements: Sequence[Element], *, kind: int) -> None:
     ) as channel:
         channel.bind((0, 0))
         channel.settimeout(_ANSWER_SECONDS)
+        if len(elements) > _SMALL_BATCH:
+            for option in (_SO_SNDBUFFORCE, _SO_RCVBUFFORCE):
+                channel.setsockopt(socket.SOL_SOCKET, option, len(elements) * _BYTES_PER_ELEMENT)
         channel.send(batch)
         _await_answers(channel, count=len(elements), what=f"{verb} `{elements[0].set_name}`")
 
