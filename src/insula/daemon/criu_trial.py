@@ -5,7 +5,7 @@
 passes it and fails on every TCP socket since Linux 6.16 (`sockets: Can't get 1:16 opt`).  Only a whole round tells.
 
     insula setup ──► unshare: new network, mount and pid namespace, all killed with it
-                       └── python -m insula.daemon.criu_trial FOLDER CRIU…        (pid 1 of the pid namespace)
+                       └── python -m insula.daemon.criu_trial FOLDER SECONDS CRIU…   (pid 1 of the namespace)
                              ├── python -m insula.daemon.criu_trial --program     (listener + client + server end)
                              ├── CRIU dump, then CRIU restore
                              └── asks the restored program to send a byte through its connection
@@ -28,7 +28,7 @@ from pathlib import Path
 from insula.kernel.criu_find import CriuProgram
 
 TRIAL_SECONDS = 60.0
-_STEP_SECONDS = 20.0
+STEP_SECONDS = 20.0
 #: As insula itself drives CRIU: rules by libnftables (no iptables needed), cgroups are insula's own work.
 _OPTIONS = ("--tcp-established", "--network-lock", "nftables", "--manage-cgroups=ignore", "-v4")
 #: CRIU says `Error` where root lacks CAP_SYS_RESOURCE, and goes on.
@@ -41,10 +41,13 @@ class TrialFailed(Exception):
     """A step of the trial went wrong; the message is CRIU's own reason, for people."""
 
 
-def try_criu(program: CriuProgram) -> str:
-    """Dump and restore a small program with this CRIU.    Returns: "" if that went well, else the reason it did not."""
+def try_criu(program: CriuProgram, *, step_seconds: float = STEP_SECONDS) -> str:
+    """Dump and restore a small program with this CRIU.    step_seconds: the most that each step may take.
+
+    Returns: "" if that went well, else the reason it did not.
+    """
     with tempfile.TemporaryDirectory(prefix="insula-criu-trial-", dir="/var/tmp") as folder:
-        inner = (sys.executable, "-m", "insula.daemon.criu_trial", folder, *program.argv)
+        inner = (sys.executable, "-m", "insula.daemon.criu_trial", folder, str(step_seconds), *program.argv)
         namespaces = ("--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
         try:
             done = subprocess.run(
@@ -80,14 +83,14 @@ def _bring_up_loopback() -> None:
         fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", flags | _IFF_UP))
 
 
-def _run_criu(command: tuple[str, ...], log: Path) -> None:
+def _run_criu(command: tuple[str, ...], log: Path, *, seconds: float) -> None:
     done = subprocess.run(
         command,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         errors="replace",
-        timeout=_STEP_SECONDS,
+        timeout=seconds,
         check=False,
     )
     if done.returncode == 0:
@@ -98,13 +101,13 @@ def _run_criu(command: tuple[str, ...], log: Path) -> None:
     raise TrialFailed(reason)
 
 
-def _ask(pid: int, pipe: Path) -> None:
+def _ask(pid: int, pipe: Path, *, seconds: float) -> None:
     # The program answers through its TCP connection, then into the FIFO.
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         if pid:
             os.kill(pid, signal.SIGUSR1)
-        ready, _, _ = select.select([reader], [], [], _STEP_SECONDS)
+        ready, _, _ = select.select([reader], [], [], seconds)
         if not ready or os.read(reader, 16) != b"ok":
             raise TrialFailed(
                 "the restored program does not answer" if pid else "the program to dump does not start"
@@ -113,7 +116,7 @@ def _ask(pid: int, pipe: Path) -> None:
         os.close(reader)
 
 
-def _trial(folder: Path, argv: tuple[str, ...]) -> None:
+def _trial(folder: Path, argv: tuple[str, ...], *, seconds: float) -> None:
     _bring_up_loopback()
     images, pipe = folder / "images", folder / "answers"
     images.mkdir()
@@ -128,14 +131,14 @@ def _trial(folder: Path, argv: tuple[str, ...]) -> None:
         start_new_session=True,
     )
     try:
-        _ask(0, pipe)
+        _ask(0, pipe, seconds=seconds)
         common = ("--images-dir", str(images), *_OPTIONS)
         dump = (*argv, "dump", "--tree", str(program.pid), *common, "--log-file", "dump.log")
-        _run_criu(dump, images / "dump.log")
-        program.wait(_STEP_SECONDS)
+        _run_criu(dump, images / "dump.log", seconds=seconds)
+        program.wait(seconds)
         restore = (*argv, "restore", "--restore-detached", *common, "--log-file", "restore.log")
-        _run_criu(restore, images / "restore.log")
-        _ask(program.pid, pipe)
+        _run_criu(restore, images / "restore.log", seconds=seconds)
+        _ask(program.pid, pipe, seconds=seconds)
     finally:
         os.close(keeper)
 
@@ -160,7 +163,7 @@ def main(arguments: list[str]) -> int:
         _program(arguments[1])
         return 0
     try:
-        _trial(Path(arguments[0]), tuple(arguments[1:]))
+        _trial(Path(arguments[0]), tuple(arguments[2:]), seconds=float(arguments[1]))
     except (TrialFailed, OSError, subprocess.TimeoutExpired) as error:
         print(f"{error}")
         return 1

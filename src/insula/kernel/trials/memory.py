@@ -23,12 +23,10 @@ _PM_SCAN_ARG_BYTES = 96
 _PAGE_IS_PRESENT = 1 << 3
 _SOFT_DIRTY_BIT = 55
 
-_userfaultfd = libc.system_call("userfaultfd", libc.c_int)
-
 
 def userfaultfd_wp_async() -> str:
     """Ask a userfaultfd for asynchronous write protection, and scan a page map."""
-    handle = _userfaultfd(os.O_CLOEXEC | os.O_NONBLOCK | _UFFD_USER_MODE_ONLY)
+    handle = libc.userfaultfd(os.O_CLOEXEC | os.O_NONBLOCK | _UFFD_USER_MODE_ONLY)
     try:
         features = _UFFD_FEATURE_WP_ASYNC | _UFFD_FEATURE_WP_UNPOPULATED
         fcntl.ioctl(handle, _UFFDIO_API, struct.pack("=QQQ", _UFFD_API, features, 0))

@@ -21,8 +21,6 @@ _BPF_PROG_LOAD = 5
 _BPF_PROG_TYPE_TRACEPOINT = 5
 _BTF = Path("/sys/kernel/btf/vmlinux")
 
-_bpf = libc.system_call("bpf", libc.c_int, libc.c_void_p, libc.c_uint)
-
 
 def _try_namespace(flag: int) -> str:
     return in_child(lambda: "", namespaces=flag)
@@ -122,7 +120,7 @@ def bpf() -> str:
     attributes = struct.pack(
         "=IIQQ", _BPF_PROG_TYPE_TRACEPOINT, 2, libc.address_of(instructions), libc.address_of(licence)
     ).ljust(48, b"\0")
-    os.close(_bpf(_BPF_PROG_LOAD, libc.address_of(attributes), len(attributes)))
+    os.close(libc.bpf(_BPF_PROG_LOAD, libc.address_of(attributes), len(attributes)))
     if not _BTF.exists():
         raise Absent(f"{_BTF} is not there")
     return "tracepoint program, BTF"
