@@ -36,6 +36,6 @@ def _facts(call: Call) -> HostFacts:
         cgroups=identity.cgroups,
         criu=identity.criu,
         containers=dict(statuses),
-        images=len(store.list_images(tenant)),
+        images=len(call.api.verbs.list_images(call.grant)),
         state_folder=identity.state_folder,
     )

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The words of `insula daemon`."""
+
+import argparse
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+from pathlib import Path
+
+from insula.network.pool import DEFAULT_POOL
+
+DEFAULT_GROUP = "insula"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    state: Path
+    run: Path
+    name: str
+    listen: str
+    """HOST:PORT of the TLS listener for other hosts; empty: none."""
+    group: str
+    """Whose members may give commands; empty: `insula` if there is such a group, else root only."""
+    pool: IPv4Network
+    cgroup_parent: str
+    admins: frozenset[str]
+    ready_fd: int | None
+    verbose: bool
+
+    @property
+    def socket_path(self) -> Path:
+        return self.run / "api.sock"
+
+
+def parse(arguments: Sequence[str]) -> Options:
+    """Read the command line.  Ends the process with a message if it makes no sense."""
+    parser = argparse.ArgumentParser(prog="insula daemon", description="run insulad, the daemon of this host")
+    add = parser.add_argument
+    add("--state", type=Path, default=Path("/var/lib/insula"), help="state folder (default: %(default)s)")
+    add("--run", type=Path, default=Path("/run/insula"), help="folder of the sockets (default: %(default)s)")
+    add("--name", default=socket.gethostname(), help="this host's name among hosts (default: %(default)s)")
+    add("--listen", metavar="HOST:PORT", default="", help="TLS listener for paired hosts (default: none)")
+    add("--group", default="", help=f"group that may use the socket (default: {DEFAULT_GROUP}, if it exists)")
+    add(
+        "--admin",
+        action="append",
+        default=[],
+        metavar="USER",
+        help="a user with root's rights here; repeatable",
+    )
+    add(
+        "--pool",
+        type=IPv4Network,
+        default=DEFAULT_POOL,
+        help="where subnets come from (default: %(default)s)",
+    )
+    add("--cgroup-parent", default="insula", help="cgroup of all containers (default: %(default)s)")
+    add("--ready-fd", type=int, default=None, help="descriptor that gets a line when insulad is ready")
+    add("--verbose", action="store_true", help="log also what went as usual")
+    words = parser.parse_args(arguments)
+    return Options(
+        state=words.state.absolute(),
+        run=words.run.absolute(),
+        name=words.name,
+        listen=words.listen,
+        group=words.group,
+        pool=words.pool,
+        cgroup_parent=words.cgroup_parent,
+        admins=frozenset(words.admin),
+        ready_fd=words.ready_fd,
+        verbose=words.verbose,
+    )

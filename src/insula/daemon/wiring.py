@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Build every object of the daemon and tie them together: the only place that knows all."""
+
+import asyncio
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from insula.api.call import Api, HostIdentity
+from insula.api.changes import Changes
+from insula.daemon.containers import Containers
+from insula.daemon.operations import OperationRegistry
+from insula.daemon.options import Options
+from insula.daemon.pairing import PairingDesk
+from insula.daemon.pki import Pki
+from insula.daemon.recover import recover_operations
+from insula.daemon.things import Things
+from insula.image.store import Images
+from insula.kernel.cgroup.hierarchy import Hierarchies
+from insula.kernel.criu_find import find_criu
+from insula.network.attach import Networks
+from insula.runtime.store import Store
+from insula.runtime.volumes import Volumes
+from insula.tenant.audit import Audit
+
+
+@dataclass
+class DaemonVerbs(Things, Containers):
+    """All verbs, as `api.verbs.Verbs` wants them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Daemon:
+    """What `main.py` needs to serve and to end."""
+
+    api: Api
+    pki: Pki
+    images: Images
+    networks: Networks
+
+    def close(self) -> None:
+        """Let go of everything but the containers."""
+        self.api.close()
+        self.api.audit.close()
+        self.api.store.close()
+
+
+def build(options: Options, *, loop: asyncio.AbstractEventLoop) -> Daemon:
+    """Open the state folder and take up what the last daemon left.
+
+    Nothing of the kernel is touched here: bridges, rules and the spawner come up with what needs them.
+    """
+    store = Store(options.state / "db.sqlite")
+    recover_operations(store)
+    changes = Changes(loop)
+    store.subscribe(changes.tell)
+    pki = Pki(options.state / "pki", name=options.name)
+    images = Images(options.state, store)
+    networks = Networks(options.name, store, pool_subnet=options.pool)
+    volumes = Volumes(options.state / "volumes", store)
+    verbs = DaemonVerbs(store=store, images=images, networks=networks, volumes=volumes)
+    api = Api(
+        identity=_identity(options),
+        store=store,
+        verbs=verbs,
+        operations=OperationRegistry(store, loop),
+        pairing=PairingDesk(store, pki, name=options.name, address=options.listen),
+        changes=changes,
+        audit=Audit(options.state / "audit.log"),
+    )
+    return Daemon(api=api, pki=pki, images=images, networks=networks)
+
+
+def _identity(options: Options) -> HostIdentity:
+    criu = find_criu()
+    return HostIdentity(
+        name=options.name,
+        version=program_version(),
+        cgroups=Hierarchies.detect().mode,
+        criu=criu.version if criu else "",
+        state_folder=str(options.state),
+        admins=options.admins,
+    )
+
+
+def program_version() -> str:
+    """Return insula's version; `0` if it runs from its sources."""
+    try:
+        return version("insula")
+    except PackageNotFoundError:
+        return "0"
