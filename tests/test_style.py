@@ -47,20 +47,26 @@ PATH_CALLS = {
     "shutil.rmtree": {
         "daemon.criu_fetch": "private prefix and apt's own folder",
         "kernel.trials.files": "the probe's own folder",
+        "runtime.volumes": "a volume's folder below one that only root enters; removal follows no link",
         "image.layers": "the store of layers, below a folder that only root enters",
     },
-    "os.chown": {},
+    "os.chown": {
+        "boot.program": "inside the container's own root, after pivot_root",
+        "daemon.main": "the daemon's own socket",
+        "image.host": "a copy made in a folder that only root enters",
+    },
     "shutil.chown": {},
 }
 #: The three doors at which any error is caught, logged and answered (a request, an operation, the daemon's loop), as
 #: module names, and the child processes, which send their error as data.
 BROAD_EXCEPT_DOORS = {
-    "api.errors",
-    "api.middleware",
-    "daemon.operations",
-    "daemon.main",
-    "boot.child",
-    "boot.spawner",
+    "api.server": "a request: logged, answered with `internal`",
+    "daemon.operations": "an operation: logged, its end is the error",
+    "daemon.main": "the daemon's loop: logged",
+    "boot.child": "a child sends its error as data",
+    "boot.engine": "a child sends its error as data",
+    "boot.spawner": "a child sends its error as data",
+    "kernel.criu": "raised again once CRIU has undone its work",
 }
 
 
