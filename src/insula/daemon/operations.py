@@ -196,8 +196,9 @@ class OperationRegistry:
 
     async def follow(self, tenant: str | None, operation_id: str) -> AsyncIterator[OperationRecord]:
         """Yield the record now, at each change, and last when the operation has ended."""
-        record = self.get(tenant, operation_id)
-        running = self._running.get(operation_id)
+        with self.lock:  # else it may end between the two looks
+            record = self.get(tenant, operation_id)
+            running = self._running.get(operation_id)
         if running is None:
             yield record
             return

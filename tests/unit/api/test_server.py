@@ -254,6 +254,8 @@ def test_an_attached_connection_is_given_away_and_data_flows(tmp_path: Path) -> 
         while len(os.listdir("/proc/self/fd")) > before + 2:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
+    run(test, tmp_path)
+
 
 def test_archives_stream_both_ways_and_a_failure_cuts_the_answer(tmp_path: Path) -> None:
     async def test(session: aiohttp.ClientSession, verbs: FakeVerbs, _path: Path) -> None:
