@@ -54,4 +54,4 @@ lock: ## resolve the dependencies of pyproject.toml anew into requirements*.lock
 
 clean: ## remove what `make` made in this folder (not the Debian packages, not CRIU)
 	rm -rf .venv .stamps build dist src/insula.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find src tests bench demo -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
