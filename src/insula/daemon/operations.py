@@ -143,10 +143,11 @@ class OperationRegistry:
                 finished_at=time.time(),
             )
 
-        self.change(running, change, persist=True)
         with self.lock:
+            # Followers wake last: who has seen the end may close the store.
             del self._running[running.record.id]
             self._store.prune_operations(keep=KEPT)
+            self.change(running, change, persist=True)
         fields = {"operation": running.record.id, "kind": running.record.kind, "status": status.value}
         LOG.info("operation ended", extra={"fields": fields})
 
