@@ -14,14 +14,18 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Iterator
 
-from insula.boot import build, child
+from insula.boot import build, child, protocol
 from insula.boot.jobs import Container, Host, Job
-from insula.boot.protocol import Failure, LimitsPlan, ProgramPlan, StartPlan
+from insula.boot.protocol import Failure, LimitsPlan, Message, ProgramPlan, StartPlan
 from insula.boot.stdio import Log, Stdio, make_pipes
 from insula.kernel import idmap, namespace, netlink, seccomp
 from insula.kernel.cgroup import Group, Limits
 from insula.model import stream
+
+#: What a verb of the spawner answers: fields and descriptors.
+Answer = tuple[dict[str, object], list[int]]
 
 #: A child that neither runs its program nor reports within this time is killed.
 BIRTH_SECONDS = 30.0
@@ -42,7 +46,7 @@ def filter_for(capabilities: tuple[str, ...]) -> bytes:
 
 
 @contextlib.contextmanager
-def _step(name: str):  # type: ignore[no-untyped-def]
+def _step(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -99,7 +103,7 @@ def start(host: Host, plan: StartPlan) -> Container:
                 child.start(
                     plan, prepared, connection=theirs, stage=host.stage, stdio=inner, filter_program=filter_program
                 )
-        undo.callback(_reap, born)
+        undo.callback(reap, born)
         theirs.close()
         _close_all(inner)
         _raise_child(plan, born=born, group=group, connection=ours)
@@ -186,7 +190,7 @@ def _wait_for_program(connection: socket.socket) -> int:
     terminal = -1
     connection.settimeout(BIRTH_SECONDS)
     while True:
-        fields, descriptors = _receive(connection)
+        fields, descriptors = receive(connection)
         if not fields:
             return terminal
         if fields.get("pty"):
@@ -199,13 +203,12 @@ def _wait_for_program(connection: socket.socket) -> int:
         )
 
 
-def _receive(connection: socket.socket):  # type: ignore[no-untyped-def]
-    from insula.boot import protocol
-
+def receive(connection: socket.socket) -> Message:
+    """Receive what a child says; an empty message is the end of its socket.  Raises: BirthFailed after BIRTH_SECONDS."""
     try:
         return protocol.receive(connection, size=65536)
     except ConnectionResetError:
-        return protocol.Message({}, [])
+        return Message({}, [])
     except TimeoutError:
         raise BirthFailed(Failure(step="wait", errno=110, message="the child did not answer")) from None
 
@@ -236,11 +239,11 @@ def execute(host: Host, container: Container, plan: ProgramPlan, *, key: str) ->
             try:
                 container.group.attach(entering.pid)
             except OSError:
-                _reap(entering)
+                reap(entering)
                 raise
         _tell(ours, child.GO)
         worker = _receive_worker(ours, entering)
-        undo.callback(_reap, worker)
+        undo.callback(reap, worker)
         terminal = _wait_for_program(ours)
         ours.close()
         stdio = connect_stdio(host, plan, outer=outer, terminal=terminal, log="", pidfd=worker.pidfd)
@@ -252,7 +255,7 @@ def execute(host: Host, container: Container, plan: ProgramPlan, *, key: str) ->
 
 def _receive_worker(connection: socket.socket, entering: namespace.Child) -> namespace.Child:
     connection.settimeout(BIRTH_SECONDS)
-    fields, _ = _receive(connection)
+    fields, _ = receive(connection)
     os.waitid(os.P_PIDFD, entering.pidfd, os.WEXITED)
     os.close(entering.pidfd)
     if "worker" not in fields:
@@ -275,7 +278,8 @@ def _close_all(descriptors: tuple[int, ...]) -> None:
             os.close(descriptor)
 
 
-def _reap(born: namespace.Child) -> None:
+def reap(born: namespace.Child) -> None:
+    """Kill a child of ours, wait for its end, close its pidfd."""
     with contextlib.suppress(OSError):
         signal.pidfd_send_signal(born.pidfd, signal.SIGKILL)
     with contextlib.suppress(OSError):

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import signal
 import socket
 import termios
 from collections.abc import Iterator
@@ -89,7 +90,7 @@ def start(
             build.pivot()
         with report.named("network"):
             report.wait_for(NET)
-            _configure_network(plan)
+            configure_network(plan)
         with report.named("mask"):
             build.hide()
             if plan.root.read_only:
@@ -128,6 +129,15 @@ def _continue_inside(connection: socket.socket) -> None:
         os._exit(0)
 
 
+def reset_signals() -> None:
+    """Undo what the spawner and the interpreter ignore: an ignored signal stays ignored across exec.
+
+    CRIU ends its helpers by SIGTERM and waits for ever if they ignore it.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGTERM, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def become_root() -> None:
     """Take the ids of the container's root: until then our ids are not mapped here."""
     os.setgroups([])
@@ -148,7 +158,8 @@ _NETWORK_SETTINGS = (
 )
 
 
-def _configure_network(plan: StartPlan) -> None:
+def configure_network(plan: StartPlan) -> None:
+    """Configure the network namespace that we are in: loopback, eth0, the two settings above."""
     with netlink.Route() as route:
         if plan.network is None:
             route.set_up("lo")
@@ -171,6 +182,7 @@ def _configure_network(plan: StartPlan) -> None:
 
 def _run(plan: ProgramPlan, report: Reporter, *, stdio: tuple[int, int, int], filter_program: bytes) -> NoReturn:
     with report.named("stdio"):
+        reset_signals()
         if plan.tty:
             _open_terminal(plan, report)
         else:

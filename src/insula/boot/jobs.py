@@ -17,6 +17,7 @@ from collections.abc import Callable
 from insula.boot import build
 from insula.boot.protocol import AttachPlan
 from insula.boot.stdio import Loop, Stdio
+from insula.kernel import mount, namespace
 from insula.kernel.cgroup import Group, Hierarchies
 from insula.model import stream
 
@@ -99,6 +100,7 @@ class Host:
         self.stage = f"{run_folder}/stage"
         os.makedirs(self.stage, mode=0o700, exist_ok=True)
         self._on_exit = on_exit
+        self._engine_run = -1
 
     def get(self, key: str) -> Container | Job:
         """Return a container or an added program.  Raises: KeyError."""
@@ -126,6 +128,22 @@ class Host:
             self._on_exit(job)
         else:
             del self.jobs[job.key]
+
+    def watch_engine(self, born: namespace.Child) -> None:
+        """Wait for a CRIU process, whose outcome insulad hears by its RPC."""
+
+        def ended(_events: int) -> None:
+            if os.waitid(os.P_PIDFD, born.pidfd, os.WEXITED | os.WNOHANG) is not None:
+                self.loop.unwatch(born.pidfd)
+                os.close(born.pidfd)
+
+        self.loop.watch(born.pidfd, selectors.EVENT_READ, ended)
+
+    def engine_run(self) -> int:
+        """Return the tmpfs that CRIU sees as /run: its cache of the kernel's features stays there between runs."""
+        if self._engine_run < 0:
+            self._engine_run = mount.tmpfs(mode=0o755, source="criu", size_bytes=16 << 20)
+        return self._engine_run
 
     def forget(self, key: str) -> None:
         """Let go of an ended container.  One that runs is kept."""

@@ -20,13 +20,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from insula.boot import birth, protocol
+from insula.boot import birth, engine, protocol
+from insula.boot.birth import Answer
 from insula.boot.jobs import Container, Host
 from insula.boot.protocol import AttachPlan, Failure, StartPlan, decode
 from insula.kernel import libc, mount, namespace
-
-#: Requests whose answer carries no descriptor, by verb; see `Spawner._verbs`.
-Answer = tuple[dict[str, object], list[int]]
 
 
 class EventLoop:
@@ -72,6 +70,7 @@ class Spawner:
             "forget": self._forget,
             "criu": self._criu,
             "prepare": self._prepare,
+            "plug": self._plug,
             "adopt": self._adopt,
             "discard": self._discard,
             "view": self._view,
@@ -172,24 +171,21 @@ class Spawner:
         return {}, []
 
     def _criu(self, body: dict[str, Any], descriptors: list[int]) -> Answer:
-        from insula.boot import engine
-
         return engine.launch(self.host, body, descriptors)
 
     def _prepare(self, body: dict[str, Any], _descriptors: list[int]) -> Answer:
-        from insula.boot import engine
-
         return engine.prepare(self.host, decode(StartPlan, body["plan"])), []
 
-    def _adopt(self, body: dict[str, Any], _descriptors: list[int]) -> Answer:
-        from insula.boot import engine
+    def _plug(self, body: dict[str, Any], _descriptors: list[int]) -> Answer:
+        engine.plug(self.host, body["key"], pid=body["pid"])
+        return {}, []
 
-        container = engine.adopt(self.host, body["key"], pid=body["pid"])
+    def _adopt(self, body: dict[str, Any], descriptors: list[int]) -> Answer:
+        terminal = os.dup(descriptors[0]) if descriptors else -1
+        container = engine.adopt(self.host, body["key"], pid=body["pid"], terminal=terminal)
         return {"pid": container.pid}, []
 
     def _discard(self, body: dict[str, Any], _descriptors: list[int]) -> Answer:
-        from insula.boot import engine
-
         engine.discard(self.host, body["key"])
         return {}, []
 

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CRIU as a child of the spawner, and the place into which it restores a container.
+
+CRIU runs in its own session and mount namespace, with a tmpfs as /run, where it keeps what it learned of the kernel
+(33 ms per run without it).  A restore happens in a room that is made ahead:
+
+    prepare   cgroups and pipes, kept under a key
+    launch    a CRIU process beside that room: root file system and external mounts attached below RUN/stage, in the
+              container's cgroups and cgroup namespace; the restored process becomes a child of the spawner (rst_sibling)
+    plug      the network namespace that CRIU has just made gets its veth pair, not yet a port of the bridge
+    adopt     the restored process is a container from now on
+    discard   the room is torn down instead
+
+Standard library only.
+"""
+
+import contextlib
+import dataclasses
+import os
+import time
+from typing import Any, NoReturn
+
+from insula.boot import birth, build, child
+from insula.boot.jobs import Container, Host
+from insula.boot.protocol import StartPlan, decode
+from insula.boot.stdio import make_pipes
+from insula.kernel import libc, mount, namespace, netlink
+from insula.kernel.cgroup import Group
+
+#: Descriptors of a CRIU process: its RPC socket, the folder of images, then what is inherited, in order.
+RPC_FD = 3
+IMAGES_FD = 4
+FIRST_INHERITED_FD = 5
+
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Room:
+    """All that stands ready for a container to be restored into."""
+
+    def __init__(self, plan: StartPlan, *, group: Group) -> None:
+        self.plan = plan
+        self.group = group
+        self.inner = (-1, -1, -1)
+        self.outer = (-1, -1, -1)
+        if not plan.program.tty:
+            self.inner, self.outer = make_pipes(uid=plan.uid_base, with_stdin=True)
+
+    def close_inner(self) -> None:
+        """Let go of what the restored processes hold by now."""
+        for descriptor in self.inner:
+            if descriptor >= 0:
+                os.close(descriptor)
+        self.inner = (-1, -1, -1)
+
+    def close(self) -> None:
+        self.close_inner()
+        for descriptor in self.outer:
+            if descriptor >= 0:
+                os.close(descriptor)
+        self.outer = (-1, -1, -1)
+
+
+_rooms: dict[str, Room] = {}
+
+
+def prepare(host: Host, plan: StartPlan) -> dict[str, object]:
+    """Make the room for a restore.  Raises: BirthFailed."""
+    discard(host, plan.key)
+    _rooms[plan.key] = Room(plan, group=birth.make_group(host, plan))
+    return {}
+
+
+def plug(host: Host, key: str, *, pid: int) -> None:
+    """Give the new network namespace of a process in restore its interface, not yet a port of the bridge.
+
+    CRIU made the namespace empty, within the container's user namespace, so that it belongs to the container: sockets
+    there can be repaired only by whom their namespace's owner allows (`tcp_can_repair_sock`).
+    """
+    del host
+    plan = _rooms[key].plan
+    if plan.network is not None:
+        birth.create_veth(dataclasses.replace(plan, network=dataclasses.replace(plan.network, bridge="")), pid=pid)
+    descriptor = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with netlink.namespace_entered(descriptor):
+            child.configure_network(plan)
+    finally:
+        os.close(descriptor)
+
+
+def launch(host: Host, body: dict[str, Any], descriptors: list[int]) -> birth.Answer:
+    """Start a CRIU process.
+
+    body: argv; key and `restore` (a StartPlan, for a restore into its room).  descriptors: its RPC socket, its folder
+    of images, further ones.  Answers: pid, and the mapping of external names to paths for a restore.
+    """
+    restore = "restore" in body
+    plan = decode(StartPlan, body["restore"]) if restore else None
+    room = _rooms[plan.key] if plan is not None else None
+    prepared = build.prepare(plan, host.maps) if plan is not None else None
+    inherited = list(descriptors)
+    if room is not None:
+        inherited += [each for each in room.inner if each >= 0]
+    born = namespace.spawn(0)
+    if born.pid == 0:
+        _become_criu(host, body["argv"], plan=plan, room=room, prepared=prepared, inherited=inherited)
+    if prepared is not None:
+        prepared.close()
+    host.watch_engine(born)
+    return {"pid": born.pid, "external": external_paths(host, plan) if plan is not None else {}}, []
+
+
+def external_paths(host: Host, plan: StartPlan) -> dict[str, str]:
+    """Return where each external mount of a container waits for a restore: its name → path in CRIU's view."""
+    places = {"dev": f"{host.stage}-ext/dev"}
+    for number, each in enumerate(plan.mounts):
+        if each.kind == "bind":
+            places[f"mount{number}"] = f"{host.stage}-ext/mount{number}"
+    return places
+
+
+def _become_criu(
+    host: Host,
+    argv: list[str],
+    *,
+    plan: StartPlan | None,
+    room: Room | None,
+    prepared: build.Prepared | None,
+    inherited: list[int],
+) -> NoReturn:
+    step = "criu"
+    try:
+        os.setsid()
+        child.reset_signals()
+        libc.unshare(namespace.CLONE_NEWNS)
+        mount.set_propagation("/", propagation=mount.MS_PRIVATE)
+        _mount_run(host)
+        if plan is not None and room is not None and prepared is not None:
+            _stage(host, plan, prepared)
+            room.group.attach(os.getpid())
+            libc.unshare(namespace.CLONE_NEWCGROUP)
+        _place_descriptors(inherited)
+        os.chdir("/")
+        os.execve(argv[0], argv, {"PATH": _PATH, "LANG": "C"})
+    except BaseException as error:  # noqa: BLE001  the spawner's log is all that is left
+        os.write(2, f"spawner: {step}: {error!r}\n".encode())
+    os._exit(127)
+
+
+def _mount_run(host: Host) -> None:
+    """Give CRIU its own /run, a tmpfs that outlives it, made once by the spawner."""
+    kept = host.engine_run()
+    clone = mount.clone(kept)
+    mount.attach(clone, "/run")
+    os.close(clone)
+
+
+def _stage(host: Host, plan: StartPlan, prepared: build.Prepared) -> None:
+    mount.attach(prepared.root, host.stage)
+    outside = f"{host.stage}-ext"
+    os.makedirs(outside, exist_ok=True)
+    shelf = mount.tmpfs(mode=0o755)
+    mount.attach(shelf, outside)
+    os.close(shelf)
+    _attach_made(f"{outside}/dev", prepared.devices)
+    for number, (each, descriptor) in enumerate(zip(plan.mounts, prepared.mounts, strict=True)):
+        if each.kind == "bind":
+            _attach_made(f"{outside}/mount{number}", descriptor)
+
+
+def _attach_made(place: str, made: int) -> None:
+    if os.path.isdir(f"/proc/self/fd/{made}"):
+        os.mkdir(place)
+    else:
+        os.close(os.open(place, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    mount.attach(made, place)
+    os.close(made)
+
+
+def _place_descriptors(inherited: list[int]) -> None:
+    # First out of the way of the targets, then to the targets.
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    high = [os.dup2(each, 200 + number, inheritable=False) for number, each in enumerate(inherited)]
+    os.dup2(null, 0, inheritable=True)
+    os.dup2(null, 1, inheritable=True)
+    for number, each in enumerate(high):
+        os.dup2(each, RPC_FD + number, inheritable=True)
+    libc.close_range(RPC_FD + len(high), 0xFFFFFFFF, 0)
+
+
+def adopt(host: Host, key: str, *, pid: int, terminal: int = -1) -> Container:
+    """Take a restored process, our child already, as the container of a room.
+
+    Raises: BirthFailed if it has ended meanwhile.
+    """
+    room = _rooms.pop(key)
+    pidfd = os.pidfd_open(pid)
+    room.close_inner()
+    plan = room.plan
+    stdio = birth.connect_stdio(host, plan.program, outer=room.outer, terminal=terminal, log=plan.log, pidfd=pidfd)
+    container = Container(key, pid=pid, pidfd=pidfd, stdio=stdio, group=room.group, uid_base=plan.uid_base)
+    host.add(container)
+    return container
+
+
+def discard(host: Host, key: str) -> None:
+    """Tear a room down.  Does nothing where there is none."""
+    del host
+    room = _rooms.pop(key, None)
+    if room is None:
+        return
+    room.close()
+    room.group.kill()
+    with contextlib.suppress(OSError):
+        room.group.wait_empty(time.monotonic() + 2.0)
+        room.group.delete(time.monotonic() + 2.0)
+
