@@ -5,8 +5,8 @@ One single-threaded process, started once by insulad with `python -SI`, that goe
 or upgraded.  It forks the first process of each container, keeps its exit code, the outer ends of its standard
 streams, and the log; it decides nothing.  What is said between the two stands in `protocol.py`.
 
-It lives in a mount namespace of its own, so that no mount of a container is ever seen on the host, and all of them
-vanish with it.  Standard library only.
+All mounts of a container are made detached and attached in its own mount namespace: none is ever seen on the host, and
+all of them vanish with it.  Standard library only.
 """
 
 import contextlib
@@ -24,7 +24,6 @@ from insula.boot import birth, engine, protocol
 from insula.boot.birth import Answer
 from insula.boot.jobs import Container, Host
 from insula.boot.protocol import AttachPlan, Failure, StartPlan, decode
-from insula.kernel import libc, mount, namespace
 
 
 class EventLoop:
@@ -219,8 +218,6 @@ def main() -> int:
         os.setsid()
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    libc.unshare(namespace.CLONE_NEWNS)
-    mount.set_propagation("/", propagation=mount.MS_PRIVATE)
     os.chdir("/")
     os.umask(0o022)
     listener = listen(f"{run_folder}/spawner.sock")

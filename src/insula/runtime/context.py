@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every verb of the runtime works with: the store, the images, the networks, the spawner, the folders, the locks.
+
+Built once by `daemon/wiring.py`.  A verb is a function `verb(grant, runtime, ref, …)`; it finds the container of the
+grant's tenant, holds its lock while it changes it, and ends with the new record stored.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from insula.image.store import Images
+from insula.kernel.cgroup import Group, Hierarchies
+from insula.kernel.criu_find import CriuProgram
+from insula.model.errors import Unsupported, WrongState
+from insula.model.grant import Grant
+from insula.model.lifecycle import ALIVE
+from insula.model.record import ContainerRecord
+from insula.network.attach import Networks
+from insula.runtime.store import Store
+from insula.runtime.supervise import SpawnerClient
+from insula.runtime.volumes import Volumes
+
+
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """Where things lie.  The state folder is root's alone (0700)."""
+
+    state: Path
+    run: Path
+
+    def container(self, container_id: str) -> Path:
+        return self.state / "containers" / container_id
+
+    def upper(self, container_id: str) -> Path:
+        """The writable layer; files in it carry container ids."""
+        return self.container(container_id) / "upper"
+
+    def work(self, container_id: str) -> Path:
+        return self.container(container_id) / "work"
+
+    def log(self, container_id: str) -> Path:
+        """Records of `boot/stdio.py`; the older half is `log.1`."""
+        return self.container(container_id) / "log"
+
+    def checkpoint(self, container_id: str, name: str) -> Path:
+        return self.container(container_id) / "checkpoints" / name
+
+    @property
+    def init_layer(self) -> Path:
+        """A layer with nothing but the small init that is pid 1."""
+        return self.state / "init-layer"
+
+
+@dataclass(slots=True, kw_only=True)
+class Runtime:
+    """Everything a verb may use."""
+
+    store: Store
+    images: Images
+    networks: Networks
+    volumes: Volumes
+    spawner: SpawnerClient
+    folders: Folders
+    host_name: str
+    cgroup_parent: str
+    criu: CriuProgram | None
+    uid_base_of: Callable[[str], int]
+    """Tenant → first uid of its range.  Raises: UidRangeExhausted."""
+    closing: threading.Event = field(default_factory=threading.Event)
+    _locks: dict[str, threading.RLock] = field(default_factory=dict)
+    _guard: threading.Lock = field(default_factory=threading.Lock)
+    ended: threading.Condition = field(default_factory=threading.Condition)
+    """Notified whenever a container's end has been written down."""
+
+    @contextmanager
+    def locked(self, container_id: str) -> Iterator[None]:
+        """Hold a container: one verb at a time changes it."""
+        with self._guard:
+            lock = self._locks.setdefault(container_id, threading.RLock())
+        with lock:
+            yield
+
+    def forget_lock(self, container_id: str) -> None:
+        with self._guard:
+            self._locks.pop(container_id, None)
+
+    def find(self, grant: Grant, ref: str) -> ContainerRecord:
+        """Find a container of the grant's tenant; an empty tenant (an admin's) is every one.
+
+        Raises: ContainerNotFound, Conflict for a prefix of several.
+        """
+        return self.store.find_container(grant.tenant or None, ref)
+
+    def find_alive(self, grant: Grant, ref: str) -> ContainerRecord:
+        """As `find`.  Raises also: WrongState if it does not run."""
+        record = self.find(grant, ref)
+        if record.status not in ALIVE:
+            raise WrongState(f"container `{record.name}` is not running: it is {record.status.value}")
+        return record
+
+    def group(self, container_id: str) -> Group:
+        """Return the container's cgroups, seen as the spawner sees them: ours may lie elsewhere."""
+        return Group(self.hierarchies(), self.cgroup_parent, container_id)
+
+    def hierarchies(self) -> Hierarchies:
+        return self.spawner.hierarchies()
+
+    def need_criu(self) -> CriuProgram:
+        """Return CRIU.  Raises: Unsupported with the cure."""
+        if self.criu is None:
+            raise Unsupported("cannot checkpoint: this host has no CRIU that works", hint="run `insula setup`")
+        return self.criu

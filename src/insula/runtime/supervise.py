@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""insulad's end of the talk with the spawner: start it if there is none, ask it, hear of containers that end.
+
+Thread-safe: verbs run in many threads, one thread reads.  Source of the messages: `boot/protocol.py`.
+"""
+
+import contextlib
+import itertools
+import logging
+import os
+import queue
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import insula
+from insula.boot import protocol
+from insula.boot.protocol import AttachPlan, Failure, ProgramPlan, StartPlan
+from insula.kernel.cgroup import Hierarchies
+from insula.kernel.cgroup.hierarchy import parse
+from insula.model.errors import InsulaError
+from insula.runtime.translate import from_failure
+
+LOG = logging.getLogger(__name__)
+
+READY_SECONDS = 10.0
+ANSWER_SECONDS = 60.0
+
+
+class SpawnerGone(InsulaError):
+    """The spawner does not answer any more."""
+
+    code = "spawner_gone"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exit:
+    """How a container's first process ended, or that it runs (exit_code None)."""
+
+    key: str
+    pid: int
+    exit_code: int | None
+    started_at: float
+    ended_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    fields: Mapping[str, Any]
+    descriptors: Sequence[int]
+
+
+@dataclass(slots=True)
+class _Waiting:
+    done: threading.Event = field(default_factory=threading.Event)
+    answer: protocol.Message | None = None
+
+
+class SpawnerClient:
+    """The connection to a host's spawner."""
+
+    def __init__(self, run: Path, *, log: Path, on_exit: Callable[[Exit], None]) -> None:
+        self._path = run / "spawner.sock"
+        self._run = run
+        self._log = log
+        self._on_exit = on_exit
+        self._connection: socket.socket | None = None
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, _Waiting] = {}
+        self._guard = threading.Lock()
+        self._exits: queue.SimpleQueue[Exit | None] = queue.SimpleQueue()
+        self._pid = 0
+        self._hierarchies: Hierarchies | None = None
+
+    def connect(self) -> list[Exit]:
+        """Reach the spawner, started if there is none.  Returns: what it holds, running and ended.
+
+        Raises: SpawnerGone.
+        """
+        try:
+            self._connection = self._dial()
+        except OSError:
+            self._launch()
+        threading.Thread(target=self._read, name="spawner-reader", daemon=True).start()
+        threading.Thread(target=self._tell_exits, name="spawner-exits", daemon=True).start()
+        hello = self._ask("hello").fields
+        self._pid = int(hello["pid"])
+        return [_exit_of(each) for each in hello["containers"]]
+
+    def hierarchies(self) -> Hierarchies:
+        """Return the cgroup hierarchies with the spawner's own place in them."""
+        if self._hierarchies is None:
+            mounts = Path("/proc/self/mountinfo").read_text()
+            self._hierarchies = parse(mounts, Path(f"/proc/{self._pid}/cgroup").read_text())
+        return self._hierarchies
+
+    def _dial(self) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            connection.connect(str(self._path))
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, protocol.MAX_MESSAGE)
+        except OSError:
+            connection.close()
+            raise
+        return connection
+
+    def _launch(self) -> None:
+        root = str(Path(insula.__file__).resolve().parents[1])
+        code = f"import sys; sys.path.insert(0, {root!r}); from insula.boot.spawner import main; sys.exit(main())"
+        with open(self._log, "ab") as log:
+            child = subprocess.Popen(
+                [sys.executable, "-SI", "-c", code, str(self._run)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                cwd="/",
+                start_new_session=True,
+            )
+        threading.Thread(target=child.wait, name="spawner-reaper", daemon=True).start()
+        deadline = time.monotonic() + READY_SECONDS
+        waiting = threading.Event()
+        while time.monotonic() < deadline and child.returncode is None:
+            with contextlib.suppress(OSError):
+                self._connection = self._dial()
+                return
+            waiting.wait(0.005)
+        raise SpawnerGone(f"cannot start the spawner: see `{self._log}`")
+
+    def _read(self) -> None:
+        connection = self._connection
+        while connection is not None:
+            try:
+                message = protocol.receive(connection)
+            except (OSError, ValueError):
+                message = protocol.Message({}, [])
+            if not message.fields:
+                break
+            if message.fields.get("event") == "exited":
+                self._exits.put(_exit_of(message.fields))
+                continue
+            with self._guard:
+                waiting = self._waiting.pop(int(message.fields.get("id") or 0), None)
+            if waiting is not None:
+                waiting.answer = message
+                waiting.done.set()
+        with self._guard:
+            abandoned, self._waiting = list(self._waiting.values()), {}
+            self._connection = None
+        for each in abandoned:
+            each.done.set()
+        self._exits.put(None)
+
+    def _tell_exits(self) -> None:
+        while (event := self._exits.get()) is not None:
+            threading.Thread(target=self._on_exit, args=(event,), name=f"exit-{event.key[:12]}", daemon=True).start()
+
+    def _ask(self, verb: str, *, descriptors: Sequence[int] = (), **body: object) -> Answer:
+        number, waiting = next(self._numbers), _Waiting()
+        with self._guard:
+            connection = self._connection
+            if connection is None:
+                raise SpawnerGone("cannot reach the spawner: it has ended", hint="restart insulad")
+            self._waiting[number] = waiting
+            try:
+                protocol.send(connection, {"id": number, "verb": verb, "body": body}, descriptors=descriptors)
+            except OSError as error:
+                del self._waiting[number]
+                raise SpawnerGone(f"cannot reach the spawner: {error.strerror}", hint="restart insulad") from error
+        waiting.done.wait(ANSWER_SECONDS)
+        if waiting.answer is None:
+            raise SpawnerGone(f"the spawner did not answer `{verb}`", hint=f"see `{self._log}`")
+        fields, received = waiting.answer
+        if "error" in fields:
+            raise from_failure(protocol.decode(Failure, fields["error"]))
+        return Answer(fields["ok"], received)
+
+    def start(self, plan: StartPlan, *, attach: AttachPlan | None = None, connection: int = -1) -> int:
+        """Start a container.  Returns: its pid.  Raises: StartFailed and what is below it."""
+        return self._with_attach("start", attach, connection=connection, plan=protocol.encode(plan))
+
+    def execute(
+        self, key: str, plan: ProgramPlan, *, exec_key: str, attach: AttachPlan | None, connection: int = -1
+    ) -> int:
+        """Run one more program in a container.  Returns: its pid."""
+        return self._with_attach(
+            "execute", attach, connection=connection, key=key, exec_key=exec_key, program=protocol.encode(plan)
+        )
+
+    def _with_attach(self, verb: str, attach: AttachPlan | None, *, connection: int, **body: object) -> int:
+        if attach is not None:
+            body["attach"] = protocol.encode(attach)
+        answer = self._ask(verb, descriptors=(connection,) if attach is not None else (), **body)
+        return int(answer.fields["pid"])
+
+    def attach(self, key: str, plan: AttachPlan, *, connection: int) -> None:
+        """Give a connection the streams of a container."""
+        self._ask("attach", descriptors=(connection,), key=key, attach=protocol.encode(plan))
+
+    def resize(self, key: str, rows: int, *, columns: int) -> None:
+        self._ask("resize", key=key, rows=rows, columns=columns)
+
+    def signal(self, key: str, number: int) -> None:
+        """Send a signal to a container's first process."""
+        self._ask("signal", key=key, signal=number)
+
+    def forget(self, key: str) -> None:
+        """Tell that an end was written down; its cgroups go."""
+        self._ask("forget", key=key)
+
+    def view(self, plan: StartPlan) -> int:
+        """Mount a stopped container's root file system, detached.  Returns: the mount's descriptor, the caller's."""
+        return self._ask("view", plan=protocol.encode(plan)).descriptors[0]
+
+    def launch_criu(
+        self, argv: Sequence[str], *, rpc: int, images: int, extra: Sequence[int] = (), restore: StartPlan | None = None
+    ) -> Mapping[str, str]:
+        """Start a CRIU process.  Returns: for a restore, external mount → path in CRIU's view."""
+        body: dict[str, object] = {"argv": list(argv)}
+        if restore is not None:
+            body["restore"] = protocol.encode(restore)
+        return dict(self._ask("criu", descriptors=(rpc, images, *extra), **body).fields["external"])
+
+    def prepare(self, plan: StartPlan) -> None:
+        """Make the room for a restore."""
+        self._ask("prepare", plan=protocol.encode(plan))
+
+    def plug(self, key: str, pid: int) -> None:
+        """Give the network namespace of a process in restore its interface."""
+        self._ask("plug", key=key, pid=pid)
+
+    def adopt(self, key: str, pid: int, *, terminal: int = -1) -> None:
+        """Take a restored process as the container."""
+        self._ask("adopt", descriptors=(terminal,) if terminal >= 0 else (), key=key, pid=pid)
+
+    def discard(self, key: str) -> None:
+        """Tear a room down."""
+        self._ask("discard", key=key)
+
+    def shutdown(self) -> None:
+        """End the spawner.  Raises: StartFailed while containers run."""
+        self._ask("shutdown")
+
+    def close(self) -> None:
+        """Hang up; the spawner goes on."""
+        with self._guard:
+            connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
+
+
+def _exit_of(fields: Mapping[str, Any]) -> Exit:
+    code = fields["exit_code"]
+    return Exit(
+        key=str(fields["key"]),
+        pid=int(fields["pid"]),
+        exit_code=None if code is None else int(code),
+        started_at=float(fields["started_at"]),
+        ended_at=float(fields["ended_at"]),
+    )
+
+
+def pid_is_alive(pid: int) -> bool:
+    """Tell whether a process exists; used only where the spawner that knew it is gone."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
