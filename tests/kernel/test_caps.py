@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The capability sets that a process keeps, on the real kernel."""
+
 import os
 
 import forked

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Paths inside a root: links, `..` and races do not lead out of it."""
+
 import os
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The seccomp filter, asked by real system calls in a child."""
+
 import errno
 import os
 import socket

@@ -101,7 +101,12 @@ def start(host: Host, plan: StartPlan) -> Container:
             if born.pid == 0:
                 ours.close()
                 child.start(
-                    plan, prepared, connection=theirs, stage=host.stage, stdio=inner, filter_program=filter_program
+                    plan,
+                    prepared,
+                    connection=theirs,
+                    stage=host.stage,
+                    stdio=inner,
+                    filter_program=filter_program,
                 )
         undo.callback(reap, born)
         theirs.close()
@@ -109,7 +114,9 @@ def start(host: Host, plan: StartPlan) -> Container:
         _raise_child(plan, born=born, group=group, connection=ours)
         terminal = _wait_for_program(ours)
         ours.close()
-        stdio = connect_stdio(host, plan.program, outer=outer, terminal=terminal, log=plan.log, pidfd=born.pidfd)
+        stdio = connect_stdio(
+            host, plan.program, outer=outer, terminal=terminal, log=plan.log, pidfd=born.pidfd
+        )
         undo.pop_all()
     container = Container(
         plan.key, pid=born.pid, pidfd=born.pidfd, stdio=stdio, group=group, uid_base=plan.uid_base
@@ -199,7 +206,9 @@ def _wait_for_program(connection: socket.socket) -> int:
         if terminal >= 0:
             os.close(terminal)
         raise BirthFailed(
-            Failure(step=fields["step"], errno=fields["errno"], message=fields["message"], code=fields["code"])
+            Failure(
+                step=fields["step"], errno=fields["errno"], message=fields["message"], code=fields["code"]
+            )
         )
 
 
@@ -219,7 +228,9 @@ def execute(host: Host, container: Container, plan: ProgramPlan, *, key: str) ->
     Raises: BirthFailed.
     """
     if not container.alive:
-        raise BirthFailed(Failure(step="enter", errno=3, message="the container has ended", code="wrong_state"))
+        raise BirthFailed(
+            Failure(step="enter", errno=3, message="the container has ended", code="wrong_state")
+        )
     filter_program = filter_for(plan.capabilities)
     with contextlib.ExitStack() as undo:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

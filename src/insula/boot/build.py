@@ -164,7 +164,9 @@ def _prepare_mount(plan: MountPlan, userns: int) -> int:
         if plan.idmapped:
             return idmap.idmapped_clone(source, userns, read_only=plan.read_only)
         attributes = mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NODEV
-        return mount.bind_fd(source, attributes=attributes | (mount.MOUNT_ATTR_RDONLY if plan.read_only else 0))
+        return mount.bind_fd(
+            source, attributes=attributes | (mount.MOUNT_ATTR_RDONLY if plan.read_only else 0)
+        )
 
 
 def assemble(plan: StartPlan, prepared: Prepared, *, stage: str) -> None:
@@ -202,7 +204,9 @@ def _attach_at(root: int, path: str, made: int, *, close: bool = False) -> None:
 def _attach_wished(root: int, plan: MountPlan, descriptor: int) -> None:
     if plan.kind == "tmpfs":
         made = mount.tmpfs(
-            size_bytes=plan.size_bytes, mode=0o1777, attributes=mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NODEV
+            size_bytes=plan.size_bytes,
+            mode=0o1777,
+            attributes=mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NODEV,
         )
         _attach_at(root, plan.target, made, close=True)
     elif stat.S_ISDIR(os.fstat(descriptor).st_mode):
@@ -267,7 +271,9 @@ def _cover(path: str, *, null: int, empty: int) -> None:
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return
     is_directory = stat.S_ISDIR(os.fstat(place).st_mode)
-    made = mount.bind_fd(empty if is_directory else null, attributes=mount.MOUNT_ATTR_RDONLY if is_directory else 0)
+    made = mount.bind_fd(
+        empty if is_directory else null, attributes=mount.MOUNT_ATTR_RDONLY if is_directory else 0
+    )
     mount.attach(made, place)
     os.close(made)
     os.close(place)

@@ -101,7 +101,12 @@ def start(
 
 
 def execute(
-    plan: ProgramPlan, *, pidfd: int, connection: socket.socket, stdio: tuple[int, int, int], filter_program: bytes
+    plan: ProgramPlan,
+    *,
+    pidfd: int,
+    connection: socket.socket,
+    stdio: tuple[int, int, int],
+    filter_program: bytes,
 ) -> NoReturn:
     """Enter a container and run one more program there.  In a child of the spawner, already in its cgroups."""
     report = Reporter(connection)
@@ -180,7 +185,9 @@ def configure_network(plan: StartPlan) -> None:
             os.close(descriptor)
 
 
-def _run(plan: ProgramPlan, report: Reporter, *, stdio: tuple[int, int, int], filter_program: bytes) -> NoReturn:
+def _run(
+    plan: ProgramPlan, report: Reporter, *, stdio: tuple[int, int, int], filter_program: bytes
+) -> NoReturn:
     with report.named("stdio"):
         reset_signals()
         if plan.tty:

@@ -80,7 +80,9 @@ def plug(host: Host, key: str, *, pid: int) -> None:
     del host
     plan = _rooms[key].plan
     if plan.network is not None:
-        birth.create_veth(dataclasses.replace(plan, network=dataclasses.replace(plan.network, bridge="")), pid=pid)
+        birth.create_veth(
+            dataclasses.replace(plan, network=dataclasses.replace(plan.network, bridge="")), pid=pid
+        )
     descriptor = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         with netlink.namespace_entered(descriptor):
@@ -198,7 +200,9 @@ def adopt(host: Host, key: str, *, pid: int, terminal: int = -1) -> Container:
     pidfd = os.pidfd_open(pid)
     room.close_inner()
     plan = room.plan
-    stdio = birth.connect_stdio(host, plan.program, outer=room.outer, terminal=terminal, log=plan.log, pidfd=pidfd)
+    stdio = birth.connect_stdio(
+        host, plan.program, outer=room.outer, terminal=terminal, log=plan.log, pidfd=pidfd
+    )
     container = Container(key, pid=pid, pidfd=pidfd, stdio=stdio, group=room.group, uid_base=plan.uid_base)
     host.add(container)
     return container
@@ -215,4 +219,3 @@ def discard(host: Host, key: str) -> None:
     with contextlib.suppress(OSError):
         room.group.wait_empty(time.monotonic() + 2.0)
         room.group.delete(time.monotonic() + 2.0)
-

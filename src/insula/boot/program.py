@@ -73,11 +73,18 @@ def find_identity(user: str) -> Identity:
     name, _, group_name = user.partition(":")
     uid = _identifier(name, what="user") if name else 0
     entry = next(
-        (e for e in _lines("/etc/passwd") if len(e) >= 6 and (e[0] == name if uid is None else e[2] == str(uid))), None
+        (
+            e
+            for e in _lines("/etc/passwd")
+            if len(e) >= 6 and (e[0] == name if uid is None else e[2] == str(uid))
+        ),
+        None,
     )
     if uid is None:
         if entry is None:
-            raise StepFailed(f"cannot run as user `{name}`: not in the image's /etc/passwd", code="invalid_spec")
+            raise StepFailed(
+                f"cannot run as user `{name}`: not in the image's /etc/passwd", code="invalid_spec"
+            )
         uid = _identifier(entry[2], what="user") or 0
     gid = (_identifier(entry[3], what="group") or 0) if entry else 0
     groups = _lines("/etc/group")
@@ -93,7 +100,9 @@ def find_identity(user: str) -> Identity:
         gid = found
     member = entry[0] if entry else None
     extra = tuple(
-        int(g[2]) for g in groups if len(g) >= 4 and g[2].isdigit() and int(g[2]) <= MAX_ID and member in g[3].split(",")
+        int(g[2])
+        for g in groups
+        if len(g) >= 4 and g[2].isdigit() and int(g[2]) <= MAX_ID and member in g[3].split(",")
     )
     return Identity(uid, gid, (gid, *extra), entry[5] if entry and entry[5] else "/")
 
@@ -180,7 +189,9 @@ def execute(plan: ProgramPlan, *, filter_program: bytes) -> NoReturn:
         os.execve(path, argv, environment)
     except OSError as error:
         if error.errno == errno.ENOEXEC or error.errno == errno.EACCES:
-            raise StepFailed(f"cannot execute `{path}`: {error.strerror}", code="command_not_executable") from None
+            raise StepFailed(
+                f"cannot execute `{path}`: {error.strerror}", code="command_not_executable"
+            ) from None
         if error.errno == errno.ENOENT:
             raise StepFailed(
                 f"cannot execute `{path}`: its interpreter is not in the image", code="command_not_found"

@@ -184,7 +184,9 @@ class Message(typing.NamedTuple):
     descriptors: list[int]
 
 
-def send(connection: socket.socket, fields: typing.Mapping[str, object], *, descriptors: typing.Sequence[int] = ()) -> None:
+def send(
+    connection: socket.socket, fields: typing.Mapping[str, object], *, descriptors: typing.Sequence[int] = ()
+) -> None:
     """Send one message with descriptors.  Raises: OSError (EPIPE, EMSGSIZE)."""
     ancillary = []
     if descriptors:

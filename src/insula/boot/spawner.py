@@ -146,7 +146,7 @@ class Spawner:
             container.attach(decode(AttachPlan, body["attach"]), os.dup(descriptors[0]))
 
     def _execute(self, body: dict[str, Any], descriptors: list[int]) -> Answer:
-        container = self.host.get(body["key"])
+        container = self.host.get_container(body["key"])
         program = decode(protocol.ProgramPlan, body["program"])
         job = birth.execute(self.host, container, program, key=body["exec_key"])
         if descriptors:
@@ -221,7 +221,11 @@ def main() -> int:
     os.chdir("/")
     os.umask(0o022)
     listener = listen(f"{run_folder}/spawner.sock")
-    print(json.dumps({"at": time.time(), "message": "spawner ready", "pid": os.getpid()}), file=sys.stderr, flush=True)
+    print(
+        json.dumps({"at": time.time(), "message": "spawner ready", "pid": os.getpid()}),
+        file=sys.stderr,
+        flush=True,
+    )
     Spawner(run_folder).serve(listener)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(f"{run_folder}/spawner.sock")

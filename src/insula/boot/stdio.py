@@ -170,7 +170,13 @@ class Stdio:
     def add_output(self, descriptor: int, kind: int) -> None:
         os.set_blocking(descriptor, False)
         self._outputs[descriptor] = kind
-        self.loop.watch(descriptor, selectors.EVENT_READ, lambda _events: self._read(descriptor))
+        self._watch_output(descriptor)
+
+    def _watch_output(self, descriptor: int) -> None:
+        def ready(_events: int) -> None:
+            self._read(descriptor)
+
+        self.loop.watch(descriptor, selectors.EVENT_READ, ready)
 
     def set_input(self, descriptor: int) -> None:
         os.set_blocking(descriptor, False)
@@ -280,7 +286,7 @@ class Stdio:
             elif descriptor == self._terminal:
                 self._watch_input(waiting=bool(self._stdin_backlog))
             else:
-                self.loop.watch(descriptor, selectors.EVENT_READ, lambda _events, fd=descriptor: self._read(fd))
+                self._watch_output(descriptor)
 
     def finish(self, last: bytes) -> None:
         """The program has ended: take what is still in the pipes, tell everybody attached, close."""

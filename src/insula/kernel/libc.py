@@ -21,8 +21,22 @@ _syscall.restype = c_long
 
 #: System calls older than the unified table differ by architecture: name → number.
 _OLD_NUMBERS = {
-    "x86_64": {"pivot_root": 155, "seccomp": 317, "userfaultfd": 323, "ptrace": 101, "keyctl": 250, "bpf": 321},
-    "aarch64": {"pivot_root": 41, "seccomp": 277, "userfaultfd": 282, "ptrace": 117, "keyctl": 219, "bpf": 280},
+    "x86_64": {
+        "pivot_root": 155,
+        "seccomp": 317,
+        "userfaultfd": 323,
+        "ptrace": 101,
+        "keyctl": 250,
+        "bpf": 321,
+    },
+    "aarch64": {
+        "pivot_root": 41,
+        "seccomp": 277,
+        "userfaultfd": 282,
+        "ptrace": 117,
+        "keyctl": 219,
+        "bpf": 280,
+    },
 }
 _UNIFIED_NUMBERS = {
     "pidfd_send_signal": 424,

@@ -53,7 +53,9 @@ def spawn(flags: int, *, cgroup_fd: int = -1) -> Child:
     # struct clone_args { __aligned_u64 flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls,
     #                     set_tid, set_tid_size, cgroup; }
     arguments = bytearray(
-        struct.pack("=11Q", flags, libc.address_of(pidfd), 0, 0, exit_signal, 0, 0, 0, 0, 0, max(cgroup_fd, 0))
+        struct.pack(
+            "=11Q", flags, libc.address_of(pidfd), 0, 0, exit_signal, 0, 0, 0, 0, 0, max(cgroup_fd, 0)
+        )
     )
     pid = libc.clone3(libc.address_of(arguments), len(arguments))
     return Child(pid, struct.unpack("=i", pidfd)[0] if pid else -1)

@@ -89,5 +89,7 @@ def after(status: Status, event: Event, *, name: str = "container") -> Status:
         return TRANSITIONS[(status, event)]
     except KeyError:
         raise WrongState(
-            f"cannot {event.value} `{name}`: it is {status.value}", hint=_CURES.get(event, ""), status=status.value
+            f"cannot {event.value} `{name}`: it is {status.value}",
+            hint=_CURES.get(event, ""),
+            status=status.value,
         ) from None

@@ -23,7 +23,9 @@ def parse_size(text: str) -> int:
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise InvalidSpec(f"cannot read size `{text}`: not a number with b, k, m, g or t", hint="for example 512m")
+        raise InvalidSpec(
+            f"cannot read size `{text}`: not a number with b, k, m, g or t", hint="for example 512m"
+        )
     value = float(match[1]) * _FACTORS[match[2].lower()]
     if value >= 1 << 63:
         raise InvalidSpec(f"cannot read size `{text}`: larger than 2^63 bytes")
@@ -103,7 +105,9 @@ def parse_ports(text: str) -> dict[str, str | int]:
 def _parse_range(word: str, *, text: str) -> tuple[int, int]:
     first, dash, last = word.partition("-")
     if not (first.isascii() and first.isdigit()) or (dash and not (last.isascii() and last.isdigit())):
-        raise InvalidSpec(f"cannot publish `{text}`: `{word}` is no port or range of ports", hint="for example 8080:80")
+        raise InvalidSpec(
+            f"cannot publish `{text}`: `{word}` is no port or range of ports", hint="for example 8080:80"
+        )
     low, high = int(first), int(last) if dash else int(first)
     if not (1 <= low <= high <= MAX_PORT):
         raise InvalidSpec(f"cannot publish `{text}`: `{word}` is not within 1 to {MAX_PORT}")
@@ -117,7 +121,9 @@ def parse_volume(text: str) -> dict[str, str | bool]:
     """
     parts = text.split(":")
     if len(parts) > 3 or not all(parts):
-        raise InvalidSpec(f"cannot mount `{text}`: not [source:]target[:ro]", hint="for example /srv/data:/data:ro")
+        raise InvalidSpec(
+            f"cannot mount `{text}`: not [source:]target[:ro]", hint="for example /srv/data:/data:ro"
+        )
     options = parts.pop() if len(parts) == 3 or (len(parts) == 2 and parts[1] in ("ro", "rw")) else "rw"
     if not set(options.split(",")) <= {"ro", "rw"}:
         raise InvalidSpec(f"cannot mount `{text}`: unknown option `{options}`", hint="ro or rw")
@@ -126,7 +132,13 @@ def parse_volume(text: str) -> dict[str, str | bool]:
     return {"kind": kind, "source": source, "target": parts[-1], "read_only": options == "ro"}
 
 
-_MOUNT_KEYS = {"src": "source", "source": "source", "dst": "target", "destination": "target", "target": "target"}
+_MOUNT_KEYS = {
+    "src": "source",
+    "source": "source",
+    "dst": "target",
+    "destination": "target",
+    "target": "target",
+}
 
 
 def parse_mount(text: str) -> dict[str, str | bool | int]:
@@ -136,7 +148,7 @@ def parse_mount(text: str) -> dict[str, str | bool | int]:
     """
     fields: dict[str, str | bool | int] = {"kind": "volume"}
     for word in text.split(","):
-        key, equals, value = word.partition("=")
+        key, _, value = word.partition("=")
         if key == "type" and value in ("bind", "volume", "tmpfs"):
             fields["kind"] = value
         elif key in _MOUNT_KEYS and value:
@@ -147,7 +159,8 @@ def parse_mount(text: str) -> dict[str, str | bool | int]:
             fields["size_bytes"] = parse_size(value)
         else:
             raise InvalidSpec(
-                f"cannot mount `{text}`: unknown part `{word}`", hint="type=, source=, target=, readonly, tmpfs-size="
+                f"cannot mount `{text}`: unknown part `{word}`",
+                hint="type=, source=, target=, readonly, tmpfs-size=",
             )
     if "target" not in fields:
         raise InvalidSpec(f"cannot mount `{text}`: no target")
@@ -161,7 +174,9 @@ def parse_restart(text: str) -> dict[str, str | int]:
     """
     kind, colon, retries = text.partition(":")
     if kind not in ("no", "always", "unless-stopped", "on-failure") or (colon and kind != "on-failure"):
-        raise InvalidSpec(f"cannot use restart policy `{text}`", hint="no, on-failure[:n], always or unless-stopped")
+        raise InvalidSpec(
+            f"cannot use restart policy `{text}`", hint="no, on-failure[:n], always or unless-stopped"
+        )
     if colon and not (retries.isascii() and retries.isdigit()):
         raise InvalidSpec(f"cannot use restart policy `{text}`: `{retries}` is not a number")
     return {"kind": kind, "max_retries": int(retries or 0)}

@@ -111,5 +111,7 @@ class Runtime:
     def need_criu(self) -> CriuProgram:
         """Return CRIU.  Raises: Unsupported with the cure."""
         if self.criu is None:
-            raise Unsupported("cannot checkpoint: this host has no CRIU that works", hint="run `insula setup`")
+            raise Unsupported(
+                "cannot checkpoint: this host has no CRIU that works", hint="run `insula setup`"
+            )
         return self.criu

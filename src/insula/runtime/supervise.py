@@ -158,7 +158,9 @@ class SpawnerClient:
 
     def _tell_exits(self) -> None:
         while (event := self._exits.get()) is not None:
-            threading.Thread(target=self._on_exit, args=(event,), name=f"exit-{event.key[:12]}", daemon=True).start()
+            threading.Thread(
+                target=self._on_exit, args=(event,), name=f"exit-{event.key[:12]}", daemon=True
+            ).start()
 
     def _ask(self, verb: str, *, descriptors: Sequence[int] = (), **body: object) -> Answer:
         number, waiting = next(self._numbers), _Waiting()
@@ -171,7 +173,9 @@ class SpawnerClient:
                 protocol.send(connection, {"id": number, "verb": verb, "body": body}, descriptors=descriptors)
             except OSError as error:
                 del self._waiting[number]
-                raise SpawnerGone(f"cannot reach the spawner: {error.strerror}", hint="restart insulad") from error
+                raise SpawnerGone(
+                    f"cannot reach the spawner: {error.strerror}", hint="restart insulad"
+                ) from error
         waiting.done.wait(ANSWER_SECONDS)
         if waiting.answer is None:
             raise SpawnerGone(f"the spawner did not answer `{verb}`", hint=f"see `{self._log}`")
@@ -189,7 +193,12 @@ class SpawnerClient:
     ) -> int:
         """Run one more program in a container.  Returns: its pid."""
         return self._with_attach(
-            "execute", attach, connection=connection, key=key, exec_key=exec_key, program=protocol.encode(plan)
+            "execute",
+            attach,
+            connection=connection,
+            key=key,
+            exec_key=exec_key,
+            program=protocol.encode(plan),
         )
 
     def _with_attach(self, verb: str, attach: AttachPlan | None, *, connection: int, **body: object) -> int:
@@ -218,7 +227,13 @@ class SpawnerClient:
         return self._ask("view", plan=protocol.encode(plan)).descriptors[0]
 
     def launch_criu(
-        self, argv: Sequence[str], *, rpc: int, images: int, extra: Sequence[int] = (), restore: StartPlan | None = None
+        self,
+        argv: Sequence[str],
+        *,
+        rpc: int,
+        images: int,
+        extra: Sequence[int] = (),
+        restore: StartPlan | None = None,
     ) -> Mapping[str, str]:
         """Start a CRIU process.  Returns: for a restore, external mount → path in CRIU's view."""
         body: dict[str, object] = {"argv": list(argv)}

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Names and bits of capabilities."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Reading mount tables, checking limits and names of cgroups."""
+
 import pytest
 
 from insula.kernel.cgroup import Group, Hierarchies, Limits, hierarchy, values
