@@ -4,6 +4,7 @@
 import msgspec
 
 from insula.model.record import ErrorBody, Fact, HostRecord
+from insula.model.record import PathStat as PathStat
 
 
 class Query(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -75,22 +76,6 @@ class Ended(Fact, kw_only=True, frozen=True):
 
 class ExecStarted(Fact, kw_only=True, frozen=True):
     id: str
-
-
-class LogLine(Fact, kw_only=True, frozen=True):
-    time: float
-    stream: str
-    text: str
-
-
-class PathStat(Fact, kw_only=True, frozen=True):
-    """The header `X-Insula-Path-Stat`."""
-
-    name: str
-    mode: int
-    size: int
-    is_directory: bool
-    link_target: str = ""
 
 
 class Version(Fact, kw_only=True, frozen=True):

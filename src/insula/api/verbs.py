@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
-from insula.api.bodies import LogLine, PairAnswer, PairingToken, PairRequest, PathStat
+from insula.api.bodies import PairAnswer, PairingToken, PairRequest
 from insula.model.grant import Grant
 from insula.model.record import (
     ChangedPath,
@@ -19,8 +19,10 @@ from insula.model.record import (
     ContainerStats,
     HostRecord,
     ImageRecord,
+    LogLine,
     NetworkRecord,
     OperationRecord,
+    PathStat,
     ProcessRecord,
     VolumeRecord,
 )

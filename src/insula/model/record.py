@@ -222,3 +222,24 @@ class ChangedPath(Fact, kw_only=True, frozen=True):
     kind: str
     """A(dded), C(hanged), D(eleted)."""
     path: str
+
+
+class LogLine(Fact, kw_only=True, frozen=True):
+    """A line that a program wrote, without its line end."""
+
+    time: float
+    """When its first bytes came."""
+    stream: str
+    """stdout, stderr."""
+    text: str
+    """Bytes that are not UTF-8 as surrogates (`surrogateescape`)."""
+
+
+class PathStat(Fact, kw_only=True, frozen=True):
+    """A path in a container: the header `X-Insula-Path-Stat`."""
+
+    name: str
+    mode: int
+    size: int
+    is_directory: bool
+    link_target: str = ""
