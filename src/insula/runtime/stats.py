@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What containers use now: from their cgroups, and from the host's ends of their interfaces."""
+
+import time
+
+from insula.kernel.netlink import Counters, Route
+from insula.model.errors import WrongState
+from insula.model.grant import Grant
+from insula.model.lifecycle import ALIVE
+from insula.model.record import ContainerRecord, ContainerStats
+from insula.runtime.context import Runtime
+
+_NOTHING = Counters(rx_bytes=0, rx_packets=0, tx_bytes=0, tx_packets=0)
+
+
+def stats(grant: Grant, runtime: Runtime, ref: str) -> ContainerStats:
+    """Measure a running container.
+
+    Raises: ContainerNotFound; WrongState, also if it ends meanwhile.
+    """
+    record = runtime.find_alive(grant, ref)
+    with Route() as route:
+        try:
+            return _measure(runtime, record, route=route)
+        except FileNotFoundError:
+            raise WrongState(f"container `{record.name}` is not running: it has just ended") from None
+
+
+def all_stats(grant: Grant, runtime: Runtime) -> list[ContainerStats]:
+    """Measure every running container of the grant's tenant; those that end meanwhile are left out."""
+    found = []
+    with Route() as route:
+        for record in runtime.store.list_containers(grant.tenant or None):
+            if record.status in ALIVE:
+                try:
+                    found.append(_measure(runtime, record, route=route))
+                except FileNotFoundError:
+                    continue
+    return found
+
+
+def _measure(runtime: Runtime, record: ContainerRecord, *, route: Route) -> ContainerStats:
+    used = runtime.group(record.id).stats()
+    counters = _counters(record, route)
+    return ContainerStats(
+        id=record.id,
+        name=record.name,
+        cpu_usage_us=used.cpu_usage_us,
+        sampled_at=time.monotonic(),
+        memory_bytes=used.memory_bytes,
+        memory_limit_bytes=used.memory_limit_bytes,
+        pids=used.pids,
+        pids_limit=used.pids_limit,
+        # The host's end sends what the container receives.
+        received_bytes=counters.tx_bytes,
+        sent_bytes=counters.rx_bytes,
+        read_bytes=used.io_read_bytes,
+        written_bytes=used.io_write_bytes,
+    )
+
+
+def _counters(record: ContainerRecord, route: Route) -> Counters:
+    if record.attachment is None:
+        return _NOTHING
+    try:
+        return route.counters(record.attachment.interface)
+    except OSError:  # ENODEV: it goes with the container's last process
+        return _NOTHING

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processes as `top` shows them, tried on this test's own."""
+
+import os
+import subprocess
+
+from msgspec.structs import replace
+
+from insula.model.lifecycle import Status
+from insula.model.record import ContainerRecord, ImageConfig
+from insula.model.spec import Spec
+from insula.runtime.top import OVERFLOW_ID, processes
+
+RECORD = ContainerRecord(
+    id="a" * 64,
+    name="web",
+    tenant="alice",
+    spec=Spec(image="host"),
+    image="sha256:1",
+    layers=(),
+    config=ImageConfig(),
+    status=Status.RUNNING,
+    uid_base=os.geteuid(),
+    created_at=1.0,
+    pid=os.getpid(),
+)
+
+
+def test_a_process_is_described_with_ids_of_the_container() -> None:
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        found = {each.host_pid: each for each in processes(RECORD, [os.getpid(), child.pid])}
+        assert found[child.pid].parent_pid == found[os.getpid()].pid
+        assert found[child.pid].uid == 0
+        assert found[os.getpid()].resident_bytes > 1 << 20
+        assert found[os.getpid()].cpu_time_s > 0
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_foreign_ids_and_gone_processes() -> None:
+    shifted = replace(RECORD, uid_base=os.geteuid() + 1)
+    child = subprocess.Popen(["true"])
+    child.wait()
+    assert [each.uid for each in processes(shifted, [os.getpid(), child.pid])] == [OVERFLOW_ID]
