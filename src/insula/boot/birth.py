@@ -8,6 +8,7 @@ A failure on either side undoes what was made and becomes a `BirthFailed` that n
 """
 
 import contextlib
+import errno
 import functools
 import json
 import os
@@ -70,12 +71,15 @@ def make_group(host: Host, plan: StartPlan) -> Group:
     """Make the container's cgroups with their limits."""
     group = Group(host.hierarchies, plan.cgroup_parent, plan.key)
     with _step("cgroup"):
-        group.create()
         try:
+            group.create()
             group.set_limits(limits_of(plan.limits))
             group.deny_devices()
+        except ValueError as error:
+            _delete_group(group)
+            raise OSError(errno.EINVAL, str(error)) from None
         except OSError:
-            group.delete(time.monotonic() + 1.0)
+            _delete_group(group)
             raise
     return group
 

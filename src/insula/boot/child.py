@@ -135,12 +135,13 @@ def _continue_inside(connection: socket.socket) -> None:
 
 
 def reset_signals() -> None:
-    """Undo what the spawner and the interpreter ignore: an ignored signal stays ignored across exec.
+    """Undo what the spawner, the interpreter or whoever started insulad ignores or blocks: that stays across exec.
 
     CRIU ends its helpers by SIGTERM and waits for ever if they ignore it.
     """
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGTERM, signal.SIGXFSZ):
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def become_root() -> None:

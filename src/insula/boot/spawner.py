@@ -26,6 +26,12 @@ from insula.boot.jobs import Container, Host
 from insula.boot.protocol import AttachPlan, Failure, StartPlan, decode
 
 
+def log(message: str, **numbers: int) -> None:
+    """Write one line to the spawner's log."""
+    with contextlib.suppress(OSError):
+        print(json.dumps({"at": time.time(), "message": message, **numbers}), file=sys.stderr, flush=True)
+
+
 class EventLoop:
     """Descriptors and who handles them: the `Loop` of `stdio.py`."""
 
@@ -48,7 +54,14 @@ class EventLoop:
             # An earlier callback of the same round may have closed this descriptor.
             current = self._selector.get_map().get(key.fd)
             if current is not None and current.data is key.data:
-                key.data(events)
+                self._call(key.fd, key.data, events=events)
+
+    def _call(self, descriptor: int, callback: Callable[[int], None], *, events: int) -> None:
+        try:
+            callback(events)
+        except Exception as error:  # noqa: BLE001  one container's trouble must not end the parent of all
+            log(f"callback failed: {error!r}", descriptor=descriptor)
+            self.unwatch(descriptor)
 
 
 class Spawner:
@@ -84,7 +97,13 @@ class Spawner:
             self._loop.run_once()
 
     def _accept(self, listener: socket.socket) -> None:
-        connection, _address = listener.accept()
+        try:
+            connection, _address = listener.accept()
+        except (
+            OSError
+        ) as error:  # the client has gone again, or descriptors have run out: later ones are served
+            log(f"accept failed: {error}", descriptor=listener.fileno())
+            return
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, protocol.MAX_MESSAGE)
         self._clients.append(connection)
         self._loop.watch(connection.fileno(), selectors.EVENT_READ, lambda _events: self._request(connection))
@@ -104,7 +123,7 @@ class Spawner:
             answer["ok"] = result
         except birth.BirthFailed as error:
             answer["error"] = protocol.encode(error.failure)
-        except (OSError, KeyError, TypeError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001  whatever a request asks for, the containers' parent stays
             step, number = str(fields.get("verb")), getattr(error, "errno", 0) or 0
             answer["error"] = protocol.encode(Failure(step=step, errno=number, message=f"{error}"))
         finally:
@@ -221,11 +240,7 @@ def main() -> int:
     os.chdir("/")
     os.umask(0o022)
     listener = listen(f"{run_folder}/spawner.sock")
-    print(
-        json.dumps({"at": time.time(), "message": "spawner ready", "pid": os.getpid()}),
-        file=sys.stderr,
-        flush=True,
-    )
+    log("spawner ready", pid=os.getpid())
     Spawner(run_folder).serve(listener)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(f"{run_folder}/spawner.sock")

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""For tests of the spawner: one real spawner per module, emptied after each test."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import spawned
+
+
+@pytest.fixture(scope="module")
+def module_spawner() -> Iterator[spawned.Spawned]:
+    # Not pytest's own folder: as with /run/insula, every part of the run folder's path may be entered by everybody.
+    folder = Path(tempfile.mkdtemp(prefix="insula-test-"))
+    folder.chmod(0o755)
+    try:
+        with spawned.spawner(folder) as made:
+            yield made
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def host(module_spawner: spawned.Spawned) -> Iterator[spawned.Spawned]:
+    """A spawner without containers."""
+    with module_spawner.connected():
+        yield module_spawner
