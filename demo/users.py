@@ -8,6 +8,7 @@ import compileall
 import grp
 import os
 import pwd
+import shlex
 import shutil
 import subprocess
 import sys
@@ -69,8 +70,10 @@ class User:
 
 
 def shown(words: Sequence[str]) -> str:
-    """Return a command as a person would read it: long programs are cut."""
-    return " ".join(["insula", *(word if len(word) <= 40 and "\n" not in word else "…" for word in words)])
+    """Return a command as a person would type it; long programs are cut."""
+    return " ".join(
+        ["insula", *("…" if len(word) > 40 or "\n" in word else shlex.quote(word) for word in words)]
+    )
 
 
 def install_program(folder: Path) -> Path:
@@ -86,12 +89,26 @@ def install_program(folder: Path) -> Path:
         path.chmod(0o755 if path.is_dir() else 0o644)
     program = folder / "insula"
     program.write_text(
-        f"#!{os.path.realpath(sys.executable)} -S\nimport sys\n\nsys.path.insert(0, {str(library)!r})\n"
+        f"#!{open_python()} -S\nimport sys\n\nsys.path.insert(0, {str(library)!r})\n"
         "from insula.cli.main import main\n\nsys.exit(main())\n",
         encoding="utf-8",
     )
     program.chmod(0o755)
     return program
+
+
+def open_python() -> str:
+    """Return a Python that every user may run.  Raises: CommandFailed."""
+    for path in (os.path.realpath(sys.executable), "/usr/bin/python3"):
+        if _is_open(Path(path)):
+            return path
+    raise CommandFailed(
+        f"no Python that every user may run: `{sys.executable}` lies in a folder closed to others"
+    )
+
+
+def _is_open(path: Path) -> bool:
+    return path.exists() and all(each.stat().st_mode & 0o001 for each in (path, *path.parents))
 
 
 def administrator(program: Path) -> User:

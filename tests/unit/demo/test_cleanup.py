@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the demo takes away is its own, and all of its own."""
+
+from pathlib import Path
+
+import pytest
+from demo import cleanup
+from demo.cleanup import Machine
+
+MOUNTS = """\
+21 1 8:1 / / rw - ext4 /dev/vda rw
+30 21 0:40 / /var/tmp/run-1 rw - tmpfs tmpfs rw
+31 30 0:41 / /var/tmp/run-1/alpha/my\\040mask rw - tmpfs tmpfs rw
+32 21 0:42 / /var/tmp/run-10 rw - tmpfs tmpfs rw
+"""
+
+
+def test_mounts_of_a_folder_come_deepest_first_and_a_like_named_folder_is_anothers() -> None:
+    found = cleanup.mounts_below(Path("/var/tmp/run-1"), MOUNTS)
+    assert found == ["/var/tmp/run-1/alpha/my mask", "/var/tmp/run-1"]
+
+
+@pytest.mark.parametrize(
+    ("table", "is_member"),
+    [
+        ("0::/demo-1\n", True),
+        ("4:memory:/outer/demo-1/abc\n0::/\n", True),
+        ("0::/demo-10/abc\n", False),
+        ("1:name=demo-1:/\n", False),
+        ("", False),
+    ],
+)
+def test_a_process_belongs_to_a_group_by_a_folder_of_its_path(table: str, is_member: bool) -> None:
+    assert cleanup.is_in_cgroup(table, "demo-1") is is_member
+
+
+def test_descendants_are_found_through_generations_and_strangers_are_not() -> None:
+    tree = {2: 1, 10: 2, 11: 10, 12: 11, 20: 1}
+    assert cleanup.descendants(2, tree) == {10, 11, 12}
+
+
+def machine(links: str = "", tables: tuple[str, ...] = (), namespaces: str = "") -> Machine:
+    return Machine(
+        links=frozenset(links.split()), tables=frozenset(tables), namespaces=frozenset(namespaces.split())
+    )
+
+
+def test_only_new_things_with_a_mark_of_ours_count_as_left_behind() -> None:
+    before = machine("eth0 in-old", ("table inet insula-old",))
+    after = machine(
+        "eth0 in-old in-12345678 veth77",
+        ("table inet insula-old", "table inet filter", "table inet insula-alpha"),
+        "other insula-demo-a",
+    )
+    assert cleanup.appeared(before, after) == [
+        "interface in-12345678",
+        "nft table inet insula-alpha",
+        "network namespace insula-demo-a",
+    ]
+
+
+def test_waiting_ends_at_its_deadline() -> None:
+    assert cleanup.wait_until(lambda: True)
+    assert not cleanup.wait_until(lambda: False, deadline_s=0.05)
