@@ -24,15 +24,28 @@ _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _KEPT_XATTRS = ("user.", "security.capability", "system.posix_acl_")
 
 
-def pack_tree(root_fd: int, *, form: Form = Form.LAYER) -> Iterator[bytes]:
+def pack_tree(root_fd: int, *, form: Form = Form.LAYER, prefix: bytes = b"") -> Iterator[bytes]:
     """Stream a folder as a canonical tar, in pieces of about 1 MiB.
 
-    form: LAYER writes whiteouts as `.wh.` names, UPPER as the nodes and marks that overlayfs made.
+    form: LAYER writes whiteouts as `.wh.` names, UPPER as the nodes and marks that overlayfs made, PLAIN has none.
+    prefix: stands before every path, as `name/`.
     Raises: InvalidImage for an owner outside 0..65535, or a LAYER's own file called `.wh.…`; OSError.
     """
+    return _whole(_Packer(root_fd, form=form, prefix=prefix).pieces())
+
+
+def pack_file(parent_fd: int, name: bytes) -> Iterator[bytes]:
+    """Stream one file, link or FIFO as a tar; nothing of it for a device or socket.
+
+    Raises: as `pack_tree`.
+    """
+    return _whole(_Packer(parent_fd, form=Form.PLAIN).one(name))
+
+
+def _whole(pieces: Iterator[bytes]) -> Iterator[bytes]:
     pending: list[bytes] = []
     size = 0
-    for piece in _Packer(root_fd, form=form).pieces():
+    for piece in pieces:
         pending.append(piece)
         size += len(piece)
         if size >= CHUNK:
@@ -43,10 +56,15 @@ def pack_tree(root_fd: int, *, form: Form = Form.LAYER) -> Iterator[bytes]:
 
 
 class _Packer:
-    def __init__(self, root_fd: int, *, form: Form) -> None:
+    def __init__(self, root_fd: int, *, form: Form, prefix: bytes = b"") -> None:
         self._root_fd = root_fd
         self._form = form
+        self._prefix = prefix
         self._first_links: dict[tuple[int, int], bytes] = {}
+
+    def one(self, name: bytes) -> Iterator[bytes]:
+        status = os.stat(name, dir_fd=self._root_fd, follow_symlinks=False)
+        yield from self._other(self._root_fd, name, path=name, status=status)
 
     def pieces(self) -> Iterator[bytes]:
         waiting = [b""]
@@ -65,9 +83,8 @@ class _Packer:
 
     def _directory(self, fd: int, path: bytes, *, below: list[bytes]) -> Iterator[bytes]:
         xattrs = self._xattrs(fd)
-        yield encode(
-            self._entry(os.fstat(fd), path + b"/" if path else b"./", kind=Kind.DIRECTORY, xattrs=xattrs)
-        )
+        own = path + b"/" if path else b"" if self._prefix else b"./"
+        yield encode(self._entry(os.fstat(fd), own, kind=Kind.DIRECTORY, xattrs=xattrs))
         if self._form is Form.LAYER and _has_xattr(fd, OPAQUE):
             yield encode(Entry(path=_join(path, OPAQUE_NAME), kind=Kind.FILE))
         for name in sorted(map(os.fsencode, os.listdir(fd))):
@@ -89,7 +106,11 @@ class _Packer:
                 return
             if name.startswith(WHITEOUT_PREFIX):
                 raise InvalidImage(f"cannot pack `{shown(path)}`: in a layer `.wh.` means a removed file")
-        if stat.S_ISSOCK(mode) or stat.S_ISBLK(mode) or (stat.S_ISCHR(mode) and status.st_rdev != 0):
+        if (
+            stat.S_ISSOCK(mode)
+            or stat.S_ISBLK(mode)
+            or (stat.S_ISCHR(mode) and not self._is_whiteout(status))
+        ):
             return
         is_plain = stat.S_ISREG(mode)
         if status.st_nlink > 1 and not stat.S_ISCHR(mode):
@@ -104,6 +125,9 @@ class _Packer:
             yield encode(self._entry(status, path, kind=Kind.SYMLINK, link=target))
         else:
             yield encode(self._entry(status, path, kind=Kind.FIFO if stat.S_ISFIFO(mode) else Kind.CHARACTER))
+
+    def _is_whiteout(self, status: os.stat_result) -> bool:
+        return status.st_rdev == 0 and self._form is Form.UPPER
 
     def _file(self, parent_fd: int, name: bytes, *, path: bytes) -> Iterator[bytes]:
         try:
@@ -135,14 +159,14 @@ class _Packer:
             )
         is_whole = kind is Kind.FILE
         return Entry(
-            path=path,
+            path=self._prefix + path,
             kind=kind,
             mode=0o777 if kind is Kind.SYMLINK else stat.S_IMODE(status.st_mode),
             uid=status.st_uid,
             gid=status.st_gid,
             size=status.st_size if is_whole else 0,
             mtime_ns=status.st_mtime_ns,
-            link=link,
+            link=self._prefix + link if kind is Kind.HARD_LINK else link,
             xattrs=xattrs,
         )
 

@@ -5,8 +5,9 @@ Every entry is opened part by part beneath the folder's descriptor, links never 
 link of the archive leads out.  Refused: absolute paths, `..`, NUL, paths and hard links through symbolic links, ids
 outside 0..65535, whatever `tarheader` refuses, more than `Limits`.  Skipped and counted: device nodes.
 
-Two forms: a LAYER has whiteouts as OCI has them (`.wh.` names) and gets them as overlayfs has them; an UPPER is the
-writable layer of a container from a paired host, whiteouts and marks of overlayfs as they are.
+Three forms: a LAYER has whiteouts as OCI has them (`.wh.` names) and gets them as overlayfs has them; an UPPER is the
+writable layer of a container from a paired host, whiteouts and marks of overlayfs as they are; PLAIN is any folder, of a container that may use it meanwhile: nothing
+means a removal, and what the archive does not name keeps its owner, mode and time.
 
 Sources: OCI image-spec, layer.md; overlayfs.rst, "whiteouts and opaque directories".
 """
@@ -39,6 +40,7 @@ _KEPT_XATTRS = ("user.", "security.capability", "system.posix_acl_")
 class Form(StrEnum):
     LAYER = "layer"
     UPPER = "upper"
+    PLAIN = "plain"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +169,8 @@ class _Unpacker:
         if not parts:
             if entry.kind is not Kind.DIRECTORY:
                 raise InvalidImage(f"cannot unpack `{shown(entry.path)}`: the root is not a directory")
-            self._make_directory(entry, parts)
+            if self._form is not Form.PLAIN:
+                self._make_directory(entry, parts)
         elif self._form is Form.LAYER and any(part.startswith(WHITEOUT_PREFIX) for part in parts):
             self._whiteout(parts)
         elif entry.kind is Kind.DIRECTORY:
@@ -319,7 +322,7 @@ class _Unpacker:
 
     def finish_directories(self) -> None:
         """Give the folders their times, now that nothing is made in them any more."""
-        implied = dict.fromkeys(self._directories.implied, 0)
+        implied = dict.fromkeys(self._directories.implied, 0) if self._form is not Form.PLAIN else {}
         for parts, mtime_ns in (implied | self._times).items():
             os.utime(b".", ns=(mtime_ns, mtime_ns), dir_fd=self._directories.open(parts))
 
