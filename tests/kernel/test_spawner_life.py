@@ -7,9 +7,9 @@ import uuid
 from pathlib import Path
 
 import pytest
-from spawned import Client, Refused, Spawned, is_alive, status_of, wait_until
 
 from insula.boot.protocol import LimitsPlan, MountPlan, NetworkPlan
+from spawned import Client, Refused, Spawned, is_alive, status_of, wait_until
 
 FOREVER = ("/bin/sleep", "1000")
 

@@ -167,6 +167,13 @@ def change_directory(path: str, identity: Identity) -> None:
         raise StepFailed(f"cannot enter `{path}`: it lies outside the container", code="path_escapes")
 
 
+def give_streams(identity: Identity) -> None:
+    """Make the program's user the owner of its pipes and terminal, so that it may open /dev/stdout again."""
+    for descriptor in (0, 1, 2):
+        if stat.S_ISFIFO(os.fstat(descriptor).st_mode) or os.isatty(descriptor):
+            os.fchown(descriptor, identity.uid, -1)
+
+
 def execute(plan: ProgramPlan, *, filter_program: bytes) -> NoReturn:
     """Become the program.  Standard input, output and error must be in place.
 
@@ -177,6 +184,7 @@ def execute(plan: ProgramPlan, *, filter_program: bytes) -> NoReturn:
     set_limits(plan.rlimits)
     change_directory(plan.working_directory or "/", identity)
     path = find_program(plan.argv[0], environment)
+    give_streams(identity)
     argv = list(plan.argv)
     if plan.init:
         argv, path = [plan.init, "--", path, *argv[1:]], plan.init

@@ -60,6 +60,13 @@ class Loop(Protocol):
     def unwatch(self, descriptor: int) -> None: ...
 
 
+def _watch(loop: Loop, descriptor: int, *, events: int, callback: Callable[[int], None]) -> None:
+    if events:
+        loop.watch(descriptor, events, callback)
+    else:
+        loop.unwatch(descriptor)
+
+
 class Attached:
     """One connection that sees the output and may write the input."""
 
@@ -71,7 +78,7 @@ class Attached:
         self._backlog = bytearray()
         self._closing = False
         connection.setblocking(False)
-        owner.loop.watch(connection.fileno(), selectors.EVENT_READ, self._ready)
+        self.watch()
 
     @property
     def backlog(self) -> int:
@@ -133,9 +140,14 @@ class Attached:
         if not self._backlog and self._closing:
             self.drop()
             return
-        wants = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._backlog else 0)
-        self._owner.loop.watch(self._connection.fileno(), wants, self._ready)
+        self.watch()
         self._owner.update_pressure()
+
+    def watch(self) -> None:
+        """Wait for what can be handled now: no input while the program has not taken the last."""
+        is_read = not (self._with_stdin and self._owner.is_input_full)
+        events = (selectors.EVENT_READ if is_read else 0) | (selectors.EVENT_WRITE if self._backlog else 0)
+        _watch(self._owner.loop, self._connection.fileno(), events=events, callback=self._ready)
 
     def drop(self) -> None:
         """Close the connection; the program goes on."""
@@ -166,6 +178,10 @@ class Stdio:
     def descriptors(self) -> tuple[int, ...]:
         """stdin (or -1), then the outputs: what a checkpoint must know to replace on restore."""
         return (self._stdin, *self._outputs)
+
+    @property
+    def is_input_full(self) -> bool:
+        return len(self._stdin_backlog) > STDIN_BACKLOG_BYTES
 
     def add_output(self, descriptor: int, kind: int) -> None:
         os.set_blocking(descriptor, False)
@@ -211,6 +227,13 @@ class Stdio:
         self._flush_input(0)
 
     def _flush_input(self, _events: int) -> None:
+        was_full = self.is_input_full
+        self._write_backlog()
+        if was_full or self.is_input_full:
+            for each in self.attached:
+                each.watch()
+
+    def _write_backlog(self) -> None:
         try:
             while self._stdin_backlog:
                 sent = os.write(self._stdin, self._stdin_backlog[:READ_BYTES])
@@ -226,8 +249,10 @@ class Stdio:
 
     def _watch_input(self, *, waiting: bool) -> None:
         if self._terminal >= 0:
-            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if waiting else 0)
-            self.loop.watch(self._terminal, events, self._terminal_ready)
+            events = (0 if self._held_back else selectors.EVENT_READ) | (
+                selectors.EVENT_WRITE if waiting else 0
+            )
+            _watch(self.loop, self._terminal, events=events, callback=self._terminal_ready)
         elif waiting:
             self.loop.watch(self._stdin, selectors.EVENT_WRITE, self._flush_input)
         else:
@@ -281,10 +306,10 @@ class Stdio:
             return
         self._held_back = behind
         for descriptor in self._outputs:
-            if behind:
-                self.loop.unwatch(descriptor)
-            elif descriptor == self._terminal:
+            if descriptor == self._terminal:
                 self._watch_input(waiting=bool(self._stdin_backlog))
+            elif behind:
+                self.loop.unwatch(descriptor)
             else:
                 self._watch_output(descriptor)
 
