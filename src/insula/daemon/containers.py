@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The API's verbs for containers, tied to `runtime/` and `migrate/`: one line of call each."""
 
+from dataclasses import dataclass
 from typing import BinaryIO
 
 from insula.api.bodies import PathStat
 from insula.api.verbs import AttachRequest, LogCursor, LogWish, Reporter, Result
-from insula.model.errors import Unsupported
+from insula.boot.protocol import AttachPlan
+from insula.migrate.source import migrate
+from insula.migrate.target import receive
+from insula.migrate.wire import Peers
 from insula.model.grant import Grant
 from insula.model.record import ChangedPath, CheckpointRecord, ContainerRecord, ContainerStats, ProcessRecord
 from insula.model.spec import (
@@ -17,89 +21,131 @@ from insula.model.spec import (
     Spec,
     StopWish,
 )
+from insula.runtime.archive import read_archive, stat_path, write_archive
+from insula.runtime.checkpoint import checkpoint, delete_checkpoint
+from insula.runtime.context import Runtime
+from insula.runtime.create import create
+from insula.runtime.delete import delete, rename
+from insula.runtime.diff import diff
+from insula.runtime.execute import attach, execute, resize
+from insula.runtime.logs import open_logs
+from insula.runtime.pause import pause, unpause
+from insula.runtime.restore import restore
+from insula.runtime.start import start
+from insula.runtime.stats import all_stats, stats
+from insula.runtime.stop import kill, restart, stop
+from insula.runtime.top import top
 
 
-def _pending(verb: str) -> Unsupported:
-    return Unsupported(f"cannot {verb}: this insulad has no runtime")
-
-
+@dataclass(kw_only=True)
 class Containers:
     """What can be done to containers."""
 
+    runtime: Runtime
+    peers: Peers
+
     def create(self, grant: Grant, spec: Spec) -> ContainerRecord:
-        raise _pending("create")
+        return create(grant, self.runtime, spec)
 
     def start(self, grant: Grant, ref: str, *, attach: AttachRequest | None = None) -> None:
-        raise _pending("start")
+        if attach is None:
+            start(grant, self.runtime, ref)
+            return
+        spec = self.runtime.find(grant, ref).spec
+        plan = AttachPlan(preamble=attach.preamble.decode("latin-1"), stdin=attach.stdin and spec.stdin_open)
+        record = start(grant, self.runtime, ref, attach=plan, connection=attach.fd)
+        if spec.tty and attach.rows and attach.columns:
+            self.runtime.spawner.resize(record.id, attach.rows, columns=attach.columns)
 
     def attach(self, grant: Grant, ref: str, *, attach: AttachRequest) -> None:
-        raise _pending("attach")
+        _attach(grant, self.runtime, ref, request=attach)
 
     def execute(self, grant: Grant, ref: str, *, spec: ExecSpec, attach: AttachRequest | None) -> str:
-        raise _pending("execute")
+        if attach is None:
+            return execute(grant, self.runtime, ref, spec=spec)
+        preamble = attach.preamble.decode("latin-1")
+        return execute(grant, self.runtime, ref, spec=spec, preamble=preamble, connection=attach.fd)
 
     def stop(self, grant: Grant, ref: str, *, wish: StopWish) -> None:
-        raise _pending("stop")
+        stop(grant, self.runtime, ref, signal=wish.signal, timeout_s=wish.timeout_s)
 
     def kill(self, grant: Grant, ref: str, *, signal: str) -> None:
-        raise _pending("kill")
+        kill(grant, self.runtime, ref, signal=signal)
 
     def restart(self, grant: Grant, ref: str, *, wish: StopWish) -> None:
-        raise _pending("restart")
+        restart(grant, self.runtime, ref, signal=wish.signal, timeout_s=wish.timeout_s)
 
     def pause(self, grant: Grant, ref: str) -> None:
-        raise _pending("pause")
+        pause(grant, self.runtime, ref)
 
     def unpause(self, grant: Grant, ref: str) -> None:
-        raise _pending("unpause")
+        unpause(grant, self.runtime, ref)
 
     def rename(self, grant: Grant, ref: str, *, name: str) -> None:
-        raise _pending("rename")
+        rename(grant, self.runtime, ref, name=name)
 
     def resize(self, grant: Grant, ref: str, *, wish: ResizeWish) -> None:
-        raise _pending("resize")
+        resize(grant, self.runtime, ref, rows=wish.rows, columns=wish.columns)
 
     def delete(self, grant: Grant, ref: str, *, force: bool, volumes: bool) -> None:
-        raise _pending("delete")
+        delete(grant, self.runtime, ref, force=force, volumes=volumes)
 
     def stats(self, grant: Grant, ref: str) -> ContainerStats:
-        raise _pending("stats")
+        return stats(grant, self.runtime, ref)
 
     def all_stats(self, grant: Grant) -> list[ContainerStats]:
-        raise _pending("all stats")
+        return all_stats(grant, self.runtime)
 
     def top(self, grant: Grant, ref: str) -> list[ProcessRecord]:
-        raise _pending("top")
+        return top(grant, self.runtime, ref)
 
     def diff(self, grant: Grant, ref: str) -> list[ChangedPath]:
-        raise _pending("diff")
+        return diff(grant, self.runtime, ref)
 
     def open_logs(self, grant: Grant, ref: str, *, wish: LogWish) -> LogCursor:
-        raise _pending("open logs")
+        return open_logs(
+            grant,
+            self.runtime,
+            ref,
+            tail=wish.tail,
+            since=wish.since,
+            until=wish.until,
+            stdout=wish.stdout,
+            stderr=wish.stderr,
+        )
 
     def stat_path(self, grant: Grant, ref: str, *, path: str) -> PathStat:
-        raise _pending("stat path")
+        return stat_path(grant, self.runtime, ref, path=path)
 
     def read_archive(self, grant: Grant, ref: str, *, path: str, output: BinaryIO) -> None:
-        raise _pending("read archive")
+        read_archive(grant, self.runtime, ref, path=path, output=output)
 
     def write_archive(self, grant: Grant, ref: str, *, path: str, source: BinaryIO) -> None:
-        raise _pending("write archive")
+        write_archive(grant, self.runtime, ref, path=path, source=source)
 
     def list_checkpoints(self, grant: Grant, ref: str) -> list[CheckpointRecord]:
-        raise _pending("list checkpoints")
+        return self.runtime.store.list_checkpoints(self.runtime.find(grant, ref).id)
 
     def delete_checkpoint(self, grant: Grant, ref: str, *, name: str) -> None:
-        raise _pending("delete checkpoint")
+        delete_checkpoint(grant, self.runtime, ref, name=name)
 
     def checkpoint(self, grant: Grant, ref: str, *, wish: CheckpointWish, reporter: Reporter) -> Result:
-        raise _pending("checkpoint")
+        return checkpoint(
+            grant, self.runtime, ref, name=wish.name, leave_running=wish.leave_running, reporter=reporter
+        )
 
     def restore(self, grant: Grant, ref: str, *, wish: RestoreWish, reporter: Reporter) -> Result:
-        raise _pending("restore")
+        return restore(grant, self.runtime, ref, name=wish.checkpoint, reporter=reporter)
 
     def migrate(self, grant: Grant, ref: str, *, wish: MigrateWish, reporter: Reporter) -> Result:
-        raise _pending("migrate")
+        return migrate(grant, self.runtime, ref, target=wish.target, peers=self.peers, reporter=reporter)
 
     def receive_migration(self, grant: Grant, *, descriptor: int) -> None:
-        raise _pending("receive migration")
+        receive(grant, self.runtime, descriptor=descriptor)
+
+
+def _attach(grant: Grant, runtime: Runtime, ref: str, *, request: AttachRequest) -> None:
+    preamble = request.preamble.decode("latin-1")
+    attach(grant, runtime, ref, preamble=preamble, connection=request.fd, stdin=request.stdin)
+    if request.rows and request.columns:
+        resize(grant, runtime, ref, rows=request.rows, columns=request.columns)

@@ -11,6 +11,7 @@ from insula.daemon.containers import Containers
 from insula.daemon.operations import OperationRegistry
 from insula.daemon.options import Options
 from insula.daemon.pairing import PairingDesk
+from insula.daemon.peers import PairedHosts
 from insula.daemon.pki import Pki
 from insula.daemon.recover import recover_operations
 from insula.daemon.things import Things
@@ -18,9 +19,15 @@ from insula.image.store import Images
 from insula.kernel.cgroup.hierarchy import Hierarchies
 from insula.kernel.criu_find import find_criu
 from insula.network.attach import Networks
+from insula.runtime import init
+from insula.runtime.context import Folders, Runtime
+from insula.runtime.finish import finish
+from insula.runtime.recover import recover
 from insula.runtime.store import Store
+from insula.runtime.supervise import SpawnerClient
 from insula.runtime.volumes import Volumes
 from insula.tenant.audit import Audit
+from insula.tenant.idmap import uid_base
 
 
 @dataclass
@@ -36,9 +43,13 @@ class Daemon:
     pki: Pki
     images: Images
     networks: Networks
+    runtime: Runtime
 
     def close(self) -> None:
         """Let go of everything but the containers."""
+        self.runtime.closing.set()
+        self.runtime.spawner.close()
+        self.images.host.close()
         self.api.close()
         self.api.audit.close()
         self.api.store.close()
@@ -47,7 +58,7 @@ class Daemon:
 def build(options: Options, *, loop: asyncio.AbstractEventLoop) -> Daemon:
     """Open the state folder and take up what the last daemon left.
 
-    Nothing of the kernel is touched here: bridges, rules and the spawner come up with what needs them.
+    Raises: InsulaError if the spawner cannot be reached.
     """
     store = Store(options.state / "db.sqlite")
     recover_operations(store)
@@ -57,7 +68,11 @@ def build(options: Options, *, loop: asyncio.AbstractEventLoop) -> Daemon:
     images = Images(options.state, store)
     networks = Networks(options.name, store, pool_subnet=options.pool)
     volumes = Volumes(options.state / "volumes", store)
-    verbs = DaemonVerbs(store=store, images=images, networks=networks, volumes=volumes)
+    runtime = _runtime(options, store=store, images=images, networks=networks, volumes=volumes)
+    peers = PairedHosts(store, pki)
+    verbs = DaemonVerbs(
+        store=store, images=images, networks=networks, volumes=volumes, runtime=runtime, peers=peers
+    )
     api = Api(
         identity=_identity(options),
         store=store,
@@ -67,7 +82,36 @@ def build(options: Options, *, loop: asyncio.AbstractEventLoop) -> Daemon:
         changes=changes,
         audit=Audit(options.state / "audit.log"),
     )
-    return Daemon(api=api, pki=pki, images=images, networks=networks)
+    return Daemon(api=api, pki=pki, images=images, networks=networks, runtime=runtime)
+
+
+def _runtime(
+    options: Options, *, store: Store, images: Images, networks: Networks, volumes: Volumes
+) -> Runtime:
+    """Reach the spawner, take every container up, bring the networks back."""
+    folders = Folders(options.state, options.run)
+    (options.state / "containers").mkdir(mode=0o700, exist_ok=True)
+    init.install(folders.init_layer)
+    images.host.added[init.PATH] = init.PROGRAM
+    spawner = SpawnerClient(
+        options.run, log=options.state / "spawner.log", on_exit=lambda event: finish(runtime, event)
+    )
+    runtime = Runtime(
+        store=store,
+        images=images,
+        networks=networks,
+        volumes=volumes,
+        spawner=spawner,
+        folders=folders,
+        host_name=options.name,
+        cgroup_parent=options.cgroup_parent,
+        criu=find_criu(),
+        uid_base_of=lambda tenant: uid_base(store.tenant(tenant).position),
+    )
+    held = spawner.connect()
+    images.layers.clean()
+    recover(runtime, held)
+    return runtime
 
 
 def _identity(options: Options) -> HostIdentity:

@@ -20,6 +20,7 @@ Sources: overlayfs.rst, "whiteouts and opaque directories"; hier(7).
 
 import hashlib
 import os
+import shutil
 import stat
 import tempfile
 import threading
@@ -78,6 +79,11 @@ class HostView:
         self._checked = 0.0
         self._survey = _Survey(hidden=(), identity="")
         self._mounted: list[Path] = []
+        self.added: dict[str, Path] = {}
+        """Programs of insula's own that the view shows beside the host's: path below `/` → file to copy.
+
+        They stand in the mask because another layer on the host's own file system would overlap with `/` (ELOOP).
+        """
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def lower_folders(self) -> tuple[Path, ...]:
@@ -130,7 +136,10 @@ class HostView:
         place = Path(tempfile.mkdtemp(prefix="mask-", dir=self._folder))
         fd = mount.tmpfs(size_bytes=_MASK_BYTES, source="insula-host", attributes=mount.MOUNT_ATTR_NODEV)
         try:
-            _Mask(Path(f"/proc/self/fd/{fd}/{_MASK}"), self._root).fill(self._survey.hidden)
+            mask = _Mask(Path(f"/proc/self/fd/{fd}/{_MASK}"), self._root)
+            mask.fill(self._survey.hidden)
+            for path, source in self.added.items():
+                mask.add(path, source)
             mount.set_attributes(fd, set=mount.MOUNT_ATTR_RDONLY, propagation=mount.MS_PRIVATE)
             mount.attach(fd, str(place))
         except BaseException:
@@ -226,6 +235,13 @@ class _Mask:
         for path in hidden:
             self._parents(path)
             self._whiteout(path)
+
+    def add(self, path: str, source: Path) -> None:
+        """Show a program that the host does not have there."""
+        place = self._to / path
+        place.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        shutil.copyfile(source, place)
+        place.chmod(0o755)
 
     def _folder(self, path: str, *, mode: int) -> None:
         place = self._to / path

@@ -23,6 +23,9 @@ from insula.runtime.store import Store
 from insula.runtime.supervise import SpawnerClient
 from insula.runtime.volumes import Volumes
 
+EVERY_TENANT = "*"
+"""As `tenant/check.py` writes it into a grant."""
+
 
 @dataclass(frozen=True, slots=True)
 class Folders:
@@ -88,11 +91,11 @@ class Runtime:
             self._locks.pop(container_id, None)
 
     def find(self, grant: Grant, ref: str) -> ContainerRecord:
-        """Find a container of the grant's tenant; an empty tenant (an admin's) is every one.
+        """Find a container of the grant's tenant; `*` (an admin's) is every one.
 
         Raises: ContainerNotFound, Conflict for a prefix of several.
         """
-        return self.store.find_container(grant.tenant or None, ref)
+        return self.store.find_container(None if grant.tenant == EVERY_TENANT else grant.tenant, ref)
 
     def find_alive(self, grant: Grant, ref: str) -> ContainerRecord:
         """As `find`.  Raises also: WrongState if it does not run."""

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What must be true before anything stops: what the source tells of the container, and what the target checks.
+
+Source: proc(5), `/proc/cpuinfo` and `/proc/meminfo`.
+"""
+
+import os
+from pathlib import Path
+
+from insula.image.host import HOST_IMAGE
+from insula.model.errors import IncompatibleCpu, MigrationFailed, NetworkNotFound, TargetFull, Unsupported
+from insula.model.migration import VERSION, NetworkNeed, Offer
+from insula.model.record import ContainerRecord, ImageRecord
+from insula.model.spec import MountKind
+from insula.runtime.context import Runtime
+
+SPARE_BYTES = 64 << 20
+"""Of disk and memory, beyond what the container needs."""
+
+
+def describe(runtime: Runtime, record: ContainerRecord) -> Offer:
+    """Say what a container is and needs."""
+    image = image_of(runtime, record)
+    volumes = [
+        runtime.store.get_volume(record.tenant, each.source)
+        for each in record.spec.mounts
+        if each.kind is MountKind.VOLUME
+    ]
+    for each in record.spec.mounts:
+        if each.kind is MountKind.BIND:
+            raise Unsupported(
+                f"cannot migrate `{record.name}`: it uses the host folder `{each.source}`",
+                hint="use a volume instead",
+            )
+    folders = [runtime.folders.upper(record.id), *(runtime.volumes.path(each) for each in volumes)]
+    return Offer(
+        version=VERSION,
+        record=record,
+        image=image,
+        volumes=tuple(volumes),
+        network=_network_need(runtime, record),
+        processor_flags=processor_flags(),
+        criu_version=runtime.need_criu().version,
+        kernel_release=os.uname().release,
+        host_identity=runtime.images.host.identity() if image.id == HOST_IMAGE.id else "",
+        disk_bytes=sum(tree_bytes(each) for each in folders),
+        memory_bytes=runtime.group(record.id).stats().memory_bytes,
+    )
+
+
+def image_of(runtime: Runtime, record: ContainerRecord) -> ImageRecord:
+    """Return the image of a container."""
+    if record.image == HOST_IMAGE.id:
+        return HOST_IMAGE
+    return runtime.images.get(record.tenant, record.image)
+
+
+def _network_need(runtime: Runtime, record: ContainerRecord) -> NetworkNeed | None:
+    if record.attachment is None:
+        return None
+    network = runtime.store.get_network(record.attachment.network)
+    return NetworkNeed(name=network.name, subnet=network.subnet, uplink=bool(network.uplink))
+
+
+def processor_flags() -> tuple[str, ...]:
+    """Return the features of the first processor, sorted."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            return tuple(sorted(value.split()))
+    return ()
+
+
+def tree_bytes(folder: Path) -> int:
+    """Return what the files below a folder occupy."""
+    total = 0
+    for directory, _folders, files, descriptor in os.fwalk(folder, follow_symlinks=False):
+        del directory
+        for name in files:
+            total += os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_blocks * 512
+    return total
+
+
+def check(runtime: Runtime, offer: Offer) -> None:
+    """Refuse on the target what could not end well.
+
+    Raises: MigrationFailed, IncompatibleCpu, TargetFull, NetworkNotFound, Unsupported.
+    """
+    name = offer.record.name
+    if offer.version != VERSION:
+        raise MigrationFailed(
+            f"cannot take `{name}`: the other host speaks version {offer.version}, this one {VERSION}",
+            hint="update the older insulad",
+        )
+    criu = runtime.need_criu()
+    if _major(criu.version) != _major(offer.criu_version):
+        raise Unsupported(
+            f"cannot take `{name}`: CRIU is {criu.version} here and {offer.criu_version} there",
+            hint="run `insula setup` on the older host",
+        )
+    missing = sorted(set(offer.processor_flags) - set(processor_flags()))
+    if missing:
+        shown = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
+        raise IncompatibleCpu(
+            f"cannot take `{name}`: this host's processor lacks {shown}",
+            hint="move it to a host with the same or a newer processor",
+        )
+    if offer.host_identity and offer.host_identity != runtime.images.host.identity():
+        raise MigrationFailed(
+            f"cannot take `{name}`: it runs from its host's own files, and this host's differ",
+            hint="use an image: insula image build",
+        )
+    _check_room(runtime, offer)
+    _check_network(runtime, offer)
+
+
+def _major(version: str) -> str:
+    return version.partition(".")[0]
+
+
+def _check_room(runtime: Runtime, offer: Offer) -> None:
+    disk = os.statvfs(runtime.folders.state)
+    missing = {each.digest for each in offer.image.layers if not runtime.images.layers.has(each.digest)}
+    layers = sum(each.size_bytes for each in offer.image.layers if each.digest in missing)
+    needed = offer.disk_bytes + layers + SPARE_BYTES
+    free = disk.f_bavail * disk.f_frsize
+    if needed > free:
+        raise TargetFull(
+            f"cannot take `{offer.record.name}`: it needs {needed >> 20} MiB of disk, {free >> 20} MiB are free"
+        )
+    # Twice: once as images in memory, once as the processes themselves.
+    memory = offer.memory_bytes * 2 + SPARE_BYTES
+    available = available_memory()
+    if memory > available:
+        raise TargetFull(
+            f"cannot take `{offer.record.name}`: it needs {memory >> 20} MiB of memory on the way,"
+            f" {available >> 20} MiB are free"
+        )
+
+
+def available_memory() -> int:
+    """Return the memory that programs can still get, in bytes."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _check_network(runtime: Runtime, offer: Offer) -> None:
+    need = offer.network
+    if need is None:
+        return
+    network = (
+        runtime.networks.default_for(offer.record.tenant)
+        if need.name == "default"
+        else runtime.networks.get(offer.record.tenant, need.name)
+    )
+    if network.subnet != need.subnet:
+        raise NetworkNotFound(
+            f"cannot take `{offer.record.name}`: network `{need.name}` is {network.subnet} here and {need.subnet} there",
+            hint=f"insula network create --subnet {need.subnet} {need.name}, on both hosts",
+        )

@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The target's side of a migration: reserve, receive, restore and hold, run when told that it is ours."""
+
+import contextlib
+import logging
+import os
+import shutil
+import socket
+import time
+from contextlib import ExitStack
+
+from msgspec.structs import replace
+
+from insula.boot.engine import IMAGES_FD, RPC_FD
+from insula.boot.protocol import StartPlan
+from insula.image.host import HOST_IMAGE
+from insula.image.tarball import Form, unpack_tree
+from insula.kernel import announce, mount
+from insula.migrate.pages import feed_page_server
+from insula.migrate.preflight import check
+from insula.migrate.source import answer_question
+from insula.migrate.wire import StreamFile, Wire, blocking_socket
+from insula.model.errors import InsulaError, MigrationFailed, NameTaken, ProtocolError
+from insula.model.grant import Grant
+from insula.model.lifecycle import Event, Status, after
+from insula.model.migration import (
+    Accept,
+    Answer,
+    Commit,
+    File,
+    Held,
+    Layer,
+    Offer,
+    Owner,
+    Pages,
+    Question,
+    Refuse,
+    Restore,
+    Resumed,
+    Tree,
+)
+from insula.model.record import ContainerRecord
+from insula.runtime import dump
+from insula.runtime.context import Runtime
+from insula.runtime.create import make_folders
+from insula.runtime.plan import start_plan
+from insula.runtime.start import bring_up_network
+
+LOG = logging.getLogger(__name__)
+
+
+def receive(grant: Grant, runtime: Runtime, *, descriptor: int) -> None:
+    """Serve one connection of a paired host: a container that arrives, or a question who owns one."""
+    wire = Wire(blocking_socket(descriptor))
+    try:
+        first = wire.receive()
+        match first:
+            case Offer():
+                _receive_container(runtime, first, wire=wire, peer=grant.principal.name)
+            case Question():
+                owner, generation = answer_question(runtime, first.container)
+                wire.send(Owner(name=owner, generation=generation))
+            case _:
+                raise ProtocolError(f"cannot begin with {type(first).__name__}")
+    except InsulaError as error:
+        LOG.warning(
+            "a migration did not come through", extra={"fields": {"code": error.code, "reason": str(error)}}
+        )
+        with contextlib.suppress(InsulaError):
+            wire.send(Refuse(code=error.code, message=error.message, hint=error.hint))
+    finally:
+        wire.close()
+
+
+def _receive_container(runtime: Runtime, offer: Offer, *, wire: Wire, peer: str) -> None:
+    with runtime.locked(offer.record.id), ExitStack() as undo:
+        check(runtime, offer)
+        record = _reserve(runtime, offer, peer=peer, undo=undo)
+        wire.send(Accept(missing_layers=runtime.images.missing_layers(record.layers)))
+        arrival = Arrival(runtime, record, offer=offer, wire=wire, undo=undo)
+        arrival.run()
+        undo.pop_all()
+        arrival.close()
+
+
+def _reserve(runtime: Runtime, offer: Offer, *, peer: str, undo: ExitStack) -> ContainerRecord:
+    """Take name, address and folders for it; the owner is still the source."""
+    offered = offer.record
+    if any(each.name == offered.name for each in runtime.store.list_containers(offered.tenant)):
+        raise NameTaken(
+            f"cannot take `{offered.name}`: this host has a container of that name",
+            hint=f"insula rename {offered.name} …",
+        )
+    attachment = None
+    if offered.attachment is not None and offer.network is not None:
+        networks = runtime.networks
+        network = (
+            networks.default_for(offered.tenant)
+            if offer.network.name == "default"
+            else networks.get(offered.tenant, offer.network.name)
+        )
+        attachment = networks.lease(
+            network, offered.id, wished_address=offered.attachment.address, wished_mac=offered.attachment.mac
+        )
+        undo.callback(networks.release, offered.id)
+    for volume in offer.volumes:
+        runtime.volumes.ensure(offered.tenant, volume.name)
+    shutil.rmtree(runtime.folders.container(offered.id), ignore_errors=True)
+    make_folders(runtime, offered.id)
+    undo.callback(shutil.rmtree, runtime.folders.container(offered.id), ignore_errors=True)
+    record = replace(
+        offered,
+        status=Status.RESTORING,
+        uid_base=runtime.uid_base_of(offered.tenant),
+        attachment=attachment,
+        owner=peer,
+        pid=0,
+        ports=(),
+    )
+    runtime.store.add_container(record)
+    undo.callback(runtime.store.delete_container, record.id)
+    return bring_up_network(runtime, record, undo=undo)
+
+
+class Arrival:
+    """A container on its way in."""
+
+    def __init__(
+        self, runtime: Runtime, record: ContainerRecord, *, offer: Offer, wire: Wire, undo: ExitStack
+    ) -> None:
+        self._runtime = runtime
+        self._record = record
+        self._offer = offer
+        self._wire = wire
+        self._undo = undo
+        self._plan: StartPlan | None = None
+        self._images = mount.tmpfs(mode=0o755, source="insula-images")
+        undo.callback(self.close)
+
+    def close(self) -> None:
+        if self._images >= 0:
+            os.close(self._images)
+            self._images = -1
+
+    def run(self) -> None:
+        """Take what comes, in the source's order, until it says `Restore`; restore, hold, run."""
+        while True:
+            message = self._wire.receive()
+            match message:
+                case Layer(digest=digest):
+                    stream = StreamFile(self._wire.receive_stream())
+                    self._runtime.images.layers.unpack(stream, expected=digest)
+                    stream.drain()
+                case Pages():
+                    self._make_room()
+                    self._receive_pages()
+                case Tree(volume=volume):
+                    self._receive_tree(volume)
+                case File(name=name):
+                    self._receive_file(name)
+                case Restore():
+                    self._restore()
+                    return
+                case _:
+                    raise ProtocolError(f"cannot go on: the source sent {type(message).__name__}")
+
+    def _make_room(self) -> None:
+        if self._offer.image.id != HOST_IMAGE.id:
+            self._runtime.images.add_from_peer(self._offer.image)
+        self._plan = start_plan(self._runtime, self._record)
+        self._runtime.spawner.prepare(self._plan)
+        self._undo.callback(self._runtime.spawner.discard, self._record.id)
+
+    def _receive_pages(self) -> None:
+        ours, theirs = socket.socketpair()
+        argv = (
+            *self._runtime.need_criu().argv,
+            "page-server",
+            "--ps-socket",
+            str(RPC_FD),
+            "--images-dir",
+            f"/proc/self/fd/{IMAGES_FD}",
+            "--log-file",
+            "criu-pages.log",
+        )
+        with ours:
+            with theirs:
+                self._runtime.spawner.launch_criu(argv, rpc=theirs.fileno(), images=self._images)
+            status = feed_page_server(self._wire, ours)
+        self._wire.send(Answer(status=status))
+        if status:
+            raise MigrationFailed(
+                f"cannot take the memory of `{self._record.name}`: CRIU's page server failed"
+            )
+
+    def _receive_tree(self, volume: str) -> None:
+        if volume:
+            known = {each.name for each in self._offer.volumes}
+            if volume not in known:
+                raise ProtocolError(f"cannot take volume `{volume}`: it was not offered")
+            folder = self._runtime.volumes.path(self._runtime.store.get_volume(self._record.tenant, volume))
+        else:
+            folder = self._runtime.folders.upper(self._record.id)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        stream = StreamFile(self._wire.receive_stream())
+        try:
+            unpack_tree(stream, descriptor, form=Form.UPPER)
+            stream.drain()
+        finally:
+            os.close(descriptor)
+
+    def _receive_file(self, name: str) -> None:
+        if "/" in name or name.startswith("."):
+            raise ProtocolError(f"cannot take image `{name[:80]}`: no plain name")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(name, flags, 0o600, dir_fd=self._images), "wb") as file:
+            for piece in self._wire.receive_stream():
+                file.write(piece)
+
+    def _restore(self) -> None:
+        if self._plan is None:
+            raise ProtocolError("cannot restore: no memory has come")
+        generation = 0
+
+        def restored() -> None:
+            nonlocal generation
+            self._wire.send(Held())
+            generation = self._wait_for_commit()
+            self._take_over(generation)
+
+        def resume() -> None:
+            _announce(self._record)
+
+        pid = dump.restore(
+            self._runtime,
+            self._record,
+            self._plan,
+            images=self._images,
+            on_restored=restored,
+            on_resume=resume,
+        )
+        running = after(Status.RESTORING, Event.RESTORED)
+        self._runtime.store.change_container(
+            self._record.id, lambda now: replace(now, status=running, pid=pid, ports=self._record.ports)
+        )
+        with contextlib.suppress(InsulaError):  # the source can find out by itself
+            self._wire.send(Resumed())
+
+    def _wait_for_commit(self) -> int:
+        """Wait for the source's word.  Without it nothing runs here: in doubt the source keeps the container."""
+        return self._wire.expect(Commit).generation
+
+    def _take_over(self, generation: int) -> None:
+        """Write down, on disk, that this host owns it; from here on nothing is undone."""
+        self._undo.pop_all()
+        self._runtime.store.change_container(
+            self._record.id,
+            lambda now: replace(
+                now, owner=self._runtime.host_name, generation=generation, started_at=time.time()
+            ),
+            durable=True,
+        )
+
+
+def _announce(record: ContainerRecord) -> None:
+    """Tell the neighbours on which port the address is now."""
+    attachment = record.attachment
+    if attachment is None:
+        return
+    try:
+        announce.announce(attachment.bridge, mac=attachment.mac, address=attachment.address)
+    except OSError as error:
+        LOG.warning("neighbours were not told", extra={"fields": {"reason": str(error)}})

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Frames between two hosts: messages and streams of bytes over a connection that is authenticated already.
+
+A frame is `>BI`: kind and length, then the payload of at most MAX_PAYLOAD bytes.  Blocking, one thread at a time; every
+wait has a deadline.
+"""
+
+import io
+import socket
+import struct
+from collections.abc import Iterable, Iterator
+from typing import Protocol, TypeVar
+
+import msgspec
+
+from insula.model.errors import MigrationFailed, ProtocolError, TargetRefused, from_code
+from insula.model.migration import Kind, Message, Refuse, decode, encode
+from insula.model.record import HostRecord
+
+HEADER = struct.Struct(">BI")
+MAX_PAYLOAD = 1 << 20
+PIECE_BYTES = 256 << 10
+PEER_SECONDS = 60.0
+"""No answer or byte from the other side for that long: it is gone."""
+
+_M = TypeVar("_M")
+
+
+class Socket(Protocol):
+    """What is needed of a connection: a plain socket or a TLS one."""
+
+    def sendall(self, data: bytes | bytearray | memoryview, /) -> None: ...
+    def recv(self, size: int, /) -> bytes: ...
+    def settimeout(self, seconds: float | None, /) -> None: ...
+    def close(self) -> None: ...
+
+
+class Peers(Protocol):
+    """How a paired host is reached."""
+
+    def find(self, name: str) -> HostRecord: ...
+    def open(self, host: HostRecord) -> Socket: ...
+
+
+class Wire:
+    """One side of a migration's connection."""
+
+    def __init__(self, connection: Socket) -> None:
+        self._connection = connection
+        self._buffer = bytearray()
+        self.sent_bytes = 0
+        connection.settimeout(PEER_SECONDS)
+
+    def send(self, message: Message) -> None:
+        """Send a message.  Raises: MigrationFailed if the peer is gone."""
+        self._frame(Kind.MESSAGE, encode(message))
+
+    def send_data(self, data: bytes | memoryview) -> None:
+        """Send a piece of a stream."""
+        for start in range(0, len(data), MAX_PAYLOAD):
+            self._frame(Kind.DATA, data[start : start + MAX_PAYLOAD])
+
+    def send_stream(self, chunks: Iterable[bytes]) -> int:
+        """Send a whole stream, gathered into pieces, and its end.  Returns: its bytes."""
+        gathered, total = bytearray(), 0
+        for chunk in chunks:
+            gathered += chunk
+            total += len(chunk)
+            if len(gathered) >= PIECE_BYTES:
+                self.send_data(bytes(gathered))
+                gathered.clear()
+        if gathered:
+            self.send_data(bytes(gathered))
+        self.end_stream()
+        return total
+
+    def end_stream(self) -> None:
+        self._frame(Kind.END, b"")
+
+    def receive(self) -> Message:
+        """Receive a message; a `Refuse` is raised as the error that it names.
+
+        Raises: MigrationFailed if the peer is gone; ProtocolError for what is no message.
+        """
+        kind, payload = self._receive_frame()
+        if kind != Kind.MESSAGE:
+            raise ProtocolError("cannot read the peer's message: data where a message was due")
+        try:
+            message = decode(payload)
+        except msgspec.DecodeError as error:
+            raise ProtocolError(f"cannot read the peer's message: {error}") from error
+        if isinstance(message, Refuse):
+            found = from_code(message.code, message.message, hint=message.hint)
+            raise TargetRefused(message.message, hint=message.hint) if found.code == "internal" else found
+        return message
+
+    def expect(self, kind: type[_M]) -> _M:
+        """Receive a message of one kind.  Raises: as `receive`."""
+        message = self.receive()
+        if not isinstance(message, kind):
+            raise ProtocolError(f"cannot go on: the peer sent {type(message).__name__}, not {kind.__name__}")
+        return message
+
+    def receive_stream(self) -> Iterator[bytes]:
+        """Yield the pieces of a stream until its end."""
+        while True:
+            kind, payload = self._receive_frame()
+            if kind == Kind.END:
+                return
+            if kind != Kind.DATA:
+                raise ProtocolError("cannot read the peer's stream: a message in the middle of it")
+            yield payload
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _frame(self, kind: int, payload: bytes | memoryview) -> None:
+        try:
+            self._connection.sendall(HEADER.pack(kind, len(payload)) + bytes(payload))
+        except OSError as error:
+            raise MigrationFailed(f"cannot send to the other host: {error.strerror or error}") from error
+        self.sent_bytes += HEADER.size + len(payload)
+
+    def _receive_frame(self) -> tuple[int, bytes]:
+        kind, length = HEADER.unpack(self._read(HEADER.size))
+        if length > MAX_PAYLOAD:
+            raise ProtocolError(f"cannot read a frame of {length} bytes: the limit is {MAX_PAYLOAD}")
+        return kind, self._read(length)
+
+    def _read(self, size: int) -> bytes:
+        buffer = self._buffer
+        while len(buffer) < size:
+            try:
+                data = self._connection.recv(max(PIECE_BYTES, size - len(buffer)))
+            except OSError as error:
+                raise MigrationFailed(f"cannot hear the other host: {error.strerror or error}") from error
+            if not data:
+                raise MigrationFailed("cannot hear the other host: it hung up")
+            buffer += data
+        found = bytes(buffer[:size])
+        del buffer[:size]
+        return found
+
+
+class StreamFile(io.RawIOBase):
+    """A stream of pieces as a file to read from."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._rest = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        if not self._rest:
+            self._rest = next(self._pieces, b"")
+        count = min(len(buffer), len(self._rest))
+        buffer[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
+
+    def drain(self) -> None:
+        """Read on to the stream's end, so that the next message is found."""
+        for _piece in self._pieces:
+            pass
+
+
+def blocking_socket(descriptor: int) -> socket.socket:
+    """Take a copy of a descriptor as a blocking socket."""
+    import os
+
+    connection = socket.socket(fileno=os.dup(descriptor))
+    connection.setblocking(True)
+    return connection

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The phases of a migration and the messages between the two hosts.
+
+    source                                                target
+      │ Offer {record, image, what it needs} ─────────────►│  preflight: versions, processor, room, names, addresses
+      │◄──────────────── Accept {missing layers} or Refuse │  reserve: record, address, folders, cgroups
+      │ Layer {digest} DATA… END, for each missing ───────►│  precopy
+      │ PAGES DATA… while CRIU dumps ─────────────────────►│  freeze, transfer: its page server writes memory as it comes
+      │◄───────────────────────── Answer, when all arrived │
+      │ Tree {what} DATA… END (writable layer, volumes) ──►│
+      │ File {name} DATA… END (CRIU's other images) ──────►│
+      │ Restore ──────────────────────────────────────────►│  restore: everything stands, nothing runs
+      │◄───────────────────────────────────────────── Held │
+      │ (owner: source, n → target, n+1, on disk)          │  commit: the point of no return
+      │ Commit ───────────────────────────────────────────►│  resume: the port joins the bridge, the processes run
+      │◄────────────────────────────────────────── Resumed │
+      │ (the frozen source is ended and removed)           │  cleanup
+
+Before the commit every failure, of whatever side, lets the source run on, connections intact.  A target that holds and
+hears nothing any more asks: `Question` on a new connection, answered by `Owner`.  Pure: no I/O.
+"""
+
+from enum import StrEnum
+
+import msgspec
+
+from insula.model.record import ContainerRecord, Fact, ImageRecord, VolumeRecord
+
+VERSION = 1
+UPGRADE = "insula-migration"
+
+
+class Phase(StrEnum):
+    """In their order."""
+
+    PREFLIGHT = "preflight"
+    RESERVE = "reserve"
+    PRECOPY = "precopy"
+    FREEZE = "freeze"
+    TRANSFER = "transfer"
+    RESTORE = "restore"
+    COMMIT = "commit"
+    RESUME = "resume"
+    CLEANUP = "cleanup"
+
+
+class Kind:
+    """What a frame holds: one of the messages below, a piece of a stream, or the stream's end."""
+
+    MESSAGE = 1
+    DATA = 2
+    END = 3
+
+
+class NetworkNeed(Fact, kw_only=True, frozen=True):
+    """The network that the target must have, so that the address can move."""
+
+    name: str
+    subnet: str
+    uplink: bool
+
+
+class Offer(Fact, kw_only=True, frozen=True, tag=True):
+    version: int
+    record: ContainerRecord
+    image: ImageRecord
+    volumes: tuple[VolumeRecord, ...] = ()
+    network: NetworkNeed | None = None
+    processor_flags: tuple[str, ...] = ()
+    criu_version: str
+    kernel_release: str
+    host_identity: str = ""
+    """Of the `host` image's content; empty for others."""
+    disk_bytes: int
+    """Writable layer and volumes."""
+    memory_bytes: int
+
+
+class Accept(Fact, kw_only=True, frozen=True, tag=True):
+    missing_layers: tuple[str, ...]
+
+
+class Refuse(Fact, kw_only=True, frozen=True, tag=True):
+    code: str
+    message: str
+    hint: str = ""
+
+
+class Layer(Fact, kw_only=True, frozen=True, tag=True):
+    digest: str
+
+
+class Pages(Fact, kw_only=True, frozen=True, tag=True):
+    """The stream of CRIU's page server protocol follows."""
+
+
+class Answer(Fact, kw_only=True, frozen=True, tag=True):
+    """How the page server ended."""
+
+    status: int
+
+
+class Tree(Fact, kw_only=True, frozen=True, tag=True):
+    """A folder as a tar follows: the writable layer (empty name), or a volume."""
+
+    volume: str = ""
+
+
+class File(Fact, kw_only=True, frozen=True, tag=True):
+    """One of CRIU's images follows."""
+
+    name: str
+
+
+class Restore(Fact, kw_only=True, frozen=True, tag=True):
+    """Everything was sent."""
+
+
+class Held(Fact, kw_only=True, frozen=True, tag=True):
+    """Everything stands and nothing runs."""
+
+
+class Commit(Fact, kw_only=True, frozen=True, tag=True):
+    """The target owns the container from now on."""
+
+    generation: int
+
+
+class Resumed(Fact, kw_only=True, frozen=True, tag=True):
+    """It runs."""
+
+
+class Question(Fact, kw_only=True, frozen=True, tag=True):
+    """Who owns it?"""
+
+    container: str
+    generation: int
+
+
+class Owner(Fact, kw_only=True, frozen=True, tag=True):
+    name: str
+    generation: int
+
+
+Message = (
+    Offer
+    | Accept
+    | Refuse
+    | Layer
+    | Pages
+    | Answer
+    | Tree
+    | File
+    | Restore
+    | Held
+    | Commit
+    | Resumed
+    | Question
+    | Owner
+)
+
+_decoder = msgspec.json.Decoder(Message)
+
+
+def encode(message: Message) -> bytes:
+    """Encode a message."""
+    return msgspec.json.encode(message)
+
+
+def decode(data: bytes) -> Message:
+    """Decode a peer's message.  Raises: msgspec.ValidationError."""
+    found: Message = _decoder.decode(data)
+    return found

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Create a container: check what is wished, resolve it, lease an address, make its folders, write it down."""
+
+import os
+import re
+import secrets
+import shutil
+import time
+from contextlib import ExitStack
+
+from msgspec.structs import replace
+
+from insula.model.errors import Denied, InvalidSpec, LimitRefused, NetworkNotFound
+from insula.model.grant import Grant
+from insula.model.lifecycle import Status
+from insula.model.record import Attachment, ContainerRecord, ImageRecord
+from insula.model.spec import MountKind, MountWish, Spec, VolumeWish
+from insula.runtime.context import Runtime
+from insula.runtime.plan import arguments_of, capabilities_of
+from insula.runtime.signals import signal_number
+
+NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
+_HOSTNAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9.-]{0,61}[a-zA-Z0-9])?")
+MINIMUM_MEMORY_BYTES = 6 << 20
+"""Below this not even the way to the program fits: the number is docker's."""
+MAX_ENVIRONMENT_BYTES = 128 << 10
+_SAFE_CAPABILITIES = frozenset(
+    "CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP NET_BIND_SERVICE SYS_CHROOT KILL"
+    " AUDIT_WRITE NET_ADMIN SYS_PTRACE IPC_LOCK SYS_NICE".split()
+)
+"""What a tenant may ask for: all of it counts within the container's own user namespace only."""
+
+_FIRST = "brave calm clever eager fair gentle happy keen kind lively lucky mild neat proud quick quiet swift warm".split()
+_SECOND = "alder birch cedar coral dune elm fern heron island lagoon maple otter pebble reef robin shore tide willow".split()
+
+
+def create(grant: Grant, runtime: Runtime, spec: Spec) -> ContainerRecord:
+    """Create a container of the grant's tenant.
+
+    Raises: InvalidSpec, Denied, ImageNotFound, NetworkNotFound, NameTaken, AddressPoolExhausted, LimitRefused.
+    """
+    tenant = grant.tenant
+    image = runtime.images.get(tenant, spec.image)
+    spec = replace(spec, name=spec.name or _free_name(runtime, tenant))
+    check_spec(spec, is_admin=grant.principal.is_admin)
+    arguments_of(spec, image.config)
+    container_id = secrets.token_hex(32)
+    with ExitStack() as undo:
+        spec = _with_volumes(runtime, tenant, spec=spec, image=image)
+        attachment = _lease(runtime, tenant, spec=spec, container_id=container_id)
+        undo.callback(runtime.networks.release, container_id)
+        make_folders(runtime, container_id)
+        undo.callback(shutil.rmtree, runtime.folders.container(container_id), ignore_errors=True)
+        record = ContainerRecord(
+            id=container_id,
+            name=spec.name,
+            tenant=tenant,
+            spec=spec,
+            image=image.id,
+            layers=tuple(layer.digest for layer in image.layers),
+            config=image.config,
+            status=Status.CREATED,
+            uid_base=runtime.uid_base_of(tenant),
+            created_at=time.time(),
+            attachment=attachment,
+            owner=runtime.host_name,
+        )
+        runtime.store.add_container(record)
+        undo.pop_all()
+    return record
+
+
+def make_folders(runtime: Runtime, container_id: str) -> None:
+    """Make a container's folders; the upper one is its root's, mode 0755."""
+    folders = runtime.folders
+    os.makedirs(folders.container(container_id), mode=0o700)
+    for folder in (folders.upper(container_id), folders.work(container_id)):
+        folder.mkdir(mode=0o755)
+
+
+def check_spec(spec: Spec, *, is_admin: bool) -> None:
+    """Check every field that the types cannot.
+
+    Raises: InvalidSpec, Denied, LimitRefused, naming the field, the value and the cure.
+    """
+    if not NAME.fullmatch(spec.name):
+        raise InvalidSpec(
+            f"cannot name a container `{spec.name}`", hint="letters, digits, `_`, `.`, `-`, at most 63"
+        )
+    if spec.hostname and not _HOSTNAME.fullmatch(spec.hostname):
+        raise InvalidSpec(
+            f"cannot use hostname `{spec.hostname}`", hint="letters, digits, `.`, `-`, at most 63"
+        )
+    _check_words(spec)
+    _check_limits(spec)
+    for mount in spec.mounts:
+        _check_mount(mount, is_admin=is_admin)
+    if spec.stop_signal:
+        signal_number(spec.stop_signal)
+    refused = set(capabilities_of(spec)) - _SAFE_CAPABILITIES
+    if refused and not is_admin:
+        raise Denied(f"cannot add capability `{min(refused)}`", hint="only an admin may")
+    for port in spec.ports:
+        if not 1 <= port.container_port <= 65535 or not 0 <= port.host_port <= 65535 or port.count < 1:
+            raise InvalidSpec(f"cannot publish port {port.container_port}: not within 1 to 65535")
+    if spec.ports and spec.network == "none":
+        raise InvalidSpec("cannot publish ports without a network", hint="leave out --network none")
+
+
+def _check_words(spec: Spec) -> None:
+    words = (*spec.command, *(spec.entrypoint or ()), *spec.environment, spec.working_directory, spec.user)
+    if any("\0" in word for word in words):
+        raise InvalidSpec("cannot use a word with a zero byte in it")
+    if sum(len(word) for word in words) > MAX_ENVIRONMENT_BYTES:
+        raise InvalidSpec("cannot use command and environment: together more than 128 KiB")
+    for line in spec.environment:
+        name, equals, _value = line.partition("=")
+        if not name or not equals:
+            raise InvalidSpec(f"cannot set environment `{line[:80]}`: not NAME=value")
+    if spec.working_directory and not spec.working_directory.startswith("/"):
+        raise InvalidSpec(f"cannot use working directory `{spec.working_directory}`: not absolute")
+
+
+def _check_limits(spec: Spec) -> None:
+    if spec.memory_bytes is not None and spec.memory_bytes < MINIMUM_MEMORY_BYTES:
+        raise LimitRefused(
+            f"cannot limit memory to {spec.memory_bytes} bytes: less than a program needs to start",
+            hint="at least 6m",
+        )
+    if spec.memory_swap_bytes is not None and spec.memory_swap_bytes < (spec.memory_bytes or 0):
+        raise InvalidSpec("cannot limit memory and swap together to less than memory alone")
+    if spec.pids is not None and spec.pids < 2:
+        raise LimitRefused(
+            f"cannot limit processes to {spec.pids}: init and program need two", hint="at least 2"
+        )
+    if spec.cpus_milli is not None and spec.cpus_milli < 10:
+        raise LimitRefused(f"cannot limit CPUs to {spec.cpus_milli / 1000}", hint="at least 0.01")
+
+
+def _check_mount(mount: MountWish, *, is_admin: bool) -> None:
+    target = mount.target
+    if not target.startswith("/") or "\0" in target or target.rstrip("/") in ("", "/proc", "/sys", "/dev"):
+        raise InvalidSpec(
+            f"cannot mount on `{target}`", hint="an absolute path below /, not /proc, /sys or /dev"
+        )
+    if ".." in target.split("/"):
+        raise InvalidSpec(f"cannot mount on `{target}`: `..` in the path")
+    if mount.kind is MountKind.BIND:
+        if not is_admin:
+            raise Denied(
+                f"cannot mount host folder `{mount.source}`: only an admin may",
+                hint="use a volume: -v NAME:PATH",
+            )
+        if not mount.source.startswith("/") or not os.path.exists(mount.source):
+            raise InvalidSpec(f"cannot mount `{mount.source}`: no such path on the host")
+
+
+def _with_volumes(runtime: Runtime, tenant: str, *, spec: Spec, image: ImageRecord) -> Spec:
+    """Make the volumes that are wished or that the image declares; anonymous ones get names."""
+    wished = list(spec.mounts)
+    covered = {each.target.rstrip("/") for each in wished}
+    wished += [
+        MountWish(kind=MountKind.VOLUME, target=target)
+        for target in image.config.volumes
+        if target.rstrip("/") not in covered
+    ]
+    made = []
+    for each in wished:
+        if each.kind is MountKind.VOLUME and each.source:
+            runtime.volumes.ensure(tenant, each.source)
+        elif each.kind is MountKind.VOLUME:
+            each = replace(each, source=runtime.volumes.create(tenant, VolumeWish()).name)
+        made.append(each)
+    return replace(spec, mounts=tuple(made))
+
+
+def _lease(runtime: Runtime, tenant: str, *, spec: Spec, container_id: str) -> Attachment | None:
+    if spec.network == "none":
+        return None
+    if spec.network == "host":
+        raise NetworkNotFound(
+            "cannot share the host's network: a container has its own", hint="publish ports with -p"
+        )
+    networks = runtime.networks
+    network = (
+        networks.default_for(tenant) if spec.network == "default" else networks.get(tenant, spec.network)
+    )
+    return networks.lease(network, container_id, wished_address=spec.address)
+
+
+def _free_name(runtime: Runtime, tenant: str) -> str:
+    taken = {each.name for each in runtime.store.list_containers(tenant)}
+    while True:
+        name = f"{secrets.choice(_FIRST)}-{secrets.choice(_SECOND)}"
+        name = name if name not in taken else f"{name}-{secrets.token_hex(2)}"
+        if name not in taken:
+            return name

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Remove a container: its record, its address, its files."""
+
+import logging
+import shutil
+
+from msgspec.structs import replace
+
+from insula.model.errors import ContainerNotFound, InsulaError, NameTaken
+from insula.model.grant import Grant
+from insula.model.lifecycle import ALIVE, Event, after
+from insula.model.record import ContainerRecord
+from insula.model.spec import MountKind
+from insula.runtime.context import Runtime
+from insula.runtime.create import NAME
+from insula.runtime.stop import stop
+
+LOG = logging.getLogger(__name__)
+
+
+def delete(grant: Grant, runtime: Runtime, ref: str, *, force: bool = False, volumes: bool = False) -> None:
+    """Remove a container that does not run; with `force` a running one is killed first.
+
+    volumes: its anonymous volumes go, too.  Raises: WrongState.
+    """
+    record = runtime.find(grant, ref)
+    if force and record.status in ALIVE:
+        stop(grant, runtime, record.id, signal="KILL", timeout_s=0)
+    remove_ended(runtime, record, volumes=volumes)
+
+
+def remove_ended(runtime: Runtime, record: ContainerRecord, *, volumes: bool) -> None:
+    """Remove a container that has ended.  That somebody else was faster is no error."""
+    with runtime.locked(record.id):
+        try:
+            now = runtime.store.get_container(record.id)
+        except ContainerNotFound:
+            return
+        after(now.status, Event.REMOVE, name=now.name)
+        runtime.networks.deactivate(now.id)
+        runtime.networks.release(now.id)
+        shutil.rmtree(runtime.folders.container(now.id), ignore_errors=True)
+        runtime.store.delete_container(now.id)
+    runtime.forget_lock(record.id)
+    with runtime.ended:
+        runtime.ended.notify_all()
+    if volumes:
+        _remove_volumes(runtime, now)
+
+
+def _remove_volumes(runtime: Runtime, record: ContainerRecord) -> None:
+    for mount in record.spec.mounts:
+        if mount.kind is not MountKind.VOLUME:
+            continue
+        try:
+            if runtime.store.get_volume(record.tenant, mount.source).anonymous:
+                runtime.volumes.delete(record.tenant, mount.source)
+        except InsulaError as error:
+            LOG.info(
+                "an anonymous volume stays", extra={"fields": {"volume": mount.source, "why": str(error)}}
+            )
+
+
+def rename(grant: Grant, runtime: Runtime, ref: str, *, name: str) -> None:
+    """Give a container another name.  Raises: InvalidSpec, NameTaken."""
+    if not NAME.fullmatch(name):
+        from insula.model.errors import InvalidSpec
+
+        raise InvalidSpec(
+            f"cannot name a container `{name[:80]}`", hint="letters, digits, `_`, `.`, `-`, at most 63"
+        )
+    found = runtime.find(grant, ref)
+    with runtime.locked(found.id):
+        record = runtime.store.get_container(found.id)
+        if record.name == name:
+            raise NameTaken(f"cannot rename `{name}`: it has that name")
+        record = replace(record, name=name, spec=replace(record.spec, name=name))
+        runtime.store.update_container(record)
+        if record.attachment is not None and record.status in ALIVE:
+            names = {name, record.id[:12], record.spec.hostname} - {""}
+            runtime.networks.set_running_names(record.id, record.attachment, names=names)

@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Drive CRIU: dump a running container, restore one into a room, and say in people's words what CRIU could not do.
+
+Checkpoint, restore and migration all pass here; what differs between them is where the images lie and what is decided
+at the stages `post-dump` and `post-restore`, at which CRIU waits for us.
+"""
+
+import logging
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+
+import msgspec
+
+from insula.boot.engine import FIRST_INHERITED_FD, IMAGES_FD, RPC_FD
+from insula.boot.protocol import StartPlan
+from insula.kernel import criu, netlink, protobuf
+from insula.model.errors import CheckpointFailed, InsulaError, RestoreFailed
+from insula.model.record import ContainerRecord, Fact
+from insula.runtime.context import Runtime
+
+LOG = logging.getLogger(__name__)
+
+STATE_FILE = "insula.json"
+DUMP_LOG = "criu-dump.log"
+RESTORE_LOG = "criu-restore.log"
+_USERNS_MAGIC = struct.pack(
+    "<II", 0x54564319, 0x55474906
+)  # IMG_COMMON_MAGIC, USERNS_MAGIC of criu/include/magic.h
+_IMAGES = f"/proc/self/fd/{IMAGES_FD}"
+
+
+class DumpState(Fact, kw_only=True, frozen=True):
+    """What a restore must know beside CRIU's images."""
+
+    version: int = 1
+    stdio: tuple[str, ...] = ()
+    """What standard input, output and error of pid 1 were: `pipe:[4711]`, `/dev/pts/0`, `/dev/null`."""
+    user_namespaces: tuple[str, ...] = ()
+    """Names of the images whose id mapping must become the target's."""
+
+
+Stage = Callable[[], None]
+
+
+def _nothing() -> None:
+    return
+
+
+def external_mounts(plan: StartPlan) -> dict[str, str]:
+    """Return the mounts that are not CRIU's business: name → place in the container."""
+    found = {"dev": "/dev"}
+    for number, each in enumerate(plan.mounts):
+        if each.kind == "bind":
+            found[f"mount{number}"] = "/" + each.target.strip("/")
+    return found
+
+
+def dump(
+    runtime: Runtime,
+    record: ContainerRecord,
+    plan: StartPlan,
+    *,
+    images: int,
+    leave_running: bool,
+    on_frozen: Stage = _nothing,
+    on_dumped: Stage = _nothing,
+    page_socket: int = -1,
+) -> None:
+    """Dump a running container into the folder behind a descriptor.
+
+    on_frozen: called when every process has stopped.  on_dumped: called when all is written and the processes still
+    stand; what it raises makes them run on, connections intact.
+    page_socket: where memory goes instead of the folder (CRIU's page server protocol).
+    Raises: CheckpointFailed naming resource and cure; what the stages raise.
+    """
+    program = runtime.need_criu()
+    state = DumpState(stdio=stdio_of(record.pid))
+
+    def handle(stage: criu.Notification) -> bool:
+        if stage.stage == "network-lock":
+            hold_network(record)
+            on_frozen()
+        elif stage.stage == "post-dump":
+            write_file(images, STATE_FILE, msgspec.json.encode(state))
+            on_dumped()
+        return True
+
+    options = criu.Options(
+        images_dir=_IMAGES,
+        pid=record.pid,
+        log_file=DUMP_LOG,
+        leave_running=leave_running,
+        external=tuple(f"mnt[{place}]:{name}" for name, place in external_mounts(plan).items()),
+        ps_fd=FIRST_INHERITED_FD if page_socket >= 0 else -1,
+    )
+    extra = (page_socket,) if page_socket >= 0 else ()
+    with ExitStack() as held:
+        ours = _launch(runtime, held, argv=(*program.argv, "swrk", str(RPC_FD)), images=images, extra=extra)
+        try:
+            response = criu.request(ours, criu.DUMP, options, handle=handle)
+        except criu.CriuGone as error:
+            raise CheckpointFailed(
+                f"cannot checkpoint `{record.name}`: CRIU ended without an answer"
+            ) from error
+        if not response.success:
+            raise _failure(CheckpointFailed, "checkpoint", record=record, images=images, log=DUMP_LOG)
+
+
+def _launch(
+    runtime: Runtime,
+    held: ExitStack,
+    *,
+    argv: tuple[str, ...],
+    images: int,
+    extra: tuple[int, ...] = (),
+) -> socket.socket:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    held.callback(ours.close)
+    with theirs:
+        runtime.spawner.launch_criu(argv, rpc=theirs.fileno(), images=images, extra=extra)
+    return ours
+
+
+def restore(
+    runtime: Runtime,
+    record: ContainerRecord,
+    plan: StartPlan,
+    *,
+    images: int,
+    on_restored: Stage = _nothing,
+    on_resume: Stage = _nothing,
+) -> int:
+    """Restore a container whose cgroups and pipes are prepared (`SpawnerClient.prepare`).
+
+    on_restored: called when everything is as it was and stands still; what it raises undoes the restore.
+    on_resume: called right before the sockets speak again and the processes run.
+    Returns: the pid of its pid 1.  Raises: RestoreFailed; what the stages raise.
+    """
+    program = runtime.need_criu()
+    state = msgspec.json.decode(read_file(images, STATE_FILE), type=DumpState)
+    rewrite_user_namespaces(images, uid_base=record.uid_base)
+    terminal = -1
+
+    def handle(stage: criu.Notification) -> bool:
+        nonlocal terminal
+        match stage.stage:
+            case "setup-namespaces":
+                runtime.spawner.plug(record.id, stage.pid)
+            case "orphan-pts-master" if stage.descriptors:
+                terminal = stage.descriptors[0]
+            case "post-restore":
+                on_restored()
+            case "network-unlock":
+                release_network(record)
+                on_resume()
+        return True
+
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ExitStack() as held:
+        held.callback(ours.close)
+        with theirs:
+            places = runtime.spawner.launch_criu(
+                (*program.argv, "swrk", str(RPC_FD)), rpc=theirs.fileno(), images=images, restore=plan
+            )
+        options = criu.Options(
+            images_dir=_IMAGES,
+            log_file=RESTORE_LOG,
+            root=str(runtime.folders.run / "stage"),
+            external=tuple(f"mnt[{name}]:{path}" for name, path in places.items()),
+            inherit_fd=inherited_pipes(state),
+            rst_sibling=True,
+        )
+        try:
+            response = criu.request(ours, criu.RESTORE, options, handle=handle)
+        except criu.CriuGone as error:
+            raise RestoreFailed(f"cannot restore `{record.name}`: CRIU ended without an answer") from error
+        if not response.success:
+            raise _failure(RestoreFailed, "restore", record=record, images=images, log=RESTORE_LOG)
+        runtime.spawner.adopt(record.id, response.pid, terminal=terminal)
+        if terminal >= 0:
+            os.close(terminal)
+    return response.pid
+
+
+def inherited_pipes(state: DumpState) -> tuple[tuple[str, int], ...]:
+    """Return which dumped pipe becomes which of the room's: standard input, output, error, in this order."""
+    found = {}
+    for number, link in enumerate(state.stdio):
+        if link.startswith("pipe:["):
+            found.setdefault(link, FIRST_INHERITED_FD + number)
+    return tuple(found.items())
+
+
+def stdio_of(pid: int) -> tuple[str, ...]:
+    """Return what the standard streams of a process are."""
+    links = []
+    for number in range(3):
+        try:
+            links.append(os.readlink(f"/proc/{pid}/fd/{number}"))
+        except OSError:
+            links.append("")
+    return tuple(links)
+
+
+def hold_network(record: ContainerRecord) -> None:
+    """Take the container's port off its bridge: nothing reaches its sockets any more, and nothing is refused."""
+    if record.attachment is not None:
+        with netlink.Route() as route:
+            route.set_master(record.attachment.interface, None)
+
+
+def release_network(record: ContainerRecord) -> None:
+    """Make the container's interface a port of its bridge (again)."""
+    if record.attachment is not None:
+        with netlink.Route() as route:
+            route.set_master(record.attachment.interface, record.attachment.bridge)
+
+
+def rewrite_user_namespaces(images: int, *, uid_base: int) -> None:
+    """Give the dumped user namespace this host's range of the tenant.
+
+    All other images carry ids as the container sees them (CRIU's `userns_uid`), so the mapping is all that changes.
+    """
+    for name in os.listdir(images):
+        if name.startswith("userns-") and name.endswith(".img"):
+            extent = protobuf.encode([(1, 0), (2, uid_base), (3, 65536)])
+            entry = protobuf.encode([(1, extent), (2, extent)])
+            write_file(images, name, _USERNS_MAGIC + struct.pack("<I", len(entry)) + entry)
+
+
+def read_file(folder: int, name: str) -> bytes:
+    """Read a small file of a folder of images.  Raises: RestoreFailed if it is not there."""
+    try:
+        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    except OSError as error:
+        raise RestoreFailed(f"cannot read `{name}` of the checkpoint: {error.strerror}") from error
+    with os.fdopen(descriptor, "rb") as file:
+        return file.read()
+
+
+def write_file(folder: int, name: str, data: bytes) -> None:
+    """Write a small file of a folder of images."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(name, flags, 0o600, dir_fd=folder), "wb") as file:
+        file.write(data)
+
+
+def _failure(
+    kind: type[InsulaError], verb: str, *, record: ContainerRecord, images: int, log: str
+) -> InsulaError:
+    try:
+        text = read_file(images, log).decode(errors="replace")
+    except InsulaError:
+        text = ""
+    cause = criu.find_cause(text)
+    LOG.warning("CRIU failed", extra={"fields": {"container": record.id[:12], "line": cause.line}})
+    if cause.resource:
+        return kind(
+            f"cannot {verb} `{record.name}`: it has {cause.resource}", hint=cause.cure, line=cause.line
+        )
+    return kind(f"cannot {verb} `{record.name}`: {cause.line or 'CRIU gave no reason'}")
+
+
+class Stopwatch:
+    """Milliseconds of named phases, in order."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self.phases: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        """Book the time since the last lap."""
+        now = time.monotonic()
+        self.phases[name] = round(self.phases.get(name, 0.0) + (now - self._last) * 1000, 1)
+        self._last = now
+
+    def results(self) -> Mapping[str, float]:
+        return {f"{name}_ms": value for name, value in self.phases.items()}

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What follows when a container's first process has ended: write it down, free its network, restart or remove it."""
+
+import logging
+import time
+
+from msgspec.structs import replace
+
+from insula.model.errors import ContainerNotFound, InsulaError
+from insula.model.lifecycle import Event, Status, after, can
+from insula.model.record import ContainerRecord
+from insula.model.spec import RestartKind
+from insula.runtime.context import Runtime
+from insula.runtime.start import start_locked
+from insula.runtime.supervise import Exit
+
+LOG = logging.getLogger(__name__)
+
+RESTART_DELAY_S = 0.1
+"""Doubles with each restart that did not last, up to a minute, as docker's."""
+MAX_RESTART_DELAY_S = 60.0
+LASTING_S = 10.0
+"""A run of this length starts the delays anew."""
+
+
+def finish(runtime: Runtime, event: Exit) -> None:
+    """Take note of an end.  Called in a thread of its own, for ends heard now and for those found at start."""
+    if runtime.closing.is_set() or event.exit_code is None:
+        return
+    with runtime.locked(event.key):
+        try:
+            record = runtime.store.get_container(event.key)
+        except ContainerNotFound:
+            runtime.spawner.forget(event.key)
+            return
+        if record.pid != event.pid or not can(record.status, Event.EXIT):
+            return
+        record = _write_down(runtime, record, event)
+    with runtime.ended:
+        runtime.ended.notify_all()
+    if wants_restart(record):
+        _restart(runtime, record)
+    elif record.spec.auto_remove:
+        from insula.runtime.delete import remove_ended
+
+        remove_ended(runtime, record, volumes=True)
+
+
+def _write_down(runtime: Runtime, record: ContainerRecord, event: Exit) -> ContainerRecord:
+    try:
+        oom_killed = event.exit_code == 137 and runtime.group(event.key).stats().oom_kills > 0
+    except OSError:
+        oom_killed = False
+    if record.attachment is not None:
+        runtime.networks.deactivate(record.id)
+    ended = replace(
+        record,
+        status=after(record.status, Event.EXIT, name=record.name),
+        pid=0,
+        exit_code=event.exit_code,
+        finished_at=event.ended_at or time.time(),
+        oom_killed=oom_killed,
+        ports=(),
+    )
+    runtime.store.update_container(ended)
+    runtime.spawner.forget(event.key)
+    LOG.info(
+        "container ended", extra={"fields": {"container": record.id[:12], "exit_code": str(event.exit_code)}}
+    )
+    return ended
+
+
+def wants_restart(record: ContainerRecord) -> bool:
+    """Tell whether the restart policy wants an ended container to run again."""
+    policy = record.spec.restart
+    if record.stopped_by_user:
+        return False
+    match policy.kind:
+        case RestartKind.ALWAYS | RestartKind.UNLESS_STOPPED:
+            return True
+        case RestartKind.ON_FAILURE:
+            tries_left = policy.max_retries == 0 or record.restart_count < policy.max_retries
+            return record.exit_code != 0 and tries_left
+        case RestartKind.NO:
+            return False
+
+
+def _restart(runtime: Runtime, record: ContainerRecord) -> None:
+    lasted = record.finished_at - record.started_at
+    count = 0 if lasted > LASTING_S else record.restart_count
+    if runtime.closing.wait(min(MAX_RESTART_DELAY_S, RESTART_DELAY_S * 2 ** min(count, 20))):
+        return
+    with runtime.locked(record.id):
+        try:
+            now = runtime.store.get_container(record.id)
+            if now.status is not Status.EXITED or now.stopped_by_user:
+                return
+            start_locked(runtime, replace(now, restart_count=count + 1))
+        except InsulaError as error:
+            LOG.warning(
+                "a restart failed", extra={"fields": {"container": record.id[:12], "error": str(error)}}
+            )

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From what is wished and what is given to the steps of a start: `Spec`, image and network → `StartPlan`.
+
+Nothing is changed here: the plan can be printed and tested without root.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from insula.boot.protocol import (
+    FilePlan,
+    LimitsPlan,
+    MountPlan,
+    NetworkPlan,
+    ProgramPlan,
+    RootPlan,
+    StartPlan,
+)
+from insula.image.host import HOST_IMAGE
+from insula.kernel import caps
+from insula.model.errors import InvalidSpec
+from insula.model.record import Attachment, ContainerRecord, ImageConfig, ImageRecord
+from insula.model.spec import ExecSpec, MountKind, MountWish, Spec
+from insula.network.attach import hosts_entries
+from insula.runtime import init
+from insula.runtime.context import Runtime
+
+INIT_PATH = f"/{init.PATH}"
+CPU_PERIOD_US = 100_000
+
+
+def start_plan(runtime: Runtime, record: ContainerRecord) -> StartPlan:
+    """Return the plan of a container's start (and of its restore).
+
+    Raises: ImageNotFound if a layer is gone; InvalidSpec.
+    """
+    folders, spec = runtime.folders, record.spec
+    hostname = spec.hostname or record.id[:12]
+    layers = tuple(str(each) for each in reversed(runtime.images.layer_folders(_layers_of(record))))
+    has_init = spec.system or record.image == HOST_IMAGE.id  # the view of the host shows it by itself
+    lower = layers if has_init else (str(folders.init_layer), *layers)
+    return StartPlan(
+        key=record.id,
+        uid_base=record.uid_base,
+        cgroup_parent=runtime.cgroup_parent,
+        limits=limits_plan(spec),
+        root=RootPlan(
+            lower=lower,
+            upper=str(folders.upper(record.id)),
+            work=str(folders.work(record.id)),
+            read_only=spec.read_only,
+        ),
+        hostname=hostname,
+        program=program_plan(record),
+        log=str(folders.log(record.id)),
+        mounts=tuple(_mount_plan(runtime, record.tenant, each) for each in spec.mounts),
+        files=network_files(record.attachment, hostname=hostname, nameservers=_nameservers(runtime, record)),
+        network=network_plan(record.attachment),
+    )
+
+
+def _layers_of(record: ContainerRecord) -> ImageRecord | tuple[str, ...]:
+    # The `host` image has no layers of its own: it is what this host is.
+    return HOST_IMAGE if record.image == HOST_IMAGE.id else record.layers
+
+
+def limits_plan(spec: Spec) -> LimitsPlan:
+    """Translate the wished limits."""
+    return LimitsPlan(
+        memory_bytes=spec.memory_bytes,
+        memory_swap_bytes=spec.memory_swap_bytes,
+        cpu_quota_us=None if spec.cpus_milli is None else max(1000, spec.cpus_milli * CPU_PERIOD_US // 1000),
+        cpu_period_us=CPU_PERIOD_US,
+        pids=spec.pids,
+    )
+
+
+def arguments_of(spec: Spec, config: ImageConfig) -> tuple[str, ...]:
+    """Put entrypoint and command together, as docker does: an own entrypoint drops the image's command.
+
+    Raises: InvalidSpec if nothing is left.
+    """
+    entrypoint = config.entrypoint if spec.entrypoint is None else spec.entrypoint
+    default = config.command if spec.entrypoint is None else ()
+    argv = (*entrypoint, *(spec.command or default))
+    if not argv and spec.system:
+        return ("/sbin/init",)
+    if not argv:
+        raise InvalidSpec(
+            f"cannot create a container of `{spec.image}`: no command, and the image has none",
+            hint="insula run IMAGE COMMAND",
+        )
+    return argv
+
+
+def program_plan(record: ContainerRecord) -> ProgramPlan:
+    """Return what is executed, and as whom."""
+    spec, config = record.spec, record.config
+    return ProgramPlan(
+        argv=arguments_of(spec, config),
+        environment=merge_environment(config.environment, spec.environment),
+        working_directory=spec.working_directory or config.working_directory or "/",
+        user=spec.user or config.user,
+        capabilities=capabilities_of(spec),
+        tty=spec.tty,
+        stdin_open=spec.stdin_open,
+        init="" if spec.system else INIT_PATH,
+        rlimits=dict(spec.rlimits),
+    )
+
+
+def exec_plan(record: ContainerRecord, wish: ExecSpec) -> ProgramPlan:
+    """Return what is executed in a running container."""
+    if not wish.command:
+        raise InvalidSpec(f"cannot execute in `{record.name}`: no command")
+    spec, config = record.spec, record.config
+    environment = merge_environment(config.environment, spec.environment)
+    return ProgramPlan(
+        argv=wish.command,
+        environment=merge_environment(environment, wish.environment),
+        working_directory=wish.working_directory or spec.working_directory or config.working_directory or "/",
+        user=wish.user or spec.user or config.user,
+        capabilities=capabilities_of(spec),
+        tty=wish.tty,
+        stdin_open=wish.stdin_open,
+        rows=wish.rows,
+        columns=wish.columns,
+    )
+
+
+def merge_environment(base: Iterable[str], own: Iterable[str]) -> tuple[str, ...]:
+    """Lay NAME=value lines over others."""
+    merged = {line.partition("=")[0]: line for line in (*base, *own)}
+    return tuple(merged.values())
+
+
+def capabilities_of(spec: Spec) -> tuple[str, ...]:
+    """Return the capabilities of a container, sorted.  Raises: InvalidSpec for a name that there is not."""
+    try:
+        added = frozenset().union(*(caps.parse(each) for each in spec.capabilities_add))
+        dropped = frozenset().union(*(caps.parse(each) for each in spec.capabilities_drop))
+    except ValueError as error:
+        raise InvalidSpec(
+            f"cannot use capability: {error}", hint="for example NET_ADMIN; see capabilities(7)"
+        ) from None
+    kept = (
+        caps.DEFAULT - dropped
+        if "ALL" not in (each.upper() for each in spec.capabilities_drop)
+        else frozenset()
+    )
+    return tuple(sorted(kept | added))
+
+
+def _mount_plan(runtime: Runtime, tenant: str, wish: MountWish) -> MountPlan:
+    source, idmapped = wish.source, False
+    if wish.kind is MountKind.VOLUME:
+        source, idmapped = str(runtime.volumes.path(runtime.store.get_volume(tenant, wish.source))), True
+    return MountPlan(
+        kind="tmpfs" if wish.kind is MountKind.TMPFS else "bind",
+        source=source,
+        target=wish.target,
+        read_only=wish.read_only,
+        idmapped=idmapped,
+        size_bytes=wish.size_bytes,
+    )
+
+
+def _nameservers(runtime: Runtime, record: ContainerRecord) -> tuple[str, ...]:
+    return runtime.networks.nameservers(record.attachment) if record.attachment else ()
+
+
+def network_files(
+    attachment: Attachment | None, *, hostname: str, nameservers: tuple[str, ...]
+) -> tuple[FilePlan, ...]:
+    """Return what is written into a container's /etc at each start."""
+    resolv = "".join(f"nameserver {each}\n" for each in nameservers) or _resolv_conf_of_host()
+    return (
+        FilePlan(path="/etc/hostname", text=hostname + "\n"),
+        FilePlan(path="/etc/hosts", text=hosts_entries(attachment, hostname=hostname)),
+        FilePlan(path="/etc/resolv.conf", text=resolv),
+    )
+
+
+def _resolv_conf_of_host() -> str:
+    try:
+        return Path("/etc/resolv.conf").read_text()[:4096]
+    except OSError:
+        return ""
+
+
+def network_plan(attachment: Attachment | None) -> NetworkPlan | None:
+    """Return the veth pair of an attachment."""
+    if attachment is None:
+        return None
+    return NetworkPlan(
+        interface=attachment.interface,
+        bridge=attachment.bridge,
+        mac=attachment.mac,
+        address=attachment.address,
+        prefix_length=attachment.prefix_length,
+        gateway=attachment.gateway,
+    )

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Start a container: network ready, spawner asked, written down.  Every failure undoes what was made."""
+
+import time
+from contextlib import ExitStack
+
+from msgspec.structs import replace
+
+from insula.boot.protocol import AttachPlan
+from insula.model.errors import InsulaError, WrongState
+from insula.model.grant import Grant
+from insula.model.lifecycle import Event, Status, after
+from insula.model.record import ContainerRecord
+from insula.runtime.context import Runtime
+from insula.runtime.plan import start_plan
+
+
+def start(
+    grant: Grant, runtime: Runtime, ref: str, *, attach: AttachPlan | None = None, connection: int = -1
+) -> ContainerRecord:
+    """Start a created or ended container.
+
+    attach, connection: a client's connection that gets the streams from the first byte on.
+    Raises: WrongState, PortInUse, StartFailed, CommandNotFound, CommandNotExecutable, LimitRefused, ImageNotFound.
+    """
+    found = runtime.find(grant, ref)
+    with runtime.locked(found.id):
+        record = runtime.store.get_container(found.id)
+        after(record.status, Event.START, name=record.name)
+        if record.owner != runtime.host_name:
+            raise WrongState(f"cannot start `{record.name}`: host `{record.owner}` owns it")
+        return start_locked(runtime, record, attach=attach, connection=connection)
+
+
+def start_locked(
+    runtime: Runtime, record: ContainerRecord, *, attach: AttachPlan | None = None, connection: int = -1
+) -> ContainerRecord:
+    """As `start`, by who holds the container's lock."""
+    with ExitStack() as undo:
+        undo.callback(_remember_failure, runtime, record)
+        record = bring_up_network(runtime, record, undo=undo)
+        plan = start_plan(runtime, record)
+        pid = runtime.spawner.start(plan, attach=attach, connection=connection)
+        undo.pop_all()
+    started = replace(
+        record,
+        status=after(record.status, Event.START, name=record.name),
+        pid=pid,
+        started_at=time.time(),
+        finished_at=0.0,
+        exit_code=None,
+        oom_killed=False,
+        error="",
+        stopped_by_user=False,
+    )
+    runtime.store.update_container(started)
+    return started
+
+
+def bring_up_network(runtime: Runtime, record: ContainerRecord, *, undo: ExitStack) -> ContainerRecord:
+    """Make bridge, rules, ports and names ready for a container's interface."""
+    attachment = record.attachment
+    if attachment is None:
+        return record
+    runtime.networks.activate(attachment, container_id=record.id)
+    undo.callback(runtime.networks.deactivate, record.id)
+    ports = runtime.networks.publish(attachment, record.spec.ports, container_id=record.id, name=record.name)
+    names = {record.name, record.id[:12], record.spec.hostname} - {""}
+    runtime.networks.set_running_names(record.id, attachment, names=names)
+    return replace(record, ports=ports)
+
+
+def _remember_failure(runtime: Runtime, record: ContainerRecord) -> None:
+    # Only reached on failure; why it failed is what the caller is told, here it is only counted as an end.
+    if record.status is Status.EXITED:
+        return
+    try:
+        runtime.store.change_container(record.id, lambda now: replace(now, error="the last start failed"))
+    except InsulaError:
+        return

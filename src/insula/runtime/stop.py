@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stop, kill, restart: end a container's first process, and wait until its end is written down."""
+
+import time
+
+from msgspec.structs import replace
+
+from insula.model.errors import ContainerNotFound, StartFailed, WrongState
+from insula.model.grant import Grant
+from insula.model.lifecycle import ALIVE, Status
+from insula.model.record import ContainerRecord
+from insula.runtime.context import Runtime
+from insula.runtime.signals import signal_number
+from insula.runtime.start import start
+
+KILL_SECONDS = 15.0
+"""After SIGKILL; what then still lives hangs in the kernel."""
+
+
+def stop(grant: Grant, runtime: Runtime, ref: str, *, signal: str = "", timeout_s: int | None = None) -> bool:
+    """Ask the program to end; kill it when it does not within the time.
+
+    Returns: False if it did not run.  Raises: WrongState if it hangs in the kernel.
+    """
+    record = runtime.find(grant, ref)
+    if record.status not in ALIVE:
+        runtime.store.change_container(record.id, lambda now: replace(now, stopped_by_user=True))
+        return False
+    number = signal_number(signal or record.spec.stop_signal or record.config.stop_signal or "TERM")
+    limit = record.spec.stop_timeout_s if timeout_s is None else timeout_s
+    _mark_and_send(runtime, record, number=number)
+    if not wait_for_end(runtime, record, seconds=limit):
+        _mark_and_send(runtime, record, number=9)
+        if not wait_for_end(runtime, record, seconds=KILL_SECONDS):
+            raise WrongState(f"cannot stop `{record.name}`: it does not end, even killed")
+    return True
+
+
+def _mark_and_send(runtime: Runtime, record: ContainerRecord, *, number: int) -> None:
+    with runtime.locked(record.id):
+        runtime.store.change_container(record.id, lambda now: replace(now, stopped_by_user=True))
+        _send(runtime, record, number=number)
+        if record.status is Status.PAUSED:
+            runtime.group(record.id).thaw()
+
+
+def _send(runtime: Runtime, record: ContainerRecord, *, number: int) -> None:
+    try:
+        runtime.spawner.signal(record.id, number)
+    except StartFailed:  # it has just ended by itself
+        return
+
+
+def kill(grant: Grant, runtime: Runtime, ref: str, *, signal: str) -> None:
+    """Send a signal to the program.  Raises: WrongState if it does not run; InvalidSpec for an unknown signal."""
+    number = signal_number(signal)
+    record = runtime.find_alive(grant, ref)
+    _send(runtime, record, number=number)
+    if number == 9 and record.status is Status.PAUSED:
+        runtime.group(record.id).thaw()
+
+
+def restart(
+    grant: Grant, runtime: Runtime, ref: str, *, signal: str = "", timeout_s: int | None = None
+) -> None:
+    """Stop, if it runs, and start."""
+    stop(grant, runtime, ref, signal=signal, timeout_s=timeout_s)
+    start(grant, runtime, ref)
+
+
+def wait_for_end(runtime: Runtime, record: ContainerRecord, *, seconds: float) -> bool:
+    """Wait until that run of the container is written down as ended.  Returns: whether it is."""
+    deadline = time.monotonic() + seconds
+    with runtime.ended:
+        while True:
+            try:
+                now = runtime.store.get_container(record.id)
+            except ContainerNotFound:
+                return True
+            if now.status not in ALIVE or now.pid != record.pid:
+                return True
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            runtime.ended.wait(left)
