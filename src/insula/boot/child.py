@@ -114,10 +114,11 @@ def execute(
         with report.named("enter"):
             # Not dumpable until exec: nobody inside may look into us, nor at /proc/PID/exe (CVE-2019-5736).
             libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
-            os.setsid()
             report.wait_for(GO)
             namespace.enter(pidfd, namespace.JOINED)
             _continue_inside(connection)
+            # Only here: a terminal is for the leader, and CRIU dumps no process whose session lies outside.
+            os.setsid()
             become_root()
             os.chdir("/")
         _run(plan, report, stdio=stdio, filter_program=filter_program)
