@@ -2,7 +2,7 @@
 """How long create + start + exit takes: insula by its API and by its CLI, beside crun, runc, bwrap and podman.
 
 All run /bin/true, one after the other in turns, in one run on one machine: judge the ratios, never the milliseconds.
-By the API: POST create, POST attach?start=1, frames until EXIT, DELETE; each a connection of its own, as the CLI does it.
+By the API: POST create, POST attach?start=1, frames until EXIT, GET wait, DELETE; each a connection of its own, as the CLI does it.
 
     python bench/start.py [ROUNDS]
 
@@ -43,6 +43,7 @@ def run_by_api(client: Client) -> None:
         _wait_exit(attached.connection.recv, first=attached.first)
     finally:
         attached.close()
+    client.get(f"{where}/wait", {"condition": "exited"})
     client.call("DELETE", where)
 
 

@@ -21,8 +21,8 @@ def main() -> int:
     if check.refuse("demo"):
         return EXIT_MISSING
     # A termination takes the same way out as ctrl-c: through everything that cleans up.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     from demo.stage import Stage
 
     return Stage().play()

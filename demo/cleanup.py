@@ -152,12 +152,9 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def cgroups_named(name: str) -> list[Path]:
-    """Return the cgroups of this name and all below, deepest first."""
-    roots = [path for path in CGROUPS.glob(f"*/{name}") if path.is_dir()]
-    roots += [path for path in CGROUPS.glob(f"*/*/{name}") if path.is_dir()]
-    roots += [CGROUPS / name] if (CGROUPS / name).is_dir() else []
-    found = [Path(folder) for root in roots for folder, _, _ in os.walk(root)]
+def cgroups_named(name: str, *, root: Path = CGROUPS) -> list[Path]:
+    """Return the cgroups of this name, wherever they stand, and all below; deepest first."""
+    found = [Path(folder) for folder, _, _ in os.walk(root) if name in Path(folder).parts]
     return sorted(found, key=lambda path: len(path.parts), reverse=True)
 
 

@@ -62,3 +62,10 @@ def test_only_new_things_with_a_mark_of_ours_count_as_left_behind() -> None:
 def test_waiting_ends_at_its_deadline() -> None:
     assert cleanup.wait_until(lambda: True)
     assert not cleanup.wait_until(lambda: False, deadline_s=0.05)
+
+
+def test_cgroups_are_found_however_deep_they_stand(tmp_path: Path) -> None:
+    inner = tmp_path / "memory/outer/scope/demo-1/abc"
+    inner.mkdir(parents=True)
+    (tmp_path / "unified/demo-10").mkdir(parents=True)
+    assert cleanup.cgroups_named("demo-1", root=tmp_path) == [inner, inner.parent]
