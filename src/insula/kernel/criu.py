@@ -227,8 +227,13 @@ def find_cause(log: str) -> Cause:
     return Cause("", "", errors[0] if errors else "")
 
 
+#: What CRIU calls an error while it only learns what the kernel can do, or is denied a comfort.
+_HARMLESS = ("tun: Unable to create tun", "rlimit: Can't setup")
+_ERROR = re.compile(r"(?:\(\d+\.\d+\))?\s*(?:(?:pie: )?\d+: )?Error \([^)]*\): (.*)")
+
+
 def _error_lines(log: str) -> Iterator[str]:
     for line in log.splitlines():
-        match = re.match(r"\(\d+\.\d+\)\s+(?:\d+: )?Error \([^)]*\): (.*)", line)
-        if match:
+        match = _ERROR.match(line)
+        if match and not match[1].startswith(_HARMLESS):
             yield match[1]

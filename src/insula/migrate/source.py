@@ -18,7 +18,6 @@ from msgspec.structs import replace
 from insula.boot.protocol import StartPlan
 from insula.image.pack import pack_tree
 from insula.image.tarball import Form
-from insula.kernel import mount
 from insula.migrate.pages import PageSender
 from insula.migrate.preflight import describe
 from insula.migrate.wire import Peers, Wire
@@ -145,8 +144,7 @@ class Move:
         self._enter(Phase.FREEZE, after_phase=Phase.PRECOPY)
         plan = start_plan(self._runtime, self._record)
         with ExitStack() as held:
-            images = mount.tmpfs(mode=0o755, source="insula-images")
-            held.callback(os.close, images)
+            images = held.enter_context(dump.memory_folder())
             pages = PageSender(self._wire)
             held.callback(pages.stop)
             pages.start()

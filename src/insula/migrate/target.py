@@ -15,7 +15,7 @@ from insula.boot.engine import IMAGES_FD, RPC_FD
 from insula.boot.protocol import StartPlan
 from insula.image.host import HOST_IMAGE
 from insula.image.tarball import Form, unpack_tree
-from insula.kernel import announce, mount
+from insula.kernel import announce
 from insula.migrate.pages import feed_page_server
 from insula.migrate.preflight import check
 from insula.migrate.source import answer_question
@@ -77,10 +77,9 @@ def _receive_container(runtime: Runtime, offer: Offer, *, wire: Wire, peer: str)
         check(runtime, offer)
         record = _reserve(runtime, offer, peer=peer, undo=undo)
         wire.send(Accept(missing_layers=runtime.images.missing_layers(record.layers)))
-        arrival = Arrival(runtime, record, offer=offer, wire=wire, undo=undo)
-        arrival.run()
+        with dump.memory_folder() as images:
+            Arrival(runtime, record, offer=offer, wire=wire, undo=undo, images=images).run()
         undo.pop_all()
-        arrival.close()
 
 
 def _reserve(runtime: Runtime, offer: Offer, *, peer: str, undo: ExitStack) -> ContainerRecord:
@@ -126,7 +125,14 @@ class Arrival:
     """A container on its way in."""
 
     def __init__(
-        self, runtime: Runtime, record: ContainerRecord, *, offer: Offer, wire: Wire, undo: ExitStack
+        self,
+        runtime: Runtime,
+        record: ContainerRecord,
+        *,
+        offer: Offer,
+        wire: Wire,
+        undo: ExitStack,
+        images: int,
     ) -> None:
         self._runtime = runtime
         self._record = record
@@ -134,13 +140,7 @@ class Arrival:
         self._wire = wire
         self._undo = undo
         self._plan: StartPlan | None = None
-        self._images = mount.tmpfs(mode=0o755, source="insula-images")
-        undo.callback(self.close)
-
-    def close(self) -> None:
-        if self._images >= 0:
-            os.close(self._images)
-            self._images = -1
+        self._images = images
 
     def run(self) -> None:
         """Take what comes, in the source's order, until it says `Restore`; restore, hold, run."""
@@ -213,7 +213,7 @@ class Arrival:
         if "/" in name or name.startswith("."):
             raise ProtocolError(f"cannot take image `{name[:80]}`: no plain name")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with os.fdopen(os.open(name, flags, 0o600, dir_fd=self._images), "wb") as file:
+        with os.fdopen(os.open(name, flags, dump.IMAGE_MODE, dir_fd=self._images), "wb") as file:
             for piece in self._wire.receive_stream():
                 file.write(piece)
 

@@ -10,14 +10,14 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 
 import msgspec
 
 from insula.boot.engine import FIRST_INHERITED_FD, IMAGES_FD, RPC_FD
 from insula.boot.protocol import StartPlan
-from insula.kernel import criu, netlink, protobuf
+from insula.kernel import criu, mount, netlink, protobuf
 from insula.model.errors import CheckpointFailed, InsulaError, RestoreFailed
 from insula.model.record import ContainerRecord, Fact
 from insula.runtime.context import Runtime
@@ -25,6 +25,8 @@ from insula.runtime.context import Runtime
 LOG = logging.getLogger(__name__)
 
 STATE_FILE = "insula.json"
+IMAGE_MODE = 0o644
+"""CRIU reopens its images as the container's root; who may come near them is decided by the folder."""
 DUMP_LOG = "criu-dump.log"
 RESTORE_LOG = "criu-restore.log"
 _USERNS_MAGIC = struct.pack(
@@ -245,7 +247,7 @@ def read_file(folder: int, name: str) -> bytes:
 def write_file(folder: int, name: str, data: bytes) -> None:
     """Write a small file of a folder of images."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    with os.fdopen(os.open(name, flags, 0o600, dir_fd=folder), "wb") as file:
+    with os.fdopen(os.open(name, flags, IMAGE_MODE, dir_fd=folder), "wb") as file:
         file.write(data)
 
 
@@ -263,6 +265,21 @@ def _failure(
             f"cannot {verb} `{record.name}`: it has {cause.resource}", hint=cause.cure, line=cause.line
         )
     return kind(f"cannot {verb} `{record.name}`: {cause.line or 'CRIU gave no reason'}")
+
+
+@contextmanager
+def memory_folder() -> Iterator[int]:
+    """Give a folder in memory that nobody else can see, for images on their way.  Yields: its descriptor."""
+    # 0755: CRIU reopens it from within the user namespace; there is no path to it.
+    made = mount.tmpfs(mode=0o755, source="insula-images")
+    try:
+        folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=made)
+        try:
+            yield folder
+        finally:
+            os.close(folder)
+    finally:
+        os.close(made)
 
 
 class Stopwatch:
