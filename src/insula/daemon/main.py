@@ -97,7 +97,10 @@ async def _serve(options: Options) -> None:
         pid_file.write_text(f"{os.getpid()}\n")
         _tell_ready(options.ready_fd)
         LOG.info("ready", extra={"fields": {"name": options.name, "socket": str(options.socket_path)}})
-        await ended.wait()
+        async with asyncio.TaskGroup() as tasks:
+            names = tasks.create_task(daemon.name_servers.run())
+            await ended.wait()
+            names.cancel()
         LOG.info("ending, containers go on")
     finally:
         _tell_manager(b"STOPPING=1")

@@ -19,6 +19,7 @@ from insula.image.store import Images
 from insula.kernel.cgroup.hierarchy import Hierarchies
 from insula.kernel.criu_find import find_criu
 from insula.network.attach import Networks
+from insula.network.names import NameServers
 from insula.runtime import init
 from insula.runtime.context import Folders, Runtime
 from insula.runtime.finish import finish
@@ -44,6 +45,7 @@ class Daemon:
     images: Images
     networks: Networks
     runtime: Runtime
+    name_servers: NameServers
 
     def close(self) -> None:
         """Let go of everything but the containers."""
@@ -82,7 +84,14 @@ def build(options: Options, *, loop: asyncio.AbstractEventLoop) -> Daemon:
         changes=changes,
         audit=Audit(options.state / "audit.log"),
     )
-    return Daemon(api=api, pki=pki, images=images, networks=networks, runtime=runtime)
+    return Daemon(
+        api=api,
+        pki=pki,
+        images=images,
+        networks=networks,
+        runtime=runtime,
+        name_servers=NameServers(networks.zone),
+    )
 
 
 def _runtime(
