@@ -27,6 +27,7 @@ from bench.figures import bench_line
 from insula.client import operations
 from insula.client.http import Client
 from insula.model.errors import InsulaError
+from insula.model.migration import Phase
 
 MOVES = 10
 REDIS_MB = 100
@@ -92,13 +93,18 @@ def _move_once(load: LoadClient, source: Host, *, target: str) -> Moved:
     load.take_gap_ms()
     result = move(source.client(), target)
     select.select([], [], [], SETTLE_S)
-    phases = result.get("phases_ms")
     return Moved(
         gap_ms=load.take_gap_ms(),
         frozen_ms=float(str(result["frozen_ms"])),
         moved_mb=int(str(result["moved_bytes"])) / 1e6,
-        phases_ms={str(name): float(value) for name, value in dict(phases or {}).items()},  # type: ignore[call-overload]
+        phases_ms=phases_of(result),
     )
+
+
+def phases_of(result: Mapping[str, object]) -> dict[str, float]:
+    """Return the milliseconds of each phase that a move's result tells."""
+    told = {phase.value: result.get(f"{phase.value}_ms") for phase in Phase}
+    return {name: float(str(value)) for name, value in told.items() if value is not None}
 
 
 def report(moves: list[Moved], *, failed: int) -> str:
