@@ -101,6 +101,7 @@ class Client:
         try:
             self._socket.settimeout(DEADLINE_S)
             self._socket.connect(str(path))
+            protocol.widen(self._socket)
         except OSError:
             self._socket.close()
             raise
@@ -254,6 +255,7 @@ class Spawned:
             prefixes = dict.fromkeys((Path("/usr"), PYTHON_PREFIX))
             mounts += tuple(_read_only(each) for each in prefixes)
         program = {name: changes.pop(name) for name in list(changes) if name in _PROGRAM_FIELDS}
+        program.setdefault("environment", ())
         program.setdefault("capabilities", tuple(sorted(caps.DEFAULT)))
         lower = tuple(changes.pop("lower", (str(self.root),)))
         fields: dict[str, Any] = {
@@ -268,7 +270,7 @@ class Spawned:
                 read_only=changes.pop("read_only", False),
             ),
             "hostname": key,
-            "program": ProgramPlan(argv=argv, environment=(), **program),
+            "program": ProgramPlan(argv=argv, **program),
             "log": f"{folder}/log",
             "files": (FilePlan(path="/etc/hostname", text=f"{key}\n"),),
             "mounts": mounts,

@@ -261,3 +261,14 @@ def test_user_groups_home_and_folder(host: Spawned) -> None:
 )
 def test_numeric_users(host: Spawned, user: str, uid: int, gid: int) -> None:
     assert host.run_shell("id -u; id -g", user=user).out.split() == [str(uid), str(gid)]
+
+
+def test_large_environment_comes_through(host: Spawned) -> None:
+    environment = tuple(f"WORD_{number}={'x' * 100_000}" for number in range(15))
+    assert host.run_shell("echo $WORD_14 | wc -c", environment=environment).out == "100001\n"
+
+
+def test_environment_beyond_what_the_kernel_takes_is_refused(host: Spawned) -> None:
+    with pytest.raises(Refused) as refused:
+        host.start("/bin/true", environment=(f"WORD={'x' * 200_000}",))
+    assert refused.value.failure.step == "program" and refused.value.failure.errno == 7

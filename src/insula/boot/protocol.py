@@ -27,6 +27,7 @@ import typing
 
 MAX_MESSAGE = 4 << 20
 MAX_DESCRIPTORS = 64
+_SO_SNDBUFFORCE = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -175,6 +176,17 @@ def _decode_field(hint: typing.Any, value: typing.Any) -> typing.Any:
         inner = typing.get_args(hint)[0]
         return tuple(_decode_field(inner, item) for item in value)
     return value
+
+
+def widen(connection: socket.socket) -> None:
+    """Let MAX_MESSAGE through: a message must fit into the sender's buffer, which `net.core.wmem_max` keeps small.
+
+    Source: socket(7), SO_SNDBUFFORCE; without NET_ADMIN the system's limit holds.
+    """
+    try:
+        connection.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, MAX_MESSAGE)
+    except PermissionError:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_MESSAGE)
 
 
 class Message(typing.NamedTuple):

@@ -104,7 +104,7 @@ class Spawner:
         ) as error:  # the client has gone again, or descriptors have run out: later ones are served
             log(f"accept failed: {error}", descriptor=listener.fileno())
             return
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, protocol.MAX_MESSAGE)
+        protocol.widen(connection)
         self._clients.append(connection)
         self._loop.watch(connection.fileno(), selectors.EVENT_READ, lambda _events: self._request(connection))
 

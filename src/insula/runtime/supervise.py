@@ -104,7 +104,7 @@ class SpawnerClient:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             connection.connect(str(self._path))
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, protocol.MAX_MESSAGE)
+            protocol.widen(connection)
         except OSError:
             connection.close()
             raise
