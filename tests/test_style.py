@@ -47,7 +47,7 @@ PATH_CALLS = {
     "shutil.rmtree": {
         "daemon.criu_fetch": "private prefix and apt's own folder",
         "kernel.trials.files": "the probe's own folder",
-        "runtime.volumes": "a volume's folder below one that only root enters; removal follows no link",
+        "runtime.trees": "folders below one that only root enters; removal follows no link",
         "image.layers": "the store of layers, below a folder that only root enters",
     },
     "os.chown": {

@@ -40,9 +40,9 @@ class PairedHosts:
             raise TargetUnreachable(f"cannot reach host `{host.name}`: {error.strerror or error}") from error
         status = head.split(b" ", 2)[1:2]
         if status != [b"101"]:
-            error = _refusal(head, connection, host=host)
+            refusal = _refusal(head, connection, host=host)
             connection.close()
-            raise error
+            raise refusal
         return connection
 
 

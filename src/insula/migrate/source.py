@@ -15,7 +15,6 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
-from insula.boot.protocol import StartPlan
 from insula.image.pack import pack_tree
 from insula.image.tarball import Form
 from insula.migrate.pages import PageSender
@@ -40,7 +39,7 @@ from insula.model.record import ContainerRecord
 from insula.runtime import dump
 from insula.runtime.context import Runtime
 from insula.runtime.delete import remove_ended
-from insula.runtime.plan import start_plan
+from insula.runtime.plan import StartPlan, start_plan
 from insula.runtime.stop import wait_for_end
 
 LOG = logging.getLogger(__name__)

@@ -4,15 +4,11 @@
 import contextlib
 import logging
 import os
-import shutil
-import socket
 import time
 from contextlib import ExitStack
 
 from msgspec.structs import replace
 
-from insula.boot.engine import IMAGES_FD, RPC_FD
-from insula.boot.protocol import StartPlan
 from insula.image.host import HOST_IMAGE
 from insula.image.tarball import Form, unpack_tree
 from insula.kernel import announce
@@ -43,8 +39,9 @@ from insula.model.record import ContainerRecord
 from insula.runtime import dump
 from insula.runtime.context import Runtime
 from insula.runtime.create import make_folders
-from insula.runtime.plan import start_plan
+from insula.runtime.plan import StartPlan, start_plan
 from insula.runtime.start import bring_up_network
+from insula.runtime.trees import remove_tree
 
 LOG = logging.getLogger(__name__)
 
@@ -104,9 +101,9 @@ def _reserve(runtime: Runtime, offer: Offer, *, peer: str, undo: ExitStack) -> C
         undo.callback(networks.release, offered.id)
     for volume in offer.volumes:
         runtime.volumes.ensure(offered.tenant, volume.name)
-    shutil.rmtree(runtime.folders.container(offered.id), ignore_errors=True)
+    remove_tree(runtime.folders.container(offered.id))
     make_folders(runtime, offered.id)
-    undo.callback(shutil.rmtree, runtime.folders.container(offered.id), ignore_errors=True)
+    undo.callback(remove_tree, runtime.folders.container(offered.id))
     record = replace(
         offered,
         status=Status.RESTORING,
@@ -172,20 +169,7 @@ class Arrival:
         self._undo.callback(self._runtime.spawner.discard, self._record.id)
 
     def _receive_pages(self) -> None:
-        ours, theirs = socket.socketpair()
-        argv = (
-            *self._runtime.need_criu().argv,
-            "page-server",
-            "--ps-socket",
-            str(RPC_FD),
-            "--images-dir",
-            f"/proc/self/fd/{IMAGES_FD}",
-            "--log-file",
-            "criu-pages.log",
-        )
-        with ours:
-            with theirs:
-                self._runtime.spawner.launch_criu(argv, rpc=theirs.fileno(), images=self._images)
+        with dump.open_page_server(self._runtime, self._images) as ours:
             status = feed_page_server(self._wire, ours)
         self._wire.send(Answer(status=status))
         if status:

@@ -3,7 +3,6 @@
 
 import os
 import re
-import shutil
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,6 +19,7 @@ from insula.model.record import CheckpointRecord, ContainerRecord
 from insula.runtime import dump
 from insula.runtime.context import Runtime
 from insula.runtime.plan import start_plan
+from insula.runtime.trees import remove_tree
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
 UPPER_TAR = "upper.tar"
@@ -52,7 +52,7 @@ def checkpoint(
         record = runtime.store.get_container(found.id)
         status = after(record.status, Event.CHECKPOINT, name=record.name)
         folder = _make_folder(runtime, record, name)
-        undo.callback(shutil.rmtree, folder, ignore_errors=True)
+        undo.callback(remove_tree, folder)
         runtime.store.update_container(replace(record, status=status))
         undo.callback(runtime.store.update_container, record)
         reporter.phase("freeze")
@@ -77,7 +77,7 @@ def _make_folder(runtime: Runtime, record: ContainerRecord, name: str) -> Path:
     folder = runtime.folders.checkpoint(record.id, name)
     if any(each.name == name for each in runtime.store.list_checkpoints(record.id)):
         raise NameTaken(f"cannot checkpoint `{record.name}` as `{name}`: it has one of that name")
-    shutil.rmtree(folder, ignore_errors=True)  # what a killed insulad left half-written
+    remove_tree(folder)  # what a killed insulad left half-written
     folder.parent.mkdir(mode=0o700, exist_ok=True)
     # CRIU reopens it from within the user namespace; the folders above it are root's alone.
     folder.mkdir(mode=0o755)
@@ -134,7 +134,7 @@ def delete_checkpoint(grant: Grant, runtime: Runtime, ref: str, *, name: str) ->
     with runtime.locked(record.id):
         runtime.store.get_checkpoint(record.id, name)
         runtime.store.delete_checkpoint(record.id, name)
-        shutil.rmtree(runtime.folders.checkpoint(record.id, name), ignore_errors=True)
+        remove_tree(runtime.folders.checkpoint(record.id, name))
 
 
 def newest(runtime: Runtime, record: ContainerRecord) -> CheckpointRecord:

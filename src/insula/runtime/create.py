@@ -4,7 +4,6 @@
 import os
 import re
 import secrets
-import shutil
 import time
 from contextlib import ExitStack
 
@@ -18,6 +17,7 @@ from insula.model.spec import MountKind, MountWish, Spec, VolumeWish
 from insula.runtime.context import Runtime
 from insula.runtime.plan import arguments_of, capabilities_of
 from insula.runtime.signals import signal_number
+from insula.runtime.trees import remove_tree
 
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
 _HOSTNAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9.-]{0,61}[a-zA-Z0-9])?")
@@ -50,7 +50,7 @@ def create(grant: Grant, runtime: Runtime, spec: Spec) -> ContainerRecord:
         attachment = _lease(runtime, tenant, spec=spec, container_id=container_id)
         undo.callback(runtime.networks.release, container_id)
         make_folders(runtime, container_id)
-        undo.callback(shutil.rmtree, runtime.folders.container(container_id), ignore_errors=True)
+        undo.callback(remove_tree, runtime.folders.container(container_id))
         record = ContainerRecord(
             id=container_id,
             name=spec.name,

@@ -2,7 +2,6 @@
 """Remove a container: its record, its address, its files."""
 
 import logging
-import shutil
 
 from msgspec.structs import replace
 
@@ -14,6 +13,7 @@ from insula.model.spec import MountKind
 from insula.runtime.context import Runtime
 from insula.runtime.create import NAME
 from insula.runtime.stop import stop
+from insula.runtime.trees import remove_tree
 
 LOG = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def remove_ended(runtime: Runtime, record: ContainerRecord, *, volumes: bool) ->
         after(now.status, Event.REMOVE, name=now.name)
         runtime.networks.deactivate(now.id)
         runtime.networks.release(now.id)
-        shutil.rmtree(runtime.folders.container(now.id), ignore_errors=True)
+        remove_tree(runtime.folders.container(now.id))
         runtime.store.delete_container(now.id)
     runtime.forget_lock(record.id)
     with runtime.ended:

@@ -188,9 +188,31 @@ def restore(
     return response.pid
 
 
+def open_page_server(runtime: Runtime, images: int) -> socket.socket:
+    """Start a CRIU page server that writes into a folder of images.  Returns: the socket that it reads from."""
+    ours, theirs = socket.socketpair()
+    log = ("--log-file", "criu-pages.log")
+    argv = (
+        *runtime.need_criu().argv,
+        "page-server",
+        "--ps-socket",
+        str(RPC_FD),
+        "--images-dir",
+        _IMAGES,
+        *log,
+    )
+    try:
+        with theirs:
+            runtime.spawner.launch_criu(argv, rpc=theirs.fileno(), images=images)
+    except InsulaError:
+        ours.close()
+        raise
+    return ours
+
+
 def inherited_pipes(state: DumpState) -> tuple[tuple[str, int], ...]:
     """Return which dumped pipe becomes which of the room's: standard input, output, error, in this order."""
-    found = {}
+    found: dict[str, int] = {}
     for number, link in enumerate(state.stdio):
         if link.startswith("pipe:["):
             found.setdefault(link, FIRST_INHERITED_FD + number)

@@ -25,6 +25,8 @@ from insula.network.attach import hosts_entries
 from insula.runtime import init
 from insula.runtime.context import Runtime
 
+__all__ = ["StartPlan", "arguments_of", "capabilities_of", "exec_plan", "start_plan"]
+
 INIT_PATH = f"/{init.PATH}"
 CPU_PERIOD_US = 100_000
 

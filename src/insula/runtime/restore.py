@@ -2,7 +2,6 @@
 """Restore: make a stopped container run again from a checkpoint, where it was."""
 
 import os
-import shutil
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +17,7 @@ from insula.runtime.checkpoint import UPPER_TAR, Reporter, Result, newest
 from insula.runtime.context import Runtime
 from insula.runtime.plan import start_plan
 from insula.runtime.start import bring_up_network
+from insula.runtime.trees import remove_tree
 
 
 def restore(grant: Grant, runtime: Runtime, ref: str, *, name: str, reporter: Reporter) -> Result:
@@ -64,7 +64,7 @@ def put_back_upper(runtime: Runtime, record: ContainerRecord, tar: Path) -> None
     """Replace the writable layer by the one that was kept with a checkpoint."""
     upper = runtime.folders.upper(record.id)
     fresh = upper.with_name("upper.new")
-    shutil.rmtree(fresh, ignore_errors=True)
+    remove_tree(fresh)
     fresh.mkdir(mode=0o755)
     descriptor = os.open(fresh, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -72,5 +72,5 @@ def put_back_upper(runtime: Runtime, record: ContainerRecord, tar: Path) -> None
             unpack_tree(source, descriptor, form=Form.UPPER)
     finally:
         os.close(descriptor)
-    shutil.rmtree(upper)
+    remove_tree(upper)
     fresh.rename(upper)

@@ -6,7 +6,6 @@ STATE/volumes/<tenant>/<name>; every folder above a volume is root's alone.
 
 import re
 import secrets
-import shutil
 import time
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from insula.model.errors import InUse, InvalidSpec, NameTaken, VolumeNotFound
 from insula.model.record import VolumeRecord
 from insula.model.spec import MountKind, VolumeWish
 from insula.runtime.store import Store
+from insula.runtime.trees import remove_tree
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
 
@@ -46,7 +46,7 @@ class Volumes:
         self._store.add_volume(record)
         (self._folder / tenant).mkdir(mode=0o700, exist_ok=True)
         # A folder without a record is what an interrupted removal left: it must not come back to life.
-        shutil.rmtree(self.path(record), ignore_errors=True)
+        remove_tree(self.path(record))
         self.path(record).mkdir(mode=0o755)
         return record
 
@@ -78,4 +78,4 @@ class Volumes:
                         hint=f"insula rm {container.name}",
                     )
         self._store.delete_volume(tenant, name)
-        shutil.rmtree(self.path(record))
+        remove_tree(self.path(record))
