@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from demo import check, users
+from demo import check, cleanup, users
 from demo.clients import LoadClient
 from demo.hosts import Host, Lan, World, tail
 from demo.report import align
@@ -130,7 +130,7 @@ def main(words: list[str]) -> int:
     if check.refuse("bench"):
         return EXIT_MISSING
     moves = int(words[0]) if words else MOVES
-    with World(lans=(LAN,)) as world:
+    with cleanup.alone("bench"), World(lans=(LAN,)) as world:
         try:
             users.make((), program=Path())
             world.start()

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from demo import check, users
+from demo import check, cleanup, users
 from demo.hosts import Host, World, tail
 from demo.report import align
 from demo.users import CommandFailed, User
@@ -126,7 +126,7 @@ def main(words: list[str]) -> int:
         return EXIT_MISSING
     rounds = int(words[0]) if words else ROUNDS
     peers.install()
-    with World(names=("alpha",)) as world:
+    with cleanup.alone("bench"), World(names=("alpha",)) as world:
         try:
             users.make((), program=Path())
             world.start()

@@ -6,13 +6,16 @@ reaper of orphans) and by cgroup, mounts by folder, cgroups by name.  Whatever e
 Sources: prctl(2) PR_SET_CHILD_SUBREAPER; proc_pid_mountinfo(5); `nft list tables`.
 """
 
+import errno
 import os
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +27,8 @@ PR_SET_CHILD_SUBREAPER = 36
 MNT_DETACH = 2
 DEADLINE_S = 10.0
 _INTERVAL_S = 0.02
+LOCK = "\0insula-demo"
+ALONE_S = 180.0
 #: What names of ours begin with in the machine's own network namespace, where nothing of ours belongs.
 LINK_MARKS = ("in-", "iv", "demo-")
 TABLE_MARKS = ("insula", "CRIU")
@@ -41,6 +46,30 @@ def wait_until(condition: Callable[[], bool], *, deadline_s: float = DEADLINE_S)
         if time.monotonic() > end:
             return False
         select.select([], [], [], _INTERVAL_S)
+    return True
+
+
+@contextmanager
+def alone(what: str) -> Iterator[None]:
+    """Have this machine for one run: two would share users and processors.  Ends this process after ALONE_S.
+
+    The lock is an abstract socket (unix(7)): it leaves no file, and goes with its process.
+    """
+    with socket.socket(socket.AF_UNIX) as lock:
+        if not _bind(lock):
+            print(f"{what}: another run works on this machine; waiting for its end", flush=True)
+            if not wait_until(lambda: _bind(lock), deadline_s=ALONE_S):
+                raise SystemExit(f"{what}: the other run has not ended for {ALONE_S:.0f} s")
+        yield
+
+
+def _bind(lock: socket.socket) -> bool:
+    try:
+        lock.bind(LOCK)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        return False
     return True
 
 

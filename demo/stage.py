@@ -43,6 +43,7 @@ class Stage:
     def _told(self) -> Summary | None:
         world = World(lans=LANS)
         with ExitStack() as stack:
+            stack.enter_context(cleanup.alone("demo"))
             before = cleanup.look()
             stack.callback(self._count, world, before)
             stack.callback(self._remove_users)

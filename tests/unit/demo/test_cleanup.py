@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the demo takes away is its own, and all of its own."""
 
+import uuid
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,15 @@ def test_cgroups_are_found_however_deep_they_stand(tmp_path: Path) -> None:
     inner.mkdir(parents=True)
     (tmp_path / "unified/demo-10").mkdir(parents=True)
     assert cleanup.cgroups_named("demo-1", root=tmp_path) == [inner, inner.parent]
+
+
+def test_a_second_run_waits_for_the_first(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cleanup, "LOCK", f"\0{uuid.uuid4()}")
+    monkeypatch.setattr(cleanup, "ALONE_S", 0.05)
+    with cleanup.alone("first"), pytest.raises(SystemExit), cleanup.alone("second"):
+        pass
+    with cleanup.alone("third"):
+        pass
+    assert capsys.readouterr().out == "second: another run works on this machine; waiting for its end\n"
