@@ -3,8 +3,8 @@
 
 import asyncio
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 
+from insula import __version__
 from insula.api.call import Api, HostIdentity
 from insula.api.changes import Changes
 from insula.daemon.containers import Containers
@@ -127,17 +127,9 @@ def _identity(options: Options) -> HostIdentity:
     criu = find_criu()
     return HostIdentity(
         name=options.name,
-        version=program_version(),
+        version=__version__,
         cgroups=Hierarchies.detect().mode,
         criu=criu.version if criu else "",
         state_folder=str(options.state),
         admins=options.admins,
     )
-
-
-def program_version() -> str:
-    """Return insula's version; `0` if it runs from its sources."""
-    try:
-        return version("insula")
-    except PackageNotFoundError:
-        return "0"
