@@ -21,6 +21,7 @@ from insula.api import server
 from insula.daemon import log, wiring
 from insula.daemon.options import DEFAULT_GROUP, Options, parse
 from insula.daemon.pki import split_address
+from insula.daemon.teardown import tear_down
 from insula.model.errors import BadRequest, Conflict, InsulaError
 
 LOG = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
         )
         return FAILED
     try:
-        asyncio.run(_serve(options))
+        asyncio.run(_take_down(options) if options.teardown else _serve(options))
     except InsulaError as error:
         print(f"insula daemon: {error}", file=sys.stderr)
         return FAILED
@@ -76,6 +77,14 @@ def _lock(path: Path) -> int:
             hint="give this one its own --state",
         ) from error
     return descriptor
+
+
+async def _take_down(options: Options) -> None:
+    daemon = wiring.build(options, loop=asyncio.get_running_loop())
+    try:
+        await asyncio.to_thread(tear_down, daemon)
+    finally:
+        daemon.close()
 
 
 async def _serve(options: Options) -> None:

@@ -26,6 +26,8 @@ class Options:
     cgroup_parent: str
     admins: frozenset[str]
     ready_fd: int | None
+    teardown: bool
+    """Take the host down instead of serving."""
     verbose: bool
 
     @property
@@ -57,6 +59,11 @@ def parse(arguments: Sequence[str]) -> Options:
     )
     add("--cgroup-parent", default="insula", help="cgroup of all containers (default: %(default)s)")
     add("--ready-fd", type=int, default=None, help="descriptor that gets a line when insulad is ready")
+    add(
+        "--teardown",
+        action="store_true",
+        help="end all containers, take bridges, rules and cgroups away, and end; the state folder stays",
+    )
     add("--verbose", action="store_true", help="log also what went as usual")
     words = parser.parse_args(arguments)
     return Options(
@@ -69,5 +76,6 @@ def parse(arguments: Sequence[str]) -> Options:
         cgroup_parent=words.cgroup_parent,
         admins=frozenset(words.admin),
         ready_fd=words.ready_fd,
+        teardown=words.teardown,
         verbose=words.verbose,
     )

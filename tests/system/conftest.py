@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""For tests of a whole host: one per module, emptied after each test."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from demo.users import install_program
+
+import hosted
+
+
+@pytest.fixture(scope="session")
+def program() -> Iterator[Path]:
+    """The CLI where every user may run it."""
+    folder = Path(tempfile.mkdtemp(prefix="insula-test-cli-", dir="/var/tmp"))
+    folder.chmod(0o755)
+    yield install_program(folder)
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def image() -> bytes:
+    """A tar with a static busybox."""
+    return hosted.busybox_tar()
+
+
+@pytest.fixture(scope="module")
+def module_host(program: Path, image: bytes) -> Iterator[hosted.Host]:
+    with hosted.host(program, image) as made:
+        yield made
+
+
+@pytest.fixture
+def host(module_host: hosted.Host) -> Iterator[hosted.Host]:
+    """A host without containers; what a test leaves is removed, and has to be gone then."""
+    yield module_host
+    if module_host.daemon is None:
+        module_host.start()
+    module_host.remove_all()
+    hosted.wait_until(lambda: not module_host.remains(), what=lambda: f"gone: {module_host.remains()}", deadline_s=5.0)
+
+
+@pytest.fixture
+def root(host: hosted.Host) -> hosted.Person:
+    return host.root
+
+
+@pytest.fixture
+def alice(host: hosted.Host) -> hosted.Person:
+    return host.alice
+
+
+@pytest.fixture
+def bob(host: hosted.Host) -> hosted.Person:
+    return host.bob
