@@ -234,12 +234,12 @@ class Spawned:
     process: subprocess.Popen[bytes]
     client: Client
     started: list[Started] = field(default_factory=list)
+    hierarchies: Hierarchies = field(init=False)
     _opened: list[Attached] = field(default_factory=list)
 
-    @property
-    def hierarchies(self) -> Hierarchies:
+    def __post_init__(self) -> None:
         own = Path(f"/proc/{self.process.pid}/cgroup").read_text()
-        return parse(Path("/proc/self/mountinfo").read_text(), own)
+        self.hierarchies = parse(Path("/proc/self/mountinfo").read_text(), own)
 
     def group(self, container: Started) -> Group:
         return Group(self.hierarchies, self.parent, container.key)
@@ -414,10 +414,9 @@ def spawner(folder: Path) -> Iterator[Spawned]:
         _make_parent(made[0])
         yield made[0]
     finally:
-        hierarchies = made[0].hierarchies if made else None
         _stop(process, made)
-        if made and hierarchies is not None:
-            delete_parent(hierarchies, made[0].parent)
+        for each in made:
+            delete_parent(each.hierarchies, each.parent)
 
 
 def _make_parent(host: Spawned) -> None:
