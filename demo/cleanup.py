@@ -29,9 +29,6 @@ DEADLINE_S = 10.0
 _INTERVAL_S = 0.02
 LOCK = "\0insula-demo"
 ALONE_S = 180.0
-#: What names of ours begin with in the machine's own network namespace, where nothing of ours belongs.
-LINK_MARKS = ("in-", "iv", "demo-")
-TABLE_MARKS = ("insula", "CRIU")
 
 
 def adopt_orphans() -> None:
@@ -223,32 +220,35 @@ def look() -> Machine:
     return Machine(links=links, tables=frozenset(listed.splitlines()), namespaces=named)
 
 
-def appeared(before: Machine, after: Machine) -> list[str]:
-    """Return a line for each thing that came and bears a mark of ours (others work on this machine too)."""
-    lines = [
-        f"interface {name}" for name in sorted(after.links - before.links) if name.startswith(LINK_MARKS)
+def appeared(before: Machine, after: Machine, *, marks: tuple[str, ...]) -> list[str]:
+    """Return a line for each thing that came and whose name begins with a mark of ours: others work here too."""
+    came = [
+        *(("interface", name, name) for name in after.links - before.links),
+        *(("nft", line, line.split()[-1]) for line in after.tables - before.tables),
+        *(("network namespace", name, name) for name in after.namespaces - before.namespaces),
     ]
-    lines += [
-        f"nft {line}"
-        for line in sorted(after.tables - before.tables)
-        if line.split()[-1].startswith(TABLE_MARKS)
-    ]
-    return lines + [
-        f"network namespace {name}" for name in sorted(after.namespaces - before.namespaces) if "demo" in name
-    ]
+    return sorted(f"{kind} {words}" for kind, words, name in came if name.startswith(marks))
 
 
-def leftovers(before: Machine, *, folder: Path, groups: Iterable[str], networks: Iterable[int]) -> list[str]:
+def leftovers(
+    before: Machine,
+    *,
+    folder: Path,
+    groups: Iterable[str],
+    networks: Iterable[int],
+    marks: tuple[str, ...],
+) -> list[str]:
     """Return what stayed of a run: its processes, mounts, cgroups, interfaces, rules, namespaces, files.
 
-    networks: inode numbers of the network namespaces that the run made.
+    networks: inode numbers of the network namespaces that the run made.  marks: what its names begin with in the machine's
+    own network namespace, where nothing of it belongs.
     """
     reap()
     lines = [f"process {pid} {_command(pid)}" for pid in sorted(own_processes())]
     lines += [f"mount {point}" for point in mounts_below(folder, _read(Path("/proc/self/mountinfo")))]
     lines += [f"cgroup {path}" for name in groups for path in cgroups_named(name)]
     lines += [f"network namespace {number} ({who})" for number, who in _users_of(set(networks))]
-    lines += appeared(before, look())
+    lines += appeared(before, look(), marks=marks)
     return lines + ([f"folder {folder}"] if folder.exists() else [])
 
 

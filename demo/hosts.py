@@ -25,6 +25,8 @@ from insula.client.http import Client
 from insula.kernel import libc
 from insula.kernel.netlink import CLONE_NEWNET, Route
 from insula.model.errors import InsulaError
+from insula.network.bridge import interface_prefix
+from insula.network.firewall import table_name
 
 CONTROL = "10.99.0"
 PORT = 7443
@@ -87,6 +89,8 @@ class World:
     outside: int = field(init=False)
     hosts: dict[str, Host] = field(default_factory=dict)
     inodes: list[int] = field(default_factory=list)
+    marks: set[str] = field(default_factory=set)
+    """What names of ours begin with, should they ever stand in the machine's own network namespace."""
 
     def __enter__(self) -> "World":
         cleanup.adopt_orphans()
@@ -142,6 +146,7 @@ class World:
             inode=os.fstat(network).st_ino,
         )
         self.hosts[name] = host
+        self.marks |= {interface_prefix(name), table_name(name)}
         return host
 
     def start(self) -> None:
@@ -163,7 +168,8 @@ class World:
         for host in self.hosts.values():
             for lan in self.lans:
                 wish = {"name": "lan", "subnet": f"{lan.prefix}.0/24", "uplink": lan.name}
-                host.client().call("POST", "/v1/networks", query={"tenant": lan.tenant}, body=wish)
+                made = host.client().call("POST", "/v1/networks", query={"tenant": lan.tenant}, body=wish)
+                self.marks.add(str(made["bridge"]))
 
     def power_off(self, name: str) -> list[str]:
         """End a host: its insulad by SIGTERM, then whatever still runs on it, then its cables.  Returns: what stayed."""
@@ -194,7 +200,13 @@ class World:
         """Return what is still there after `close`; what the kernel takes away late has some seconds to go."""
 
         def look() -> list[str]:
-            return cleanup.leftovers(before, folder=self.folder, groups=self.cgroups, networks=self.inodes)
+            return cleanup.leftovers(
+                before,
+                folder=self.folder,
+                groups=self.cgroups,
+                networks=self.inodes,
+                marks=tuple(self.marks),
+            )
 
         cleanup.wait_until(lambda: not look(), deadline_s=5.0)
         return look()

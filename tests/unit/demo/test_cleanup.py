@@ -47,16 +47,15 @@ def machine(links: str = "", tables: tuple[str, ...] = (), namespaces: str = "")
 
 
 def test_only_new_things_with_a_mark_of_ours_count_as_left_behind() -> None:
-    before = machine("eth0 in-old", ("table inet insula-old",))
+    before = machine("eth0 iv46b4old", ("table inet insula_46b4",))
     after = machine(
-        "eth0 in-old in-12345678 veth77",
-        ("table inet insula-old", "table inet filter", "table inet insula-alpha"),
-        "other insula-demo-a",
+        "eth0 iv46b4old iv46b4new iv77f0abc",
+        ("table inet insula_46b4", "table inet filter", "table inet insula_8ed3"),
+        "other",
     )
-    assert cleanup.appeared(before, after) == [
-        "interface in-12345678",
-        "nft table inet insula-alpha",
-        "network namespace insula-demo-a",
+    assert cleanup.appeared(before, after, marks=("iv46b4", "insula_8ed3")) == [
+        "interface iv46b4new",
+        "nft table inet insula_8ed3",
     ]
 
 
