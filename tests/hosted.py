@@ -220,11 +220,7 @@ class Host:
 
     def remains(self) -> list[str]:
         """Return what there is of containers: cgroups, interfaces, leases, folders, volumes."""
-        groups = [
-            str(path)
-            for path in Path("/sys/fs/cgroup").glob(f"**/{self.cgroup}/*")
-            if path.is_dir()
-        ]
+        groups = [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/{self.cgroup}/*") if path.is_dir()]
         with Route.in_namespace(self.network) as route:
             links = [link.name for link in route.links() if link.kind == "veth"]
         state = self.folder / "state"
@@ -253,7 +249,9 @@ class Host:
 def busybox_tar(*, extra: Callable[[tarfile.TarFile], None] | None = None) -> bytes:
     """Return a root file system with a static busybox and nothing else."""
     assert BUSYBOX.exists(), "Debian package busybox-static is missing: run scripts/setup"
-    applets = subprocess.run([str(BUSYBOX), "--list"], capture_output=True, text=True, check=True).stdout.split()
+    applets = subprocess.run(
+        [str(BUSYBOX), "--list"], capture_output=True, text=True, check=True
+    ).stdout.split()
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for name in ("bin", "etc", "proc", "sys", "dev", "root", "tmp", "var", "usr", "home"):

@@ -40,7 +40,9 @@ def host(module_host: hosted.Host) -> Iterator[hosted.Host]:
     if module_host.daemon is None:
         module_host.start()
     module_host.remove_all()
-    hosted.wait_until(lambda: not module_host.remains(), what=lambda: f"gone: {module_host.remains()}", deadline_s=5.0)
+    hosted.wait_until(
+        lambda: not module_host.remains(), what=lambda: f"gone: {module_host.remains()}", deadline_s=5.0
+    )
 
 
 @pytest.fixture
