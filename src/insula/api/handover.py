@@ -20,6 +20,11 @@ from aiohttp.web_request import BaseRequest
 from insula.api.call import Call
 from insula.model.errors import BadRequest
 
+SO_SNDBUFFORCE = 32
+"""socket(7): as SO_SNDBUF, beyond net.core.wmem_max, with CAP_NET_ADMIN."""
+RELAY_BYTES = 2 << 20
+"""What may lie between the loop and who reads: each switch between the two threads costs up to an interval."""
+
 
 class HandedOver(web.StreamResponse):
     """An answer of which aiohttp writes nothing."""
@@ -71,6 +76,8 @@ async def _relay(
     call: Call, give: Callable[[int], object], *, transport: asyncio.Transport
 ) -> web.StreamResponse:
     near, far = socket.socketpair()
+    for each in (near, far):
+        each.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, RELAY_BYTES)
     near.setblocking(False)
     far.setblocking(False)
     transport.pause_reading()

@@ -30,63 +30,86 @@ PRESENT = 1 << 2
 """PE_PRESENT of CRIU's pagemap flags: the pages themselves follow."""
 
 
+SO_SNDBUFFORCE = 32
+"""socket(7): as SO_SNDBUF, beyond net.core.wmem_max, with CAP_NET_ADMIN."""
+BUFFER_BYTES = 2 << 20
+
+
+class PageStream:
+    """Understands as much of the page server protocol as is needed to follow it.  Pure."""
+
+    def __init__(self) -> None:
+        self._header = bytearray()
+        self._skip = 0
+        self.page_bytes = 0
+        self.is_closed = False
+
+    def feed(self, data: bytes | memoryview) -> int:
+        """Follow the stream.  Returns: how many `OPEN2` were in this piece, each of which CRIU wants answered."""
+        opened, position, size = 0, 0, len(data)
+        while position < size:
+            if self._skip:
+                step = min(self._skip, size - position)
+                self._skip -= step
+                position += step
+                continue
+            step = min(IOV.size - len(self._header), size - position)
+            self._header += data[position : position + step]
+            position += step
+            if len(self._header) == IOV.size:
+                opened += self._command()
+                self._header.clear()
+        return opened
+
+    def _command(self) -> int:
+        command, count, _address, _target = IOV.unpack(self._header)
+        name, flags = command & _COMMAND_MASK, command >> _FLAGS_SHIFT
+        if name == ADD_FLAGS and flags & PRESENT:
+            self._skip = count * PAGE_BYTES
+            self.page_bytes += self._skip
+        elif name in (CLOSE, FORCE_CLOSE):
+            self.is_closed = True
+        return int(name == OPEN2)
+
+
 class PageSender(threading.Thread):
     """Carries CRIU's pages to the wire, in a thread of its own, until CRIU closes its stream."""
 
     def __init__(self, wire: Wire) -> None:
         super().__init__(name="page-sender", daemon=True)
         self._wire = wire
+        self._stream = PageStream()
         self._ours, self.theirs = socket.socketpair()
         for each in (self._ours, self.theirs):
-            each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PIECE_BYTES * 4)
-        self.page_bytes = 0
+            each.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, BUFFER_BYTES)
         self.failure: Exception | None = None
+
+    @property
+    def page_bytes(self) -> int:
+        return self._stream.page_bytes
 
     def run(self) -> None:
         try:
-            self._wire.send(Pages())
-            while self._carry_one():
-                pass
+            self._carry()
         except (MigrationFailed, ProtocolError, OSError) as error:
             self.failure = error
         finally:
             self._ours.close()
 
-    def _carry_one(self) -> bool:
-        header = self._read(IOV.size)
-        if not header:
-            raise ProtocolError("CRIU closed its stream of pages early")
-        command, count, _address, _target = IOV.unpack(header)
-        name, flags = command & _COMMAND_MASK, command >> _FLAGS_SHIFT
-        self._wire.send_data(header)
-        if name == OPEN2:
-            self._ours.sendall(b"\0")  # no parent images on the target
-        elif name == ADD_FLAGS and flags & PRESENT:
-            self._carry_pages(count * PAGE_BYTES)
-        elif name in (CLOSE & _COMMAND_MASK, FORCE_CLOSE & _COMMAND_MASK):
-            self._wire.end_stream()
-            status = self._wire.expect(Answer).status
-            self._ours.sendall(struct.pack("=i", status))
-            return False
-        return True
-
-    def _carry_pages(self, size: int) -> None:
-        self.page_bytes += size
-        while size:
-            data = self._ours.recv(min(size, PIECE_BYTES))
-            if not data:
+    def _carry(self) -> None:
+        self._wire.send(Pages())
+        buffer = memoryview(bytearray(PIECE_BYTES))
+        while not self._stream.is_closed:
+            count = self._ours.recv_into(buffer)
+            if not count:
                 raise ProtocolError("CRIU closed its stream of pages early")
-            self._wire.send_data(data)
-            size -= len(data)
-
-    def _read(self, size: int) -> bytes:
-        data = b""
-        while len(data) < size:
-            piece = self._ours.recv(size - len(data))
-            if not piece:
-                return b""
-            data += piece
-        return data
+            opened = self._stream.feed(buffer[:count])
+            if opened:
+                self._ours.sendall(b"\0" * opened)  # the target has no parent images
+            self._wire.send_data(buffer[:count])
+        self._wire.end_stream()
+        status = self._wire.expect(Answer).status
+        self._ours.sendall(struct.pack("=i", status))
 
     def stop(self) -> None:
         """End the thread, whether or not CRIU came to its end."""

@@ -19,7 +19,7 @@ from insula.model.record import HostRecord
 
 HEADER = struct.Struct(">BI")
 MAX_PAYLOAD = 1 << 20
-PIECE_BYTES = 256 << 10
+PIECE_BYTES = 512 << 10
 PEER_SECONDS = 60.0
 """No answer or byte from the other side for that long: it is gone."""
 
@@ -116,7 +116,7 @@ class Wire:
 
     def _frame(self, kind: int, payload: bytes | memoryview) -> None:
         try:
-            self._connection.sendall(HEADER.pack(kind, len(payload)) + bytes(payload))
+            self._connection.sendall(b"".join((HEADER.pack(kind, len(payload)), payload)))
         except OSError as error:
             raise MigrationFailed(f"cannot send to the other host: {error.strerror or error}") from error
         self.sent_bytes += HEADER.size + len(payload)

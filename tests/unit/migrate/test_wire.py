@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The wire: messages and streams arrive whole; everything else is a clear error."""
+
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from insula.migrate.wire import HEADER, MAX_PAYLOAD, StreamFile, Wire
+from insula.model.errors import MigrationFailed, NameTaken, ProtocolError
+from insula.model.migration import Commit, Held, Kind, Refuse, Restore
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[Wire, socket.socket]]:
+    near, far = socket.socketpair()
+    wire = Wire(near)
+    yield wire, far
+    wire.close()
+    far.close()
+
+
+def test_messages_and_streams_arrive_in_order() -> None:
+    near, far = socket.socketpair()
+    sender, receiver = Wire(near), Wire(far)
+    chunks = [b"a" * 10, b"b" * 1_000_000, b"", b"c"]
+
+    def send() -> None:
+        sender.send(Restore())
+        sender.send_stream(chunks)
+        sender.send(Commit(generation=2))
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    receiver.expect(Restore)
+    file = StreamFile(receiver.receive_stream())
+    assert file.read() == b"".join(chunks)
+    assert receiver.expect(Commit).generation == 2
+    thread.join()
+    sender.close()
+    receiver.close()
+
+
+def test_a_refusal_is_raised_as_the_error_that_it_names(pair: tuple[Wire, socket.socket]) -> None:
+    wire, far = pair
+    Wire(far).send(Refuse(code="name_taken", message="cannot take `x`", hint="rename"))
+    with pytest.raises(NameTaken, match="cannot take"):
+        wire.receive()
+
+
+def test_another_message_than_the_one_due_is_refused(pair: tuple[Wire, socket.socket]) -> None:
+    wire, far = pair
+    Wire(far).send(Held())
+    with pytest.raises(ProtocolError, match="Held"):
+        wire.expect(Commit)
+
+
+def test_a_frame_above_the_limit_is_refused(pair: tuple[Wire, socket.socket]) -> None:
+    wire, far = pair
+    far.sendall(HEADER.pack(Kind.DATA, MAX_PAYLOAD + 1))
+    with pytest.raises(ProtocolError, match="limit"):
+        wire.receive()
+
+
+@given(st.binary(max_size=200))
+def test_whatever_a_peer_sends_is_a_message_or_a_named_error(noise: bytes) -> None:
+    near, far = socket.socketpair()
+    with near, far:
+        far.sendall(noise)
+        far.shutdown(socket.SHUT_WR)
+        wire = Wire(near)
+        try:
+            for _ in range(10):
+                wire.receive()
+        except (ProtocolError, MigrationFailed) as error:
+            assert error.message

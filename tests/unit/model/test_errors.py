@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tree of errors: stable, distinct codes that find their class again."""
+
+from insula.model import errors
+
+
+def _all() -> list[type[errors.InsulaError]]:
+    return errors._all_below(errors.InsulaError)
+
+
+def test_codes_are_distinct_and_lead_back_to_their_class() -> None:
+    codes = [kind.code for kind in _all()]
+    assert len(codes) == len(set(codes))
+    for kind in _all():
+        found = errors.from_code(kind.code, "why", hint="cure")
+        assert type(found) is kind
+        assert (found.message, found.hint) == ("why", "cure")
+
+
+def test_an_unknown_code_of_a_newer_daemon_is_kept() -> None:
+    found = errors.from_code("brand_new", "why")
+    assert found.code == "brand_new"
+    assert str(found) == "why"
