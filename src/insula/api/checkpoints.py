@@ -10,6 +10,7 @@ from aiohttp import web
 from insula.api.call import Call, answer, empty
 from insula.api.handover import hand_over, preamble
 from insula.api.verbs import Reporter, Result
+from insula.migrate.wire import end_when_silent
 from insula.model.spec import CheckpointWish, MigrateWish, RestoreWish
 
 ACCEPTED = 202
@@ -80,4 +81,6 @@ async def receive(call: Call) -> web.StreamResponse:
         copy = os.dup(descriptor)
         threading.Thread(target=serve, args=(copy,), name="migration in", daemon=True).start()
 
+    if call.request.transport is not None:
+        end_when_silent(call.request.transport.get_extra_info("socket"))
     return await hand_over(call, give, upgrade=MIGRATION_UPGRADE)

@@ -21,7 +21,7 @@ import time
 from typing import Any, NoReturn
 
 from insula.boot import birth, build, child
-from insula.boot.jobs import Container, Host
+from insula.boot.jobs import Container, Host, child_pids
 from insula.boot.protocol import StartPlan, decode
 from insula.boot.stdio import make_pipes
 from insula.kernel import libc, mount, namespace, netlink
@@ -194,10 +194,12 @@ def _place_descriptors(inherited: list[int]) -> None:
 def adopt(host: Host, key: str, *, pid: int, terminal: int = -1) -> Container:
     """Take a restored process, our child already, as the container of a room.
 
-    Raises: BirthFailed if it has ended meanwhile.
+    pid: 0 for whatever stands there, when the insulad that had it restored died before it could say so.
+    Raises: KeyError if there is no such room; ProcessLookupError if the process has ended, or there is none.
     """
-    room = _rooms.pop(key)
+    pid = pid or _restored_in(_rooms[key])
     pidfd = os.pidfd_open(pid)
+    room = _rooms.pop(key)
     room.close_inner()
     plan = room.plan
     stdio = birth.connect_stdio(
@@ -208,9 +210,15 @@ def adopt(host: Host, key: str, *, pid: int, terminal: int = -1) -> Container:
     return container
 
 
+def _restored_in(room: Room) -> int:
+    found = child_pids().intersection(room.group.pids())
+    if len(found) != 1:
+        raise ProcessLookupError(3, f"adopt: {len(found)} processes stand in the room")
+    return found.pop()
+
+
 def discard(host: Host, key: str) -> None:
     """Tear a room down.  Does nothing where there is none."""
-    del host
     room = _rooms.pop(key, None)
     if room is None:
         return
@@ -219,3 +227,4 @@ def discard(host: Host, key: str) -> None:
     with contextlib.suppress(OSError):
         room.group.wait_empty(time.monotonic() + 2.0)
         room.group.delete(time.monotonic() + 2.0)
+    host.reap_strays()

@@ -100,6 +100,7 @@ class Host:
         self.stage = f"{run_folder}/stage"
         os.makedirs(self.stage, mode=0o700, exist_ok=True)
         self._on_exit = on_exit
+        self.engines: set[int] = set()
         self._engine_run = -1
 
     def get(self, key: str) -> Container | Job:
@@ -136,8 +137,18 @@ class Host:
             if os.waitid(os.P_PIDFD, born.pidfd, os.WEXITED | os.WNOHANG) is not None:
                 self.loop.unwatch(born.pidfd)
                 os.close(born.pidfd)
+                self.engines.discard(born.pid)
+                self.reap_strays()
 
+        self.engines.add(born.pid)
         self.loop.watch(born.pidfd, selectors.EVENT_READ, ended)
+
+    def reap_strays(self) -> None:
+        """Take the dead that nobody else waits for: what a restore that failed had made as our children."""
+        known = {each.pid for each in (*self.containers.values(), *self.jobs.values()) if each.alive}
+        for pid in child_pids() - known - self.engines:
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
 
     def engine_run(self) -> int:
         """Return the tmpfs that CRIU sees as /run: its cache of the kernel's features stays there between runs."""
@@ -145,10 +156,20 @@ class Host:
             self._engine_run = mount.tmpfs(mode=0o755, source="criu", size_bytes=16 << 20)
         return self._engine_run
 
-    def forget(self, key: str) -> None:
-        """Let go of an ended container.  One that runs is kept."""
+    def forget(self, key: str) -> bool:
+        """Let go of an ended container.  One that runs is kept.  Returns: whether there is none now."""
         container = self.containers.get(key)
-        if container is not None and not container.alive:
-            del self.containers[key]
-            with contextlib.suppress(OSError):
-                container.group.delete(time.monotonic() + 2.0)
+        if container is None:
+            return True
+        if container.alive:
+            return False
+        del self.containers[key]
+        with contextlib.suppress(OSError):
+            container.group.delete(time.monotonic() + 2.0)
+        return True
+
+
+def child_pids() -> set[int]:
+    """Return our children.  Source: proc_pid_task_tid_children(5), of a process with one thread."""
+    with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
+        return {int(word) for word in file.read().split()}

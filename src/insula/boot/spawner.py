@@ -152,7 +152,12 @@ class Spawner:
 
     def _hello(self, _body: dict[str, Any], _descriptors: list[int]) -> Answer:
         containers = [each.describe() for each in self.host.containers.values()]
-        return {"pid": os.getpid(), "containers": containers, "started": self.host.started}, []
+        return {
+            "pid": os.getpid(),
+            "containers": containers,
+            "engines": sorted(self.host.engines),
+            "started": self.host.started,
+        }, []
 
     def _start(self, body: dict[str, Any], descriptors: list[int]) -> Answer:
         plan = decode(StartPlan, body["plan"])
@@ -185,8 +190,7 @@ class Spawner:
         return {}, []
 
     def _forget(self, body: dict[str, Any], _descriptors: list[int]) -> Answer:
-        self.host.forget(body["key"])
-        return {}, []
+        return {"forgotten": self.host.forget(body["key"])}, []
 
     def _criu(self, body: dict[str, Any], descriptors: list[int]) -> Answer:
         return engine.launch(self.host, body, descriptors)

@@ -66,8 +66,8 @@ class Containers:
         preamble = attach.preamble.decode("latin-1")
         return execute(grant, self.runtime, ref, spec=spec, preamble=preamble, connection=attach.fd)
 
-    def stop(self, grant: Grant, ref: str, *, wish: StopWish) -> None:
-        stop(grant, self.runtime, ref, signal=wish.signal, timeout_s=wish.timeout_s)
+    def stop(self, grant: Grant, ref: str, *, wish: StopWish) -> bool:
+        return stop(grant, self.runtime, ref, signal=wish.signal, timeout_s=wish.timeout_s)
 
     def kill(self, grant: Grant, ref: str, *, signal: str) -> None:
         kill(grant, self.runtime, ref, signal=signal)
@@ -141,7 +141,7 @@ class Containers:
         return migrate(grant, self.runtime, ref, target=wish.target, peers=self.peers, reporter=reporter)
 
     def receive_migration(self, grant: Grant, *, descriptor: int) -> None:
-        receive(grant, self.runtime, descriptor=descriptor)
+        receive(grant, self.runtime, descriptor=descriptor, peers=self.peers)
 
 
 def _attach(grant: Grant, runtime: Runtime, ref: str, *, request: AttachRequest) -> None:

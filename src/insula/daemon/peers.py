@@ -4,7 +4,7 @@
 import json
 
 from insula.daemon.pki import Pki
-from insula.migrate.wire import Socket
+from insula.migrate.wire import Socket, end_when_silent
 from insula.model.errors import TargetRefused, TargetUnreachable, from_code
 from insula.model.migration import UPGRADE
 from insula.model.record import HostRecord
@@ -28,6 +28,7 @@ class PairedHosts:
     def open(self, host: HostRecord) -> Socket:
         """Connect, both sides proven, and upgrade.  Raises: TargetUnreachable, TargetRefused, Denied."""
         connection = self._pki.open_stream(host)
+        end_when_silent(connection)
         try:
             request = (
                 f"POST {PATH} HTTP/1.1\r\nHost: insula\r\nConnection: Upgrade\r\nUpgrade: {UPGRADE}\r\n"

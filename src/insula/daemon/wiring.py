@@ -18,6 +18,7 @@ from insula.daemon.things import Things
 from insula.image.store import Images
 from insula.kernel.cgroup.hierarchy import Hierarchies
 from insula.kernel.criu_find import find_criu
+from insula.migrate.settle import settle_all
 from insula.network.attach import Networks
 from insula.network.names import NameServers
 from insula.runtime import init
@@ -72,6 +73,7 @@ def build(options: Options, *, loop: asyncio.AbstractEventLoop) -> Daemon:
     volumes = Volumes(options.state / "volumes", store)
     runtime = _runtime(options, store=store, images=images, networks=networks, volumes=volumes)
     peers = PairedHosts(store, pki)
+    settle_all(runtime, peers)
     verbs = DaemonVerbs(
         store=store, images=images, networks=networks, volumes=volumes, runtime=runtime, peers=peers
     )

@@ -32,6 +32,7 @@ def describe(runtime: Runtime, record: ContainerRecord) -> Offer:
                 f"cannot migrate `{record.name}`: it uses the host folder `{each.source}`",
                 hint="use a volume instead",
             )
+    _refuse_shared_volumes(runtime, record)
     folders = [runtime.folders.upper(record.id), *(runtime.volumes.path(each) for each in volumes)]
     return Offer(
         version=VERSION,
@@ -46,6 +47,17 @@ def describe(runtime: Runtime, record: ContainerRecord) -> Offer:
         disk_bytes=sum(tree_bytes(each) for each in folders),
         memory_bytes=runtime.group(record.id).stats().memory_bytes,
     )
+
+
+def _refuse_shared_volumes(runtime: Runtime, record: ContainerRecord) -> None:
+    names = {each.source for each in record.spec.mounts if each.kind is MountKind.VOLUME}
+    for other in runtime.store.list_containers(record.tenant):
+        for mount in other.spec.mounts:
+            if other.id != record.id and mount.kind is MountKind.VOLUME and mount.source in names:
+                raise Unsupported(
+                    f"cannot migrate `{record.name}`: `{other.name}` uses volume `{mount.source}`, too",
+                    hint=f"a volume moves with its container: stop and remove `{other.name}` first",
+                )
 
 
 def image_of(runtime: Runtime, record: ContainerRecord) -> ImageRecord:

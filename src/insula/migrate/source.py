@@ -8,7 +8,6 @@ insulad or CRIU can wake them while it is open who owns them.
 
 import logging
 import os
-import threading
 import time
 from contextlib import ExitStack
 from typing import Protocol
@@ -17,10 +16,12 @@ from msgspec.structs import replace
 
 from insula.image.pack import pack_tree
 from insula.image.tarball import Form
+from insula.migrate import settle
+from insula.migrate.fault import Point, fault
 from insula.migrate.pages import PageSender
 from insula.migrate.preflight import describe
 from insula.migrate.wire import Peers, Wire
-from insula.model.errors import InsulaError, MigrationFailed, WrongState
+from insula.model.errors import InsulaError, MigrationFailed
 from insula.model.grant import Grant
 from insula.model.lifecycle import Event, Status, after
 from insula.model.migration import (
@@ -38,15 +39,13 @@ from insula.model.migration import (
 from insula.model.record import ContainerRecord
 from insula.runtime import dump
 from insula.runtime.context import Runtime
-from insula.runtime.delete import remove_ended
+from insula.runtime.delete import remove_moved
 from insula.runtime.plan import StartPlan, start_plan
-from insula.runtime.stop import wait_for_end
 
 LOG = logging.getLogger(__name__)
 
 Result = dict[str, str | int | float | bool]
 _PIECE = 1 << 20
-END_SECONDS = 15.0
 
 
 class Reporter(Protocol):
@@ -78,11 +77,11 @@ def migrate(
         wire = Wire(peers.open(host))
         try:
             runtime.store.update_container(replace(record, status=status))
-            move = Move(runtime, record, wire=wire, target=host.name, reporter=reporter)
+            move = Move(runtime, record, wire=wire, target=host.name, reporter=reporter, peers=peers)
             move.run(offer)
         finally:
             wire.close()
-        _clean_up(runtime, record)
+        remove_moved(runtime, record)
     return {
         "target": host.name,
         "frozen_ms": move.frozen_ms,
@@ -97,14 +96,23 @@ class Move:
     """One migration on its way."""
 
     def __init__(
-        self, runtime: Runtime, record: ContainerRecord, *, wire: Wire, target: str, reporter: Reporter
+        self,
+        runtime: Runtime,
+        record: ContainerRecord,
+        *,
+        wire: Wire,
+        target: str,
+        reporter: Reporter,
+        peers: Peers,
     ) -> None:
         self._runtime = runtime
         self._record = record
         self._wire = wire
         self._target = target
         self._reporter = reporter
+        self._peers = peers
         self._committed = False
+        self._confirmed = False
         self._frozen_at = 0.0
         self.began = time.monotonic()
         self.watch = dump.Stopwatch()
@@ -119,7 +127,7 @@ class Move:
             self._freeze_and_send(offer)
         except BaseException:
             if not self._committed:
-                self._thaw()
+                settle.thaw(self._runtime, self._record.id)
             raise
 
     def _enter(self, phase: Phase, *, after_phase: Phase) -> None:
@@ -129,7 +137,9 @@ class Move:
     def _reserve(self, offer: Offer) -> Accept:
         self._enter(Phase.RESERVE, after_phase=Phase.PREFLIGHT)
         self._wire.send(offer)
-        return self._wire.expect(Accept)
+        accepted = self._wire.expect(Accept)
+        fault(Point.SOURCE_ACCEPTED)
+        return accepted
 
     def _precopy(self, accepted: Accept) -> None:
         self._enter(Phase.PRECOPY, after_phase=Phase.RESERVE)
@@ -153,6 +163,7 @@ class Move:
     def _dump(self, plan: StartPlan, *, images: int, pages: PageSender, offer: Offer) -> None:
         def frozen() -> None:
             self._frozen_at = time.monotonic()
+            fault(Point.SOURCE_FROZEN)
 
         def dumped() -> None:
             pages.theirs.close()
@@ -162,6 +173,7 @@ class Move:
             self.memory_bytes = pages.page_bytes
             # From here on not even a dying CRIU wakes them: it is for the owner to decide.
             self._runtime.group(self._record.id).freeze()
+            fault(Point.SOURCE_DUMPED)
             self._transfer(images, offer)
             self._commit()
 
@@ -177,7 +189,7 @@ class Move:
                 page_socket=pages.theirs.fileno(),
             )
         except InsulaError:
-            if self._committed:  # only the killing of the frozen source can have failed
+            if self._confirmed:  # only the killing of the frozen source can have failed
                 LOG.warning(
                     "CRIU failed after the commit", extra={"fields": {"container": self._record.id[:12]}}
                 )
@@ -209,6 +221,7 @@ class Move:
         self._enter(Phase.RESTORE, after_phase=Phase.TRANSFER)
         self._wire.send(Restore())
         self._wire.expect(Held)
+        fault(Point.SOURCE_HELD)
         self._enter(Phase.COMMIT, after_phase=Phase.RESTORE)
         self._reporter.check()
         self._reporter.forbid_cancel()
@@ -218,27 +231,32 @@ class Move:
                 f"cannot commit the move of `{self._record.name}`: its owner has changed meanwhile"
             )
         self._committed = True
-        self._runtime.store.change_container(self._record.id, lambda now: replace(now, status=Status.MOVED))
+        fault(Point.SOURCE_COMMITTED)
+        moved = self._runtime.store.change_container(
+            self._record.id, lambda now: replace(now, status=Status.MOVED)
+        )
         self._enter(Phase.RESUME, after_phase=Phase.COMMIT)
         try:
             self._wire.send(Commit(generation=generation + 1))
             self._wire.expect(Resumed)
         except InsulaError as error:
-            # The target owns it and asks until it knows: see `answer_question`.
-            LOG.warning("the target did not confirm", extra={"fields": {"reason": str(error)}})
+            self._ask_the_target(moved, reason=str(error))
+        self._confirmed = True
+        fault(Point.SOURCE_RESUMED)
         self.frozen_ms = round((time.monotonic() - self._frozen_at) * 1000, 1)
 
-    def _thaw(self) -> None:
-        """Let the source run on."""
-        record = self._record
-        dump.release_network(record)
-        group = self._runtime.group(record.id)
-        if group.exists():
-            group.thaw()
-        with_status = after(Status.MIGRATING, Event.ABORT_MIGRATION)
-        now = self._runtime.store.get_container(record.id)
-        if now.status is Status.MIGRATING:
-            self._runtime.store.update_container(replace(now, status=with_status))
+    def _ask_the_target(self, moved: ContainerRecord, *, reason: str) -> None:
+        """The target's word is missing: it has taken over, or it never will, and here it stays frozen until we know."""
+
+        def say(why: str) -> None:
+            self._reporter.message(f"frozen until `{self._target}` answers: {why}")
+
+        LOG.warning("the target did not confirm", extra={"fields": {"reason": reason}})
+        if not settle.confirm_or_take_back(self._runtime, moved, peers=self._peers, on_silence=say):
+            self._committed = False
+            raise MigrationFailed(
+                f"cannot move `{moved.name}`: host `{self._target}` lost it and has none of it left; it runs here"
+            )
 
 
 def _pieces(folder: int, name: str):  # type: ignore[no-untyped-def]
@@ -246,28 +264,3 @@ def _pieces(folder: int, name: str):  # type: ignore[no-untyped-def]
     with os.fdopen(descriptor, "rb") as file:
         while piece := file.read(_PIECE):
             yield piece
-
-
-def _clean_up(runtime: Runtime, record: ContainerRecord) -> None:
-    """End what is left of a container that another host owns, and forget it."""
-
-    def clean() -> None:
-        group = runtime.group(record.id)
-        if group.exists():
-            group.kill()
-            group.thaw()
-        wait_for_end(runtime, record, seconds=END_SECONDS)
-        try:
-            remove_ended(runtime, record, volumes=True)
-        except (WrongState, InsulaError) as error:
-            LOG.warning("a moved container could not be removed", extra={"fields": {"reason": str(error)}})
-
-    # Not within the operation: it is over for the user when the target runs.
-    threading.Thread(target=clean, name=f"moved-{record.id[:12]}", daemon=True).start()
-
-
-def answer_question(runtime: Runtime, container_id: str) -> tuple[str, int]:
-    """Say who owns a container.  Waits until a move in progress here has been decided."""
-    with runtime.locked(container_id):
-        record = runtime.store.get_container(container_id)
-        return record.owner, record.generation

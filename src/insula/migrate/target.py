@@ -12,10 +12,11 @@ from msgspec.structs import replace
 from insula.image.host import HOST_IMAGE
 from insula.image.tarball import Form, unpack_tree
 from insula.kernel import announce
+from insula.migrate.fault import Point, fault
 from insula.migrate.pages import feed_page_server
 from insula.migrate.preflight import check
-from insula.migrate.source import answer_question
-from insula.migrate.wire import StreamFile, Wire, blocking_socket
+from insula.migrate.settle import answer_question, learn_commit
+from insula.migrate.wire import Peers, StreamFile, Wire, blocking_socket
 from insula.model.errors import InsulaError, MigrationFailed, NameTaken, ProtocolError
 from insula.model.grant import Grant
 from insula.model.lifecycle import Event, Status, after
@@ -27,7 +28,6 @@ from insula.model.migration import (
     Held,
     Layer,
     Offer,
-    Owner,
     Pages,
     Question,
     Refuse,
@@ -40,23 +40,23 @@ from insula.runtime import dump
 from insula.runtime.context import Runtime
 from insula.runtime.create import make_folders
 from insula.runtime.plan import StartPlan, start_plan
+from insula.runtime.recover import ARRIVING, TAKEN, drop_arrival, drop_arriving_volume
 from insula.runtime.start import bring_up_network
 from insula.runtime.trees import remove_tree
 
 LOG = logging.getLogger(__name__)
 
 
-def receive(grant: Grant, runtime: Runtime, *, descriptor: int) -> None:
+def receive(grant: Grant, runtime: Runtime, *, descriptor: int, peers: Peers) -> None:
     """Serve one connection of a paired host: a container that arrives, or a question who owns one."""
     wire = Wire(blocking_socket(descriptor))
     try:
         first = wire.receive()
         match first:
             case Offer():
-                _receive_container(runtime, first, wire=wire, peer=grant.principal.name)
+                _receive_container(runtime, first, wire=wire, peer=grant.principal.name, peers=peers)
             case Question():
-                owner, generation = answer_question(runtime, first.container)
-                wire.send(Owner(name=owner, generation=generation))
+                wire.send(answer_question(runtime, first.container))
             case _:
                 raise ProtocolError(f"cannot begin with {type(first).__name__}")
     except InsulaError as error:
@@ -69,13 +69,14 @@ def receive(grant: Grant, runtime: Runtime, *, descriptor: int) -> None:
         wire.close()
 
 
-def _receive_container(runtime: Runtime, offer: Offer, *, wire: Wire, peer: str) -> None:
+def _receive_container(runtime: Runtime, offer: Offer, *, wire: Wire, peer: str, peers: Peers) -> None:
     with runtime.locked(offer.record.id), ExitStack() as undo:
         check(runtime, offer)
         record = _reserve(runtime, offer, peer=peer, undo=undo)
+        fault(Point.TARGET_RESERVED)
         wire.send(Accept(missing_layers=runtime.images.missing_layers(record.layers)))
         with dump.memory_folder() as images:
-            Arrival(runtime, record, offer=offer, wire=wire, undo=undo, images=images).run()
+            Arrival(runtime, record, offer=offer, wire=wire, undo=undo, images=images, peers=peers).run()
         undo.pop_all()
 
 
@@ -87,6 +88,8 @@ def _reserve(runtime: Runtime, offer: Offer, *, peer: str, undo: ExitStack) -> C
             f"cannot take `{offered.name}`: this host has a container of that name",
             hint=f"insula rename {offered.name} …",
         )
+    if any(each.id == offered.id for each in runtime.store.list_containers()):
+        raise NameTaken(f"cannot take `{offered.name}`: this host has a container of that id")
     attachment = None
     if offered.attachment is not None and offer.network is not None:
         networks = runtime.networks
@@ -100,7 +103,13 @@ def _reserve(runtime: Runtime, offer: Offer, *, peer: str, undo: ExitStack) -> C
         )
         undo.callback(networks.release, offered.id)
     for volume in offer.volumes:
+        if any(each.name == volume.name for each in runtime.store.list_volumes(offered.tenant)):
+            raise NameTaken(
+                f"cannot take `{offered.name}`: this host has a volume `{volume.name}`",
+                hint=f"insula volume rm {volume.name}, if it is not needed any more",
+            )
         runtime.volumes.ensure(offered.tenant, volume.name)
+        undo.callback(drop_arriving_volume, runtime, offered, name=volume.name)
     remove_tree(runtime.folders.container(offered.id))
     make_folders(runtime, offered.id)
     undo.callback(remove_tree, runtime.folders.container(offered.id))
@@ -130,6 +139,7 @@ class Arrival:
         wire: Wire,
         undo: ExitStack,
         images: int,
+        peers: Peers,
     ) -> None:
         self._runtime = runtime
         self._record = record
@@ -138,6 +148,7 @@ class Arrival:
         self._undo = undo
         self._plan: StartPlan | None = None
         self._images = images
+        self._peers = peers
 
     def run(self) -> None:
         """Take what comes, in the source's order, until it says `Restore`; restore, hold, run."""
@@ -150,6 +161,7 @@ class Arrival:
                     stream.drain()
                 case Pages():
                     self._make_room()
+                    fault(Point.TARGET_PAGES)
                     self._receive_pages()
                 case Tree(volume=volume):
                     self._receive_tree(volume)
@@ -204,46 +216,65 @@ class Arrival:
     def _restore(self) -> None:
         if self._plan is None:
             raise ProtocolError("cannot restore: no memory has come")
+        fault(Point.TARGET_RESTORE)
         generation = 0
 
         def restored() -> None:
             nonlocal generation
-            self._wire.send(Held())
+            fault(Point.TARGET_HELD)
+            with contextlib.suppress(MigrationFailed):  # lost: it may have committed, and is asked
+                self._wire.send(Held())
             generation = self._wait_for_commit()
             self._take_over(generation)
 
         def resume() -> None:
             _announce(self._record)
 
-        pid = dump.restore(
-            self._runtime,
-            self._record,
-            self._plan,
-            images=self._images,
-            on_restored=restored,
-            on_resume=resume,
-        )
+        try:
+            pid = dump.restore(
+                self._runtime,
+                self._record,
+                self._plan,
+                images=self._images,
+                on_restored=restored,
+                on_resume=resume,
+            )
+        except (InsulaError, OSError):
+            if generation:  # ours, but nothing of it runs: the source, which stands frozen, is to take it back
+                drop_arrival(self._runtime, self._record)
+            raise
+        fault(Point.TARGET_RESTORED)
         running = after(Status.RESTORING, Event.RESTORED)
         self._runtime.store.change_container(
             self._record.id, lambda now: replace(now, status=running, pid=pid, ports=self._record.ports)
         )
+        self._runtime.store.delete_journal(ARRIVING + self._record.id)
+        fault(Point.TARGET_RESUMED)
         with contextlib.suppress(InsulaError):  # the source can find out by itself
             self._wire.send(Resumed())
 
     def _wait_for_commit(self) -> int:
-        """Wait for the source's word.  Without it nothing runs here: in doubt the source keeps the container."""
-        return self._wire.expect(Commit).generation
+        """Wait for the source's word.  While it is missing everything is held, and the source asked."""
+        try:
+            return self._wire.expect(Commit).generation
+        except MigrationFailed as error:
+            LOG.warning("lost the source while holding", extra={"fields": {"reason": str(error)}})
+            return learn_commit(self._runtime, self._record, peers=self._peers)
 
     def _take_over(self, generation: int) -> None:
         """Write down, on disk, that this host owns it; from here on nothing is undone."""
+        store = self._runtime.store
+        with store.transaction(durable=True):
+            store.change_container(
+                self._record.id,
+                lambda now: replace(
+                    now, owner=self._runtime.host_name, generation=generation, started_at=time.time()
+                ),
+            )
+            store.write_journal(TAKEN + self._record.id, b"%d" % generation)
+            store.write_journal(ARRIVING + self._record.id, b"")
         self._undo.pop_all()
-        self._runtime.store.change_container(
-            self._record.id,
-            lambda now: replace(
-                now, owner=self._runtime.host_name, generation=generation, started_at=time.time()
-            ),
-            durable=True,
-        )
+        fault(Point.TARGET_COMMITTED)
 
 
 def _announce(record: ContainerRecord) -> None:

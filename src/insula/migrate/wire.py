@@ -23,6 +23,9 @@ PIECE_BYTES = 512 << 10
 PEER_SECONDS = 60.0
 """No answer or byte from the other side for that long: it is gone."""
 
+SILENCE_SECONDS = 8
+"""A peer whose kernel does not answer for that long is gone: what a cut cable costs in frozen time."""
+
 _M = TypeVar("_M")
 
 
@@ -40,6 +43,24 @@ class Peers(Protocol):
 
     def find(self, name: str) -> HostRecord: ...
     def open(self, host: HostRecord) -> Socket: ...
+
+
+class Options(Protocol):
+    """The options of a TCP socket."""
+
+    def setsockopt(self, level: int, option: int, value: int, /) -> None: ...
+
+
+def end_when_silent(connection: Options) -> None:
+    """Have the kernel end a connection whose other side vanished.  Source: tcp(7)."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        (socket.TCP_KEEPIDLE, 2),
+        (socket.TCP_KEEPINTVL, 2),
+        (socket.TCP_KEEPCNT, SILENCE_SECONDS // 2 - 1),
+        (socket.TCP_USER_TIMEOUT, SILENCE_SECONDS * 1000),
+    ):
+        connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 class Wire:

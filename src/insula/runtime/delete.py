@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Remove a container: its record, its address, its files."""
 
+import contextlib
 import logging
+import time
 
 from msgspec.structs import replace
 
-from insula.model.errors import ContainerNotFound, InsulaError, NameTaken
+from insula.model.errors import ContainerNotFound, InsulaError, NameTaken, VolumeNotFound
 from insula.model.grant import Grant
 from insula.model.lifecycle import ALIVE, Event, after
 from insula.model.record import ContainerRecord
@@ -16,6 +18,9 @@ from insula.runtime.stop import stop
 from insula.runtime.trees import remove_tree
 
 LOG = logging.getLogger(__name__)
+
+END_SECONDS = 15.0
+"""After SIGKILL; what then still lives hangs in the kernel."""
 
 
 def delete(grant: Grant, runtime: Runtime, ref: str, *, force: bool = False, volumes: bool = False) -> None:
@@ -46,6 +51,26 @@ def remove_ended(runtime: Runtime, record: ContainerRecord, *, volumes: bool) ->
         runtime.ended.notify_all()
     if volumes:
         _remove_volumes(runtime, now)
+
+
+def remove_moved(runtime: Runtime, record: ContainerRecord) -> None:
+    """End what is left of a container that another host owns, and forget it, its address, files and volumes."""
+    group = runtime.group(record.id)
+    deadline = time.monotonic() + END_SECONDS
+    if group.exists():
+        group.kill()
+        group.thaw()
+        try:
+            group.wait_empty(deadline)
+        except TimeoutError:
+            LOG.warning("a moved container does not end", extra={"fields": {"container": record.id[:12]}})
+    while not runtime.spawner.forget(record.id) and time.monotonic() < deadline:
+        runtime.closing.wait(0.002)
+    remove_ended(runtime, record, volumes=False)
+    for mount in record.spec.mounts:
+        if mount.kind is MountKind.VOLUME:
+            with contextlib.suppress(VolumeNotFound):
+                runtime.volumes.delete(record.tenant, mount.source)
 
 
 def _remove_volumes(runtime: Runtime, record: ContainerRecord) -> None:

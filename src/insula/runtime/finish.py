@@ -33,6 +33,9 @@ def finish(runtime: Runtime, event: Exit) -> None:
         except ContainerNotFound:
             runtime.spawner.forget(event.key)
             return
+        if record.status is Status.MOVED:
+            runtime.spawner.forget(event.key)
+            return
         if record.pid != event.pid or not can(record.status, Event.EXIT):
             return
         record = _write_down(runtime, record, event)

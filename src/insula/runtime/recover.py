@@ -1,27 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
 """At the start of insulad: compare what is written down with what the spawner holds, and make the two agree."""
 
+import contextlib
 import logging
 from collections.abc import Sequence
 
 from msgspec.structs import replace
 
+from insula.model.errors import InsulaError, RestoreFailed
 from insula.model.lifecycle import ALIVE, Status
 from insula.model.record import ContainerRecord
+from insula.model.spec import MountKind
 from insula.network.attach import Running
 from insula.runtime.context import Runtime
+from insula.runtime.dump import release_network
 from insula.runtime.finish import finish
 from insula.runtime.supervise import Exit
+from insula.runtime.trees import remove_tree
 
 LOG = logging.getLogger(__name__)
+
+ENGINE_SECONDS = 15.0
+"""What CRIU may need to roll back after its insulad has died."""
+TAKEN = "taken:"
+"""Journal, with the container's id: this host has taken it over in that generation."""
+ARRIVING = "arriving:"
+"""Journal, with the container's id: taken over, but not yet written down as running."""
 
 
 def recover(runtime: Runtime, held: Sequence[Exit]) -> None:
     """Take every container up as it is: running ones run on, ends that nobody heard are written down."""
     by_key = {each.key: each for each in held}
     records = runtime.store.list_containers()
+    if not runtime.spawner.wait_for_engines(seconds=ENGINE_SECONDS):
+        LOG.warning("a CRIU process does not end")
     for record in records:
-        if record.status in ALIVE or record.status is Status.RESTORING:
+        if record.status is Status.RESTORING:
+            _end_restore(runtime, record)
+        elif record.status in ALIVE and record.owner != runtime.host_name:
+            # Committed: it stays frozen until its new owner has confirmed (`migrate/settle.py`).
+            runtime.store.update_container(replace(record, status=Status.MOVED))
+        elif record.status in ALIVE:
             _take_up(runtime, record, by_key.get(record.id))
     known = {each.id for each in records}
     for each in held:
@@ -50,11 +69,58 @@ def _take_up(runtime: Runtime, record: ContainerRecord, held: Exit | None) -> No
         LOG.warning("a container was lost with its spawner", extra={"fields": {"container": record.id[:12]}})
         return
     status = record.status
-    if held.exit_code is None and status in (Status.CHECKPOINTING, Status.RESTORING):
-        # CRIU rolls a dump back when nobody listens any more; the program runs.
+    if held.exit_code is None and status in (Status.CHECKPOINTING, Status.MIGRATING):
+        # CRIU has rolled its dump back when nobody listened any more: it runs on, and may be heard again.
         status = Status.RUNNING
+        release_network(record)
         runtime.group(record.id).thaw()
     runtime.store.update_container(replace(record, status=status, pid=held.pid))
+
+
+def _end_restore(runtime: Runtime, record: ContainerRecord) -> None:
+    """A restore was going on: it came through without us, or what it made goes."""
+    is_arrival = runtime.store.read_journal(ARRIVING + record.id) is not None
+    try:
+        if record.owner != runtime.host_name:
+            raise RestoreFailed("its owner has it")
+        pid = runtime.spawner.adopt(record.id, 0)
+        release_network(record)
+    except (InsulaError, OSError) as error:
+        LOG.warning(
+            "a restore ended with insulad",
+            extra={"fields": {"container": record.id[:12], "reason": str(error)}},
+        )
+        if is_arrival or record.owner != runtime.host_name:
+            drop_arrival(runtime, record)
+            return
+        runtime.spawner.discard(record.id)
+        words = "its restore was interrupted"
+        runtime.store.update_container(replace(record, status=Status.EXITED, pid=0, error=words))
+        return
+    runtime.store.update_container(replace(record, status=Status.RUNNING, pid=pid))
+    runtime.store.delete_journal(ARRIVING + record.id)
+
+
+def drop_arrival(runtime: Runtime, record: ContainerRecord) -> None:
+    """Remove what was made here of a container that does not come: processes first, then every trace."""
+    runtime.spawner.discard(record.id)
+    runtime.networks.deactivate(record.id)
+    runtime.networks.release(record.id)
+    for mount in record.spec.mounts:
+        if mount.kind is MountKind.VOLUME:
+            with contextlib.suppress(InsulaError):
+                drop_arriving_volume(runtime, record, name=mount.source)
+    remove_tree(runtime.folders.container(record.id))
+    runtime.store.delete_container(record.id)
+    runtime.store.delete_journal(TAKEN + record.id)
+    runtime.store.delete_journal(ARRIVING + record.id)
+
+
+def drop_arriving_volume(runtime: Runtime, record: ContainerRecord, *, name: str) -> None:
+    """Remove a volume that was made for a container that does not come.  Raises: VolumeNotFound."""
+    volume = runtime.store.get_volume(record.tenant, name)
+    runtime.store.delete_volume(record.tenant, name)
+    remove_tree(runtime.volumes.path(volume))
 
 
 def _drop_unknown(runtime: Runtime, held: Exit) -> None:

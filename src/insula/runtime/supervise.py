@@ -9,6 +9,7 @@ import itertools
 import logging
 import os
 import queue
+import select
 import socket
 import subprocess
 import sys
@@ -76,6 +77,7 @@ class SpawnerClient:
         self._guard = threading.Lock()
         self._exits: queue.SimpleQueue[Exit | None] = queue.SimpleQueue()
         self._pid = 0
+        self._engines: list[int] = []
         self._hierarchies: Hierarchies | None = None
 
     def connect(self) -> list[Exit]:
@@ -91,6 +93,7 @@ class SpawnerClient:
         threading.Thread(target=self._tell_exits, name="spawner-exits", daemon=True).start()
         hello = self._ask("hello").fields
         self._pid = int(hello["pid"])
+        self._engines = [int(pid) for pid in hello["engines"]]
         return [_exit_of(each) for each in hello["containers"]]
 
     def hierarchies(self) -> Hierarchies:
@@ -218,9 +221,9 @@ class SpawnerClient:
         """Send a signal to a container's first process."""
         self._ask("signal", key=key, signal=number)
 
-    def forget(self, key: str) -> None:
-        """Tell that an end was written down; its cgroups go."""
-        self._ask("forget", key=key)
+    def forget(self, key: str) -> bool:
+        """Tell that an end was written down; its cgroups go.  Returns: False if it has not ended yet, as the spawner sees it."""
+        return bool(self._ask("forget", key=key).fields["forgotten"])
 
     def view(self, plan: StartPlan) -> int:
         """Mount a stopped container's root file system, detached.  Returns: the mount's descriptor, the caller's."""
@@ -249,9 +252,28 @@ class SpawnerClient:
         """Give the network namespace of a process in restore its interface."""
         self._ask("plug", key=key, pid=pid)
 
-    def adopt(self, key: str, pid: int, *, terminal: int = -1) -> None:
-        """Take a restored process as the container."""
-        self._ask("adopt", descriptors=(terminal,) if terminal >= 0 else (), key=key, pid=pid)
+    def adopt(self, key: str, pid: int, *, terminal: int = -1) -> int:
+        """Take a restored process as the container.  pid: 0 for what stands in its room.  Returns: its pid.
+
+        Raises: StartFailed if there is none.
+        """
+        descriptors = (terminal,) if terminal >= 0 else ()
+        return int(self._ask("adopt", descriptors=descriptors, key=key, pid=pid).fields["pid"])
+
+    def wait_for_engines(self, *, seconds: float) -> bool:
+        """Wait until the CRIU processes that an earlier insulad left have ended.  Returns: whether they have."""
+        deadline = time.monotonic() + seconds
+        for pid in self._engines:
+            try:
+                pidfd = os.pidfd_open(pid)
+            except ProcessLookupError:
+                continue
+            try:
+                if not select.select([pidfd], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                    return False
+            finally:
+                os.close(pidfd)
+        return True
 
     def discard(self, key: str) -> None:
         """Tear a room down."""

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Named points of a migration at which a test can have this daemon fail.  Nothing happens unless INSULA_FAULT is set.
+
+    INSULA_FAULT=POINT=kill          the daemon kills itself with SIGKILL
+    INSULA_FAULT=POINT=fail          the step raises MigrationFailed
+    INSULA_FAULT=POINT=wait:FIFO     the step opens the FIFO for reading and goes on at its end of file: the test's
+                                     opening for writing returns when the point is reached, its closing lets it go on
+
+Read once, at the start.  Out of scope: what the faults are good for (`tests/system/test_migrate_faults.py`).
+"""
+
+import os
+import signal
+from enum import StrEnum
+
+from insula.model.errors import MigrationFailed
+
+VARIABLE = "INSULA_FAULT"
+
+
+class Point(StrEnum):
+    """In the order in which they are passed."""
+
+    TARGET_RESERVED = "target.reserved"
+    SOURCE_ACCEPTED = "source.accepted"
+    SOURCE_FROZEN = "source.frozen"
+    TARGET_PAGES = "target.pages"
+    SOURCE_DUMPED = "source.dumped"
+    TARGET_RESTORE = "target.restore"
+    TARGET_HELD = "target.held"
+    SOURCE_HELD = "source.held"
+    SOURCE_COMMITTED = "source.committed"
+    TARGET_COMMITTED = "target.committed"
+    TARGET_RESTORED = "target.restored"
+    TARGET_RESUMED = "target.resumed"
+    SOURCE_RESUMED = "source.resumed"
+
+
+_point, _, _action = os.environ.get(VARIABLE, "").partition("=")
+
+
+def fault(point: Point) -> None:
+    """Fail here if that is wished.  Raises: MigrationFailed."""
+    if point != _point:
+        return
+    match _action.partition(":"):
+        case ("kill", _, _):
+            os.kill(os.getpid(), signal.SIGKILL)
+        case ("wait", _, path):
+            with open(path, "rb") as fifo:
+                fifo.read()
+        case _:
+            raise MigrationFailed(f"cannot go on: fault `{point}` is wished for")
