@@ -42,32 +42,43 @@ def add_options(parser: ArgumentParser) -> None:
 def _add_program(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("--name", default="", help="name of the container (default: one is made up)")
-    add("-i", "--interactive", action="store_true", help="forward stdin")
-    add("-t", "--tty", action="store_true", help="give the program a terminal")
+    add("-i", "--interactive", action="store_true", help="pass your input on to it")
+    add("-t", "--tty", action="store_true", help="give the program a terminal (with -i: yours)")
     add(
         "-e",
         "--env",
         action="append",
         default=[],
         metavar="NAME[=VALUE]",
-        help="environment; without value: yours",
+        help="set an environment variable; without VALUE: as in your shell",
     )
-    add("--env-file", action="append", default=[], metavar="FILE", help="read environment lines from a file")
+    add(
+        "--env-file",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="set environment variables from a file of NAME=VALUE lines",
+    )
     add("-w", "--workdir", default="", metavar="FOLDER", help="working directory in the container")
     add("-u", "--user", default="", metavar="USER[:GROUP]", help="user to run as, by name or id")
     add("--entrypoint", metavar="PROGRAM", help="program in place of the image's entrypoint; empty for none")
-    add("--init", action="store_true", help="system container: the program is init itself (pid 1)")
+    add("--init", action="store_true", help="system container: COMMAND is its init, pid 1 (as /sbin/init)")
     add("--hostname", default="", metavar="NAME", help="host name inside (default: the short id)")
     add("-l", "--label", action="append", default=[], metavar="NAME[=VALUE]", help="label for your own use")
     add("--rm", action="store_true", help="remove the container when it ends")
-    add("--restart", default="", metavar="POLICY", help="no, on-failure[:n], always, unless-stopped")
+    add(
+        "--restart",
+        default="",
+        metavar="POLICY",
+        help="start it again when it ends: no (default), on-failure[:N], always, unless-stopped",
+    )
     add(
         "--stop-signal",
         default="",
         metavar="SIGNAL",
-        help="signal that asks it to end (default: the image's, TERM)",
+        help="signal that asks it to end (default: the image's, else TERM)",
     )
-    add("--stop-timeout", metavar="TIME", help="time between that signal and KILL (default 10s)")
+    add("--stop-timeout", metavar="TIME", help="how long it may take to end before KILL (default: 10s)")
 
 
 def _add_files_and_network(parser: ArgumentParser) -> None:
@@ -78,14 +89,14 @@ def _add_files_and_network(parser: ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="[SOURCE:]TARGET[:ro]",
-        help="mount a folder or volume",
+        help="mount a volume by name, or (admins) a host folder by its path",
     )
     add(
         "--mount",
         action="append",
         default=[],
         metavar="type=…,source=…,target=…",
-        help="the same, spelled out",
+        help="the same, spelled out; type is volume, bind or tmpfs",
     )
     add(
         "--tmpfs",
@@ -101,18 +112,29 @@ def _add_files_and_network(parser: ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="[[ADDR:]HOST:]PORT[/udp]",
-        help="publish port or range",
+        help="reach a port or range of it (8000-8010) through the host; without HOST one is picked",
     )
-    add("--network", "--net", default="", metavar="NETWORK", help="network to join, or none")
-    add("--ip", default="", metavar="ADDRESS", help="wished IPv4 address in that network")
+    add(
+        "--network",
+        "--net",
+        default="",
+        metavar="NETWORK",
+        help="network to join, or `none` (default: `default`, each tenant has its own)",
+    )
+    add(
+        "--ip",
+        default="",
+        metavar="ADDRESS",
+        help="IPv4 address to have in that network (default: a free one)",
+    )
 
 
 def _add_limits(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("-m", "--memory", metavar="SIZE", help="most memory, for example 512m")
-    add("--memory-swap", metavar="SIZE", help="most memory and swap together")
+    add("--memory-swap", metavar="SIZE", help="most memory and swap together, not less than --memory")
     add("--cpus", metavar="N", help="most CPUs, for example 1.5")
-    add("--pids", "--pids-limit", metavar="N", help="most processes")
+    add("--pids", "--pids-limit", metavar="N", help="most processes and threads at a time")
     add(
         "--ulimit",
         action="append",

@@ -37,10 +37,10 @@ def arguments(parser: ArgumentParser) -> None:
         },
     )
     verbs["create"].add_argument(
-        "--name", default="", metavar="NAME", help="name of it (default: one is made up)"
+        "--name", default="", metavar="NAME", help="name of the checkpoint (default: date and time)"
     )
     verbs["create"].add_argument(
-        "--leave-running", action="store_true", help="go on afterwards (default: it ends)"
+        "--leave-running", action="store_true", help="let it run on afterwards (default: it ends)"
     )
     add_options(verbs["ls"], quiet="names")
     for parser_of_verb in verbs.values():

@@ -42,10 +42,15 @@ def arguments(parser: ArgumentParser) -> None:
     add_options(verbs["ls"], quiet="names")
     verbs["info"].add_argument("--format", default="table", metavar="FORMAT", help="table, json or {{.name}}")
     verbs["add"].add_argument(
-        "--token", required=True, metavar="TOKEN", help="from `insula host token` on that host"
+        "--token",
+        required=True,
+        metavar="TOKEN",
+        help="what `insula host token` printed there; good once, for 15 minutes",
     )
     verbs["add"].add_argument("name", metavar="NAME", help="how that host shall be called here")
-    verbs["add"].add_argument("address", metavar="ADDRESS:PORT", help="of that host's insulad")
+    verbs["add"].add_argument(
+        "address", metavar="ADDRESS:PORT", help="where that host's insulad listens (its --listen)"
+    )
     verbs["rm"].add_argument("hosts", metavar="HOST", nargs="+", help="name")
     verbs["token"].add_argument("-q", "--quiet", action="store_true", help="print only the token")
 

@@ -44,7 +44,7 @@ def arguments(parser: ArgumentParser) -> None:
     add_options(verbs["ls"], quiet="ids")
     verbs["import"].add_argument("file", metavar="FILE", help="the tar; - for stdin")
     verbs["import"].add_argument(
-        "name", metavar="NAME", nargs="?", default="", help="default: after the file"
+        "name", metavar="NAME", nargs="?", default="", help="name of the image (default: the file's name)"
     )
     build = verbs["build"].add_argument
     build("--debian", default="bookworm", metavar="RELEASE", help="Debian release (default bookworm)")
@@ -53,7 +53,7 @@ def arguments(parser: ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="A,B,…",
-        help="packages besides the smallest system",
+        help="Debian packages to put into it, besides the smallest system",
     )
     build("--mirror", default="", metavar="URL", help="Debian mirror (default: this host's)")
     build("name", metavar="NAME", help="name of the image")

@@ -17,7 +17,7 @@ HELP = "send a signal to containers"
 
 def arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "-s", "--signal", default="KILL", metavar="SIGNAL", help="name or number (default KILL)"
+        "-s", "--signal", default="KILL", metavar="SIGNAL", help="signal by name or number (default: KILL)"
     )
     parser.add_argument("containers", metavar="CONTAINER", nargs="+", help="name or id")
 

@@ -17,8 +17,8 @@ COMMAND_LENGTH = 22
 
 
 def arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("-a", "--all", action="store_true", help="stopped ones too")
-    parser.add_argument("--all-tenants", action="store_true", help="everybody's (admins)")
+    parser.add_argument("-a", "--all", action="store_true", help="also those that do not run")
+    parser.add_argument("--all-tenants", action="store_true", help="the containers of all tenants (admins)")
     add_options(parser, quiet="ids", truncates=True)
 
 

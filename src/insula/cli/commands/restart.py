@@ -18,7 +18,11 @@ HELP = "stop and start containers"
 
 def arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "-s", "--signal", default="", metavar="SIGNAL", help="in place of the container's own"
+        "-s",
+        "--signal",
+        default="",
+        metavar="SIGNAL",
+        help="signal in place of the container's own stop signal",
     )
     parser.add_argument(
         "-t", "--time", metavar="TIME", help="time until KILL (default: the container's, 10s)"

@@ -16,7 +16,9 @@ HELP = "let a container go on from a checkpoint"
 
 
 def arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", default="", metavar="NAME", help="which one (default: the newest)")
+    parser.add_argument(
+        "--checkpoint", default="", metavar="NAME", help="the checkpoint to go on from (default: the newest)"
+    )
     parser.add_argument("container", metavar="CONTAINER", help="name or id")
 
 

@@ -22,7 +22,10 @@ def arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("-i", "--interactive", action="store_true", help="forward stdin too")
     parser.add_argument(
-        "--detach-keys", default="ctrl-p,ctrl-q", metavar="KEYS", help="keys that leave it running"
+        "--detach-keys",
+        default="ctrl-p,ctrl-q",
+        metavar="KEYS",
+        help="keys that let go of it while it runs on (default: ctrl-p,ctrl-q)",
     )
     parser.add_argument("containers", metavar="CONTAINER", nargs="+", help="name or id")
 

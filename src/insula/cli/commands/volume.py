@@ -37,10 +37,10 @@ def arguments(parser: ArgumentParser) -> None:
     )
     add_options(verbs["ls"], quiet="names")
     verbs["create"].add_argument(
-        "-l", "--label", action="append", default=[], metavar="NAME[=VALUE]", help="label"
+        "-l", "--label", action="append", default=[], metavar="NAME[=VALUE]", help="label for your own use"
     )
     verbs["create"].add_argument(
-        "name", metavar="NAME", nargs="?", default="", help="default: one is made up"
+        "name", metavar="NAME", nargs="?", default="", help="name of the volume (default: one is made up)"
     )
     verbs["rm"].add_argument("volumes", metavar="VOLUME", nargs="+", help="name")
     from insula.cli.commands.inspect import add_format

@@ -17,7 +17,10 @@ HELP = "wait until containers end, print their exit codes"
 
 def arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "--condition", choices=("exited", "removed"), default="exited", help="what to wait for"
+        "--condition",
+        choices=("exited", "removed"),
+        default="exited",
+        help="wait until it has exited (default), or until it is removed",
     )
     parser.add_argument("containers", metavar="CONTAINER", nargs="+", help="name or id")
 
