@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The spawner's side of a start and of an exec: clone, map, join cgroups, plug in the network, wait for the exec.
 
-    prepare mounts ─► clone3 ─► map ids ─► cgroups ─► "go" ─► veth ─► "net" ─► end of file: the program runs
+    cgroups, mounts ─► clone3 into them ─► map ids ─► "go" ─► veth ─► "net" ─► end of file: the program runs
                         └── child.py ──────────────────┘─────────────────┘
 
 A failure on either side undoes what was made and becomes a `BirthFailed` that names the step.  Standard library only.
@@ -100,22 +100,23 @@ def start(host: Host, plan: StartPlan) -> Container:
             undo.callback(ours.close)
             inner, outer = _make_stdio(plan.program, uid=plan.uid_base)
             undo.callback(_close_all, outer)
-            with _step("clone"):
-                born = namespace.spawn(namespace.CONTAINER)
-            if born.pid == 0:
-                ours.close()
-                child.start(
-                    plan,
-                    prepared,
-                    connection=theirs,
-                    stage=host.stage,
-                    stdio=inner,
-                    filter_program=filter_program,
-                )
+            with _step("clone"), contextlib.closing(group.open_doors()) as doors:
+                born = namespace.spawn(namespace.CONTAINER, cgroup_fd=doors.v2)
+                if born.pid == 0:
+                    ours.close()
+                    child.start(
+                        plan,
+                        prepared,
+                        doors=doors,
+                        connection=theirs,
+                        stage=host.stage,
+                        stdio=inner,
+                        filter_program=filter_program,
+                    )
         undo.callback(reap, born)
         theirs.close()
         _close_all(inner)
-        _raise_child(plan, born=born, group=group, connection=ours)
+        _raise_child(plan, born=born, connection=ours)
         terminal = _wait_for_program(ours)
         ours.close()
         stdio = connect_stdio(
@@ -129,12 +130,10 @@ def start(host: Host, plan: StartPlan) -> Container:
     return container
 
 
-def _raise_child(plan: StartPlan, *, born: namespace.Child, group: Group, connection: socket.socket) -> None:
+def _raise_child(plan: StartPlan, *, born: namespace.Child, connection: socket.socket) -> None:
     ranges = build.id_ranges(plan.uid_base)
     with _step("map ids"):
         idmap.write_maps(born.pid, uids=ranges, gids=ranges)
-    with _step("cgroup"):
-        group.attach(born.pid)
     _tell(connection, child.GO)
     if plan.network is not None:
         with _step("network"):
@@ -241,21 +240,20 @@ def execute(host: Host, container: Container, plan: ProgramPlan, *, key: str) ->
         undo.callback(ours.close)
         inner, outer = _make_stdio(plan, uid=container.uid_base)
         undo.callback(_close_all, outer)
-        with _step("clone"):
-            entering = namespace.spawn(0)
-        if entering.pid == 0:
-            ours.close()
-            child.execute(
-                plan, pidfd=container.pidfd, connection=theirs, stdio=inner, filter_program=filter_program
-            )
+        with _step("clone"), contextlib.closing(container.group.open_doors()) as doors:
+            entering = namespace.spawn(0, cgroup_fd=doors.v2)
+            if entering.pid == 0:
+                ours.close()
+                child.execute(
+                    plan,
+                    doors=doors,
+                    pidfd=container.pidfd,
+                    connection=theirs,
+                    stdio=inner,
+                    filter_program=filter_program,
+                )
         theirs.close()
         _close_all(inner)
-        with _step("cgroup"):
-            try:
-                container.group.attach(entering.pid)
-            except OSError:
-                reap(entering)
-                raise
         _tell(ours, child.GO)
         worker = _receive_worker(ours, entering)
         undo.callback(reap, worker)

@@ -19,6 +19,7 @@ from typing import NoReturn
 from insula.boot import build, program
 from insula.boot.protocol import ProgramPlan, StartPlan
 from insula.kernel import libc, namespace, netlink
+from insula.kernel.cgroup import Doors
 
 GO = b"go"
 NET = b"net"
@@ -70,6 +71,7 @@ def start(
     plan: StartPlan,
     prepared: build.Prepared,
     *,
+    doors: Doors,
     connection: socket.socket,
     stage: str,
     stdio: tuple[int, int, int],
@@ -78,6 +80,8 @@ def start(
     """Turn the cloned child into pid 1 of a container."""
     report = Reporter(connection)
     try:
+        with report.named("cgroup"):
+            _enter_groups(doors)
         with report.named("wait"):
             os.setsid()
             report.wait_for(GO)
@@ -103,17 +107,19 @@ def start(
 def execute(
     plan: ProgramPlan,
     *,
+    doors: Doors,
     pidfd: int,
     connection: socket.socket,
     stdio: tuple[int, int, int],
     filter_program: bytes,
 ) -> NoReturn:
-    """Enter a container and run one more program there.  In a child of the spawner, already in its cgroups."""
+    """Enter a container and run one more program there.  In a child of the spawner."""
     report = Reporter(connection)
     try:
         with report.named("enter"):
             # Not dumpable until exec: nobody inside may look into us, nor at /proc/PID/exe (CVE-2019-5736).
             libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+            _enter_groups(doors)
             report.wait_for(GO)
             namespace.enter(pidfd, namespace.JOINED)
             _continue_inside(connection)
@@ -124,6 +130,11 @@ def execute(
         _run(plan, report, stdio=stdio, filter_program=filter_program)
     except BaseException as error:  # noqa: BLE001  whatever it was, the parent must hear it
         report.fail(error)
+
+
+def _enter_groups(doors: Doors) -> None:
+    doors.enter()
+    doors.close()
 
 
 def _continue_inside(connection: socket.socket) -> None:

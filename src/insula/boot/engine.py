@@ -25,7 +25,7 @@ from insula.boot.jobs import Container, Host, child_pids
 from insula.boot.protocol import StartPlan, decode
 from insula.boot.stdio import make_pipes
 from insula.kernel import libc, mount, namespace, netlink
-from insula.kernel.cgroup import Group
+from insula.kernel.cgroup import Doors, Group
 
 #: Descriptors of a CRIU process: its RPC socket, the folder of images, then what is inherited, in order.
 RPC_FD = 3
@@ -104,9 +104,11 @@ def launch(host: Host, body: dict[str, Any], descriptors: list[int]) -> birth.An
     inherited = list(descriptors)
     if room is not None:
         inherited += [each for each in room.inner if each >= 0]
-    born = namespace.spawn(0)
+    doors = room.group.open_doors() if room is not None else Doors(-1, ())
+    born = namespace.spawn(0, cgroup_fd=doors.v2)
     if born.pid == 0:
-        _become_criu(host, body["argv"], plan=plan, room=room, prepared=prepared, inherited=inherited)
+        _become_criu(host, body["argv"], plan=plan, doors=doors, prepared=prepared, inherited=inherited)
+    doors.close()
     if prepared is not None:
         prepared.close()
     host.watch_engine(born)
@@ -127,7 +129,7 @@ def _become_criu(
     argv: list[str],
     *,
     plan: StartPlan | None,
-    room: Room | None,
+    doors: Doors,
     prepared: build.Prepared | None,
     inherited: list[int],
 ) -> NoReturn:
@@ -138,9 +140,9 @@ def _become_criu(
         libc.unshare(namespace.CLONE_NEWNS)
         mount.set_propagation("/", propagation=mount.MS_PRIVATE)
         _mount_run(host)
-        if plan is not None and room is not None and prepared is not None:
+        if plan is not None and prepared is not None:
             _stage(host, plan, prepared)
-            room.group.attach(os.getpid())
+            doors.enter()
             libc.unshare(namespace.CLONE_NEWCGROUP)
         _place_descriptors(inherited)
         os.chdir("/")

@@ -9,6 +9,7 @@ import errno
 import os
 import select
 import time
+from typing import NamedTuple
 
 from insula.kernel.cgroup import files, v1, v2
 from insula.kernel.cgroup.hierarchy import Hierarchies
@@ -16,6 +17,29 @@ from insula.kernel.cgroup.values import CpuStats, Limits, MemoryStats, Stats, ch
 
 #: How often a removal is tried again while the kernel still counts a dead process.
 _RETRY_MS = 1
+
+
+class Doors(NamedTuple):
+    """Open ways into a group for a process that joins by itself: no other process has to wait for that.
+
+    Moving a process from outside takes the kernel's lock on every thread group: a grace period of several ms for each
+    hierarchy.  Being born into the v2 group (CLONE_INTO_CGROUP), and a thread writing `0` into a v1 `tasks` file, take
+    none (`cgroup_procs_write_start` in kernel/cgroup/cgroup.c).
+    """
+
+    v2: int
+    """The v2 directory, for `namespace.spawn`; -1 without a v2 tree."""
+    tasks: tuple[int, ...]
+
+    def enter(self) -> None:
+        """Move the calling thread, the only one of its process, into the v1 groups."""
+        for descriptor in self.tasks:
+            os.write(descriptor, b"0")
+
+    def close(self) -> None:
+        for descriptor in (self.v2, *self.tasks):
+            if descriptor >= 0:
+                os.close(descriptor)
 
 
 class Group:
@@ -53,6 +77,19 @@ class Group:
         for directory in self._everywhere():
             if os.path.isdir(directory):
                 files.write(directory, "cgroup.procs", value=str(pid))
+
+    def open_doors(self) -> Doors:
+        """Open the group for a child that will be born into it.  The caller closes."""
+        opened: list[int] = []
+        try:
+            for directory in dict.fromkeys(self._directories.values()):
+                if os.path.isdir(directory):
+                    opened.append(os.open(f"{directory}/tasks", os.O_WRONLY | os.O_CLOEXEC))
+            return Doors(self.open_v2_fd() if self._v2 is not None else -1, tuple(opened))
+        except OSError:
+            for descriptor in opened:
+                os.close(descriptor)
+            raise
 
     def open_v2_fd(self) -> int:
         """Open the v2 directory, for CLONE_INTO_CGROUP.  The caller closes."""
