@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from insula.boot import protocol
+from insula.boot import engine, protocol
 from insula.boot.engine import FIRST_INHERITED_FD, IMAGES_FD, RPC_FD
 from insula.kernel import criu
 from insula.kernel.criu_find import find_criu
@@ -95,7 +95,7 @@ def _restore(host: Spawned, container: Started, images: int, links: list[str]) -
     inherited = {link: FIRST_INHERITED_FD + number for number, link in enumerate(links) if "pipe:" in link}
     options = criu.Options(
         images_dir=IMAGES,
-        root=f"{host.run}/stage",
+        root=engine.ROOT,
         external=tuple(f"mnt[{name}]:{path}" for name, path in places.items()),
         inherit_fd=tuple(inherited.items()),
         rst_sibling=True,

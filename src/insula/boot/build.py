@@ -169,14 +169,15 @@ def _prepare_mount(plan: MountPlan, userns: int) -> int:
         )
 
 
-def assemble(plan: StartPlan, prepared: Prepared, *, stage: str) -> None:
+def assemble(plan: StartPlan, prepared: Prepared, *, stage: int) -> None:
     """In the child: build the tree at `stage` (an empty folder) and make its root the working directory.
 
+    stage: opened in the child's mount namespace while it still had the host's ids: nobody else may reach that folder.
     Raises: OSError naming call and path.
     """
     mount.set_propagation("/", propagation=mount.MS_PRIVATE)
     mount.attach(prepared.root, stage)
-    os.chdir(stage)
+    os.fchdir(prepared.root)
     root = os.open(".", _PATH_DIRECTORY)
     try:
         _attach_at(root, "dev", prepared.devices)

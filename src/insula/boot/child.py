@@ -84,13 +84,14 @@ def start(
             _enter_groups(doors)
         with report.named("wait"):
             os.setsid()
+            stage_fd = os.open(stage, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             report.wait_for(GO)
         with report.named("identity"):
             become_root()
             namespace_of_cgroup()
             libc.sethostname(plan.hostname.encode(), len(plan.hostname.encode()))
         with report.named("rootfs"):
-            build.assemble(plan, prepared, stage=stage)
+            build.assemble(plan, prepared, stage=stage_fd)
             build.pivot()
         with report.named("network"):
             report.wait_for(NET)

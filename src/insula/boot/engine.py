@@ -5,7 +5,7 @@ CRIU runs in its own session and mount namespace, with a tmpfs as /run, where it
 (33 ms per run without it).  A restore happens in a room that is made ahead:
 
     prepare   cgroups and pipes, kept under a key
-    launch    a CRIU process beside that room: root file system and external mounts attached below RUN/stage, in the
+    launch    a CRIU process beside that room: root file system and external mounts attached below CRIU's /run, in the
               container's cgroups and cgroup namespace; the restored process becomes a child of the spawner (rst_sibling)
     plug      the network namespace that CRIU has just made gets its veth pair, not yet a port of the bridge
     adopt     the restored process is a container from now on
@@ -31,6 +31,11 @@ from insula.kernel.cgroup import Doors, Group
 RPC_FD = 3
 IMAGES_FD = 4
 FIRST_INHERITED_FD = 5
+
+#: Where a restore finds the root file system and the external mounts: in CRIU's own /run, because it looks for them as
+#: the container's root, who cannot pass through folders of the host that are root's alone.
+ROOT = "/run/root"
+EXTERNAL = "/run/external"
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -112,15 +117,15 @@ def launch(host: Host, body: dict[str, Any], descriptors: list[int]) -> birth.An
     if prepared is not None:
         prepared.close()
     host.watch_engine(born)
-    return {"pid": born.pid, "external": external_paths(host, plan) if plan is not None else {}}, []
+    return {"pid": born.pid, "external": external_paths(plan) if plan is not None else {}}, []
 
 
-def external_paths(host: Host, plan: StartPlan) -> dict[str, str]:
+def external_paths(plan: StartPlan) -> dict[str, str]:
     """Return where each external mount of a container waits for a restore: its name → path in CRIU's view."""
-    places = {"dev": f"{host.stage}-ext/dev"}
+    places = {"dev": f"{EXTERNAL}/dev"}
     for number, each in enumerate(plan.mounts):
         if each.kind == "bind":
-            places[f"mount{number}"] = f"{host.stage}-ext/mount{number}"
+            places[f"mount{number}"] = f"{EXTERNAL}/mount{number}"
     return places
 
 
@@ -141,7 +146,7 @@ def _become_criu(
         mount.set_propagation("/", propagation=mount.MS_PRIVATE)
         _mount_run(host)
         if plan is not None and prepared is not None:
-            _stage(host, plan, prepared)
+            _stage(plan, prepared)
             doors.enter()
             libc.unshare(namespace.CLONE_NEWCGROUP)
         _place_descriptors(inherited)
@@ -160,9 +165,10 @@ def _mount_run(host: Host) -> None:
     os.close(clone)
 
 
-def _stage(host: Host, plan: StartPlan, prepared: build.Prepared) -> None:
-    mount.attach(prepared.root, host.stage)
-    outside = f"{host.stage}-ext"
+def _stage(plan: StartPlan, prepared: build.Prepared) -> None:
+    os.makedirs(ROOT, exist_ok=True)
+    mount.attach(prepared.root, ROOT)
+    outside = EXTERNAL
     os.makedirs(outside, exist_ok=True)
     shelf = mount.tmpfs(mode=0o755)
     mount.attach(shelf, outside)

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 
 import msgspec
 
-from insula.boot.engine import FIRST_INHERITED_FD, IMAGES_FD, RPC_FD
+from insula.boot.engine import FIRST_INHERITED_FD, IMAGES_FD, ROOT, RPC_FD
 from insula.boot.protocol import StartPlan
 from insula.kernel import criu, mount, netlink, protobuf
 from insula.model.errors import CheckpointFailed, InsulaError, RestoreFailed
@@ -171,7 +171,7 @@ def restore(
         options = criu.Options(
             images_dir=_IMAGES,
             log_file=RESTORE_LOG,
-            root=str(runtime.folders.run / "stage"),
+            root=ROOT,
             external=tuple(f"mnt[{name}]:{path}" for name, path in places.items()),
             inherit_fd=inherited_pipes(state),
             rst_sibling=True,
