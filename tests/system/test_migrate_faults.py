@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A migration that fails, at each phase: exactly one copy runs, its connections live, nothing half-made stays.
+
+The faults are those of `migrate/fault.py`, kills from outside, and a cut cable.
+"""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from two_hosts import Counter, Pair, show_log, start_pair, wait_until
+
+from insula.migrate.fault import Point
+from insula.model.errors import InsulaError
+
+BEFORE_COMMIT = [
+    point
+    for point in Point
+    if point
+    not in (Point.SOURCE_COMMITTED, Point.TARGET_COMMITTED, Point.TARGET_RESTORED, Point.TARGET_RESUMED,
+            Point.SOURCE_RESUMED)
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> None:
+    """Daemons are started anew within tests here: what stays is counted around the module, and by `Case`."""
+
+
+@pytest.fixture(scope="module")
+def module_pair() -> Iterator[Pair]:
+    yield from start_pair()
+
+
+@pytest.fixture
+def pair(module_pair: Pair) -> Iterator[Pair]:
+    yield module_pair
+    for name, host in module_pair.world.hosts.items():
+        if host.daemon is None or host.daemon.poll() is not None:
+            module_pair.restart(name)
+    module_pair.remove("c")
+
+
+class Case:
+    """One container with a client, on alpha, and what must hold after a fault."""
+
+    def __init__(self, pair: Pair) -> None:
+        self.pair = pair
+        volume = {"kind": "volume", "source": "data", "target": "/data"}
+        self.counter = Counter(pair.world, pair.run("c", mounts=[volume]))
+        self.counter.wait_for_more()
+        record = pair.find("alpha", "c")
+        assert record is not None
+        self.id = str(record["id"])
+
+    def try_to_move(self) -> InsulaError | None:
+        try:
+            self.pair.migrate("c", "alpha", "beta")
+        except InsulaError as error:
+            return error
+        return None
+
+    def check_only_on(self, here: str, *, not_on: str) -> None:
+        """Exactly one copy, running and heard, with its connection; nothing of it on the other host."""
+        pair = self.pair
+        assert wait_until(lambda: pair.status(here, "c") == "running"), (pair.find(here, "c"), show_log(pair))
+        self.counter.wait_for_more()
+        assert wait_until(lambda: pair.find(not_on, "c") is None), (pair.find(not_on, "c"), show_log(pair))
+        assert wait_until(lambda: not pair.traces(not_on, self.id), seconds=5), pair.traces(not_on, self.id)
+        self.counter.finish()
+
+    def move_again(self) -> None:
+        self.pair.migrate("c", "alpha", "beta")
+        self.check_only_on("beta", not_on="alpha")
+
+
+def set_fault(pair: Pair, point: Point, action: str) -> str:
+    host = "alpha" if point.startswith("source") else "beta"
+    pair.restart(host, fault=f"{point}={action}")
+    return host
+
+
+@pytest.mark.parametrize("point", BEFORE_COMMIT)
+def test_a_step_that_fails_before_the_commit_lets_the_source_run_on(pair: Pair, point: Point) -> None:
+    set_fault(pair, point, "fail")
+    case = Case(pair)
+    error = case.try_to_move()
+    assert error is not None and "fault" in error.message, error
+    case.check_only_on("alpha", not_on="beta")
+    set_fault(pair, point, "")
+
+
+@pytest.mark.parametrize("point", [each for each in BEFORE_COMMIT if each.startswith("target")])
+def test_a_target_killed_before_the_commit_lets_the_source_run_on(pair: Pair, point: Point) -> None:
+    set_fault(pair, point, "kill")
+    case = Case(pair)
+    assert case.try_to_move() is not None
+    pair.wait_killed("beta")
+    case.counter.wait_for_more()
+    pair.restart("beta")
+    case.check_only_on("alpha", not_on="beta")
+
+
+@pytest.mark.parametrize("point", [each for each in BEFORE_COMMIT if each.startswith("source")])
+def test_a_source_killed_before_the_commit_thaws_it_at_its_next_start(pair: Pair, point: Point) -> None:
+    set_fault(pair, point, "kill")
+    case = Case(pair)
+    assert case.try_to_move() is not None
+    pair.wait_killed("alpha")
+    pair.restart("alpha")
+    case.check_only_on("alpha", not_on="beta")
+
+
+@pytest.mark.parametrize("point", [Point.SOURCE_COMMITTED, Point.SOURCE_RESUMED])
+def test_a_source_killed_after_the_commit_never_thaws_it(pair: Pair, point: Point) -> None:
+    set_fault(pair, point, "kill")
+    case = Case(pair)
+    assert case.try_to_move() is not None
+    pair.wait_killed("alpha")
+    pair.restart("alpha")
+    case.check_only_on("beta", not_on="alpha")
+
+
+def test_a_target_killed_before_it_let_it_run_gives_it_back(pair: Pair) -> None:
+    set_fault(pair, Point.TARGET_COMMITTED, "kill")
+    case = Case(pair)
+    failed: list[InsulaError | None] = []
+    mover = threading.Thread(target=lambda: failed.append(case.try_to_move()))
+    mover.start()
+    pair.wait_killed("beta")
+    pair.restart("beta")
+    mover.join()
+    assert failed[0] is not None and "runs here" in failed[0].message
+    case.check_only_on("alpha", not_on="beta")
+
+
+@pytest.mark.parametrize("point", [Point.TARGET_RESTORED, Point.TARGET_RESUMED])
+def test_a_target_killed_after_it_ran_finds_it_running(pair: Pair, point: Point) -> None:
+    set_fault(pair, point, "kill")
+    case = Case(pair)
+    mover = threading.Thread(target=case.try_to_move)
+    mover.start()
+    pair.wait_killed("beta")
+    pair.restart("beta")
+    mover.join()
+    case.check_only_on("beta", not_on="alpha")
+
+
+class Gate:
+    """A point at which a daemon waits for the test."""
+
+    def __init__(self, pair: Pair, point: Point, folder: Path) -> None:
+        self._path = folder / "gate"
+        os.mkfifo(self._path)
+        set_fault(pair, point, f"wait:{self._path}")
+
+    def wait_reached(self) -> int:
+        return os.open(self._path, os.O_WRONLY)
+
+
+@pytest.mark.parametrize("point", [Point.TARGET_PAGES, Point.SOURCE_DUMPED, Point.TARGET_HELD])
+def test_a_cut_cable_before_the_commit_lets_the_source_run_on(pair: Pair, point: Point, tmp_path: Path) -> None:
+    gate = Gate(pair, point, tmp_path)
+    case = Case(pair)
+    mover = threading.Thread(target=case.try_to_move)
+    mover.start()
+    reached = gate.wait_reached()
+    with pair.cut():
+        os.close(reached)
+        mover.join()
+        case.counter.wait_for_more()
+        assert pair.status("alpha", "c") == "running"
+    case.check_only_on("alpha", not_on="beta")
+
+
+@pytest.mark.parametrize("point", [Point.SOURCE_COMMITTED])
+def test_a_cable_cut_at_the_commit_leaves_it_frozen_until_the_hosts_meet_again(
+    pair: Pair, point: Point, tmp_path: Path
+) -> None:
+    gate = Gate(pair, point, tmp_path)
+    case = Case(pair)
+    mover = threading.Thread(target=case.try_to_move)
+    mover.start()
+    reached = gate.wait_reached()
+    with pair.cut():
+        os.close(reached)
+        answers = case.counter.answers
+        assert not wait_until(lambda: case.counter.answers > answers, seconds=10)
+        assert mover.is_alive()
+    mover.join()
+    case.check_only_on("beta", not_on="alpha")
+
+
+def test_a_killed_criu_of_the_target_lets_the_source_run_on(pair: Pair, tmp_path: Path) -> None:
+    gate = Gate(pair, Point.TARGET_HELD, tmp_path)
+    case = Case(pair)
+    mover = threading.Thread(target=case.try_to_move)
+    mover.start()
+    reached = gate.wait_reached()
+    for pid in pair.engines("beta"):
+        os.kill(pid, signal.SIGKILL)
+    os.close(reached)
+    mover.join()
+    case.counter.wait_for_more()
+
+
+@pytest.mark.parametrize("point", [Point.SOURCE_FROZEN, Point.SOURCE_DUMPED])
+def test_a_killed_criu_of_the_source_leaves_connections_whole(pair: Pair, point: Point, tmp_path: Path) -> None:
+    gate = Gate(pair, point, tmp_path)
+    case = Case(pair)
+    mover = threading.Thread(target=case.try_to_move)
+    mover.start()
+    reached = gate.wait_reached()
+    for pid in pair.engines("alpha"):
+        os.kill(pid, signal.SIGKILL)
+    os.close(reached)
+    mover.join()
+    case.check_only_on("alpha", not_on="beta")
