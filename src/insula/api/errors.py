@@ -22,6 +22,8 @@ STATUSES: dict[type[errors.InsulaError], int] = {
     errors.MigrationFailed: 502,
     errors.Cancelled: 409,
     errors.ProtocolError: 400,
+    errors.Interrupted: 503,
+    errors.SpawnerGone: 503,
     errors.DaemonUnreachable: 502,
 }
 

@@ -14,6 +14,9 @@
     ├── StartFailed                    start_failed         … command_not_found, command_not_executable
     ├── CheckpointFailed               checkpoint_failed    … restore_failed
     ├── MigrationFailed                migration_failed     … target_unreachable, target_full, incompatible_cpu, …
+    ├── Cancelled                      cancelled            by its caller
+    ├── Interrupted                    interrupted          insulad ended meanwhile
+    ├── SpawnerGone                    spawner_gone         the parent of the containers does not answer
     ├── ProtocolError                  protocol_error       a peer sent what cannot be understood
     └── DaemonUnreachable              daemon_unreachable   the client found no insulad
 
@@ -188,6 +191,18 @@ class Cancelled(InsulaError):
 
 class ProtocolError(InsulaError):
     code = "protocol_error"
+
+
+class SpawnerGone(InsulaError):
+    """The parent of the containers does not answer any more."""
+
+    code = "spawner_gone"
+
+
+class Interrupted(InsulaError):
+    """An operation that insulad's end cut short."""
+
+    code = "interrupted"
 
 
 class DaemonUnreachable(InsulaError):

@@ -25,19 +25,13 @@ from insula.boot import protocol
 from insula.boot.protocol import AttachPlan, Failure, ProgramPlan, StartPlan
 from insula.kernel.cgroup import Hierarchies
 from insula.kernel.cgroup.hierarchy import parse
-from insula.model.errors import InsulaError
+from insula.model.errors import SpawnerGone
 from insula.runtime.translate import from_failure
 
 LOG = logging.getLogger(__name__)
 
 READY_SECONDS = 10.0
 ANSWER_SECONDS = 60.0
-
-
-class SpawnerGone(InsulaError):
-    """The spawner does not answer any more."""
-
-    code = "spawner_gone"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,16 +15,30 @@ import pytest
 from aiohttp import web
 
 from insula.api import server
-from insula.daemon import pairing, wiring
-from insula.daemon.options import parse
+from insula.api.call import Api, HostIdentity
+from insula.api.changes import Changes
+from insula.daemon import pairing
+from insula.daemon.operations import OperationRegistry
+from insula.daemon.pairing import PairingDesk
+from insula.daemon.pki import Pki
 from insula.model.errors import BadRequest, Denied, InsulaError, NameTaken, TargetUnreachable
 from insula.model.record import HostRecord
 from insula.model.spec import HostWish
+from insula.runtime.store import Store
+from insula.tenant.audit import Audit
+
+
+@dataclass
+class Served:
+    """As much of a daemon as pairing needs: no spawner, nothing of the kernel."""
+
+    api: Api
+    pki: Pki
 
 
 @dataclass
 class Host:
-    daemon: wiring.Daemon
+    daemon: Served
     address: str
 
     @property
@@ -37,14 +51,29 @@ async def host(folder: Path, *, name: str) -> AsyncIterator[Host]:
     listener = socket.create_server(("127.0.0.1", 0))
     address = f"127.0.0.1:{listener.getsockname()[1]}"
     (folder / name).mkdir()
-    options = parse(["--state", str(folder / name), "--name", name, "--listen", address])
-    daemon = wiring.build(options, loop=asyncio.get_running_loop())
-    runner = server.build(daemon.api)
+    loop = asyncio.get_running_loop()
+    store = Store(folder / name / "db.sqlite")
+    pki = Pki(folder / name / "pki", name=name)
+    identity = HostIdentity(
+        name=name, version="0", cgroups="v2", criu="", state_folder=str(folder / name), admins=frozenset()
+    )
+    api = Api(
+        identity=identity,
+        store=store,
+        verbs=None,  # type: ignore[arg-type]
+        operations=OperationRegistry(store, loop),
+        pairing=PairingDesk(store, pki, name=name, address=address),
+        changes=Changes(loop),
+        audit=Audit(folder / name / "audit.log"),
+    )
+    runner = server.build(api)
     await runner.setup()
-    await web.SockSite(runner, listener, ssl_context=daemon.pki.server_context()).start()
-    yield Host(daemon, address)
+    await web.SockSite(runner, listener, ssl_context=pki.server_context()).start()
+    yield Host(Served(api, pki), address)
     await runner.cleanup()
-    daemon.close()
+    api.close()
+    api.audit.close()
+    store.close()
 
 
 def run(test: Callable[[Host, Host], Any], tmp_path: Path) -> None:

@@ -52,10 +52,16 @@ def test_older_records_come_first(log: Path) -> None:
 
 def test_streams_are_split_apart(log: Path) -> None:
     log.write_bytes(
-        record(b"out") + record(b"err", kind=stream.STDERR) + record(b"1\n") + record(b"2\n", kind=stream.STDERR)
+        record(b"out")
+        + record(b"err", kind=stream.STDERR)
+        + record(b"1\n")
+        + record(b"2\n", kind=stream.STDERR)
     )
     with closing(LogReader(log)) as reader:
-        assert [(line.stream, line.text) for line in everything(reader)] == [("stdout", "out1"), ("stderr", "err2")]
+        assert [(line.stream, line.text) for line in everything(reader)] == [
+            ("stdout", "out1"),
+            ("stderr", "err2"),
+        ]
     assert texts(log, streams=frozenset({"stderr"})) == ["err2"]
 
 
