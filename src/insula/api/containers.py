@@ -51,10 +51,9 @@ async def start(call: Call) -> web.StreamResponse:
 
 async def stop(call: Call) -> web.StreamResponse:
     wish = await call.body(StopWish, may_be_empty=True)
-    if (await call.find()).status not in ALIVE:
-        return empty(NOT_MODIFIED)
-    await call.run(call.api.verbs.stop, call.grant, call.ref, wish=wish)
-    return empty()
+    # Also of one that does not run: it may be about to be restarted.
+    did_run = await call.run(call.api.verbs.stop, call.grant, call.ref, wish=wish)
+    return empty() if did_run else empty(NOT_MODIFIED)
 
 
 async def restart(call: Call) -> web.StreamResponse:

@@ -5,11 +5,11 @@ import os
 import re
 import secrets
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from msgspec.structs import replace
 
-from insula.model.errors import Denied, InvalidSpec, LimitRefused, NetworkNotFound
+from insula.model.errors import Denied, InUse, InvalidSpec, LimitRefused, NetworkNotFound, VolumeNotFound
 from insula.model.grant import Grant
 from insula.model.lifecycle import Status
 from insula.model.record import Attachment, ContainerRecord, ImageRecord
@@ -46,7 +46,7 @@ def create(grant: Grant, runtime: Runtime, spec: Spec) -> ContainerRecord:
     arguments_of(spec, image.config)
     container_id = secrets.token_hex(32)
     with ExitStack() as undo:
-        spec = _with_volumes(runtime, tenant, spec=spec, image=image)
+        spec = _with_volumes(runtime, tenant, spec=spec, image=image, undo=undo)
         attachment = _lease(runtime, tenant, spec=spec, container_id=container_id)
         undo.callback(runtime.networks.release, container_id)
         make_folders(runtime, container_id)
@@ -155,7 +155,7 @@ def _check_mount(mount: MountWish, *, is_admin: bool) -> None:
             raise InvalidSpec(f"cannot mount `{mount.source}`: no such path on the host")
 
 
-def _with_volumes(runtime: Runtime, tenant: str, *, spec: Spec, image: ImageRecord) -> Spec:
+def _with_volumes(runtime: Runtime, tenant: str, *, spec: Spec, image: ImageRecord, undo: ExitStack) -> Spec:
     """Make the volumes that are wished or that the image declares; anonymous ones get names."""
     wished = list(spec.mounts)
     covered = {each.target.rstrip("/") for each in wished}
@@ -164,14 +164,25 @@ def _with_volumes(runtime: Runtime, tenant: str, *, spec: Spec, image: ImageReco
         for target in image.config.volumes
         if target.rstrip("/") not in covered
     ]
-    made = []
+    present = {each.name for each in runtime.store.list_volumes(tenant)}
+    mounts = []
     for each in wished:
-        if each.kind is MountKind.VOLUME and each.source:
-            runtime.volumes.ensure(tenant, each.source)
-        elif each.kind is MountKind.VOLUME:
-            each = replace(each, source=runtime.volumes.create(tenant, VolumeWish()).name)
-        made.append(each)
-    return replace(spec, mounts=tuple(made))
+        if each.kind is MountKind.VOLUME:
+            made = (
+                runtime.volumes.ensure(tenant, each.source)
+                if each.source
+                else runtime.volumes.create(tenant, VolumeWish())
+            )
+            if made.name not in present:
+                undo.callback(_drop_volume, runtime, tenant, name=made.name)
+            each = replace(each, source=made.name)
+        mounts.append(each)
+    return replace(spec, mounts=tuple(mounts))
+
+
+def _drop_volume(runtime: Runtime, tenant: str, *, name: str) -> None:
+    with suppress(InUse, VolumeNotFound):  # another container was faster
+        runtime.volumes.delete(tenant, name)
 
 
 def _lease(runtime: Runtime, tenant: str, *, spec: Spec, container_id: str) -> Attachment | None:

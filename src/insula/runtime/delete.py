@@ -7,15 +7,15 @@ import time
 
 from msgspec.structs import replace
 
-from insula.model.errors import ContainerNotFound, InsulaError, NameTaken, VolumeNotFound
+from insula.model.errors import NameTaken, VolumeNotFound
 from insula.model.grant import Grant
-from insula.model.lifecycle import ALIVE, Event, after
+from insula.model.lifecycle import ALIVE
 from insula.model.record import ContainerRecord
 from insula.model.spec import MountKind
 from insula.runtime.context import Runtime
 from insula.runtime.create import NAME
+from insula.runtime.remove import remove_ended
 from insula.runtime.stop import stop
-from insula.runtime.trees import remove_tree
 
 LOG = logging.getLogger(__name__)
 
@@ -32,25 +32,6 @@ def delete(grant: Grant, runtime: Runtime, ref: str, *, force: bool = False, vol
     if force and record.status in ALIVE:
         stop(grant, runtime, record.id, signal="KILL", timeout_s=0)
     remove_ended(runtime, record, volumes=volumes)
-
-
-def remove_ended(runtime: Runtime, record: ContainerRecord, *, volumes: bool) -> None:
-    """Remove a container that has ended.  That somebody else was faster is no error."""
-    with runtime.locked(record.id):
-        try:
-            now = runtime.store.get_container(record.id)
-        except ContainerNotFound:
-            return
-        after(now.status, Event.REMOVE, name=now.name)
-        runtime.networks.deactivate(now.id)
-        runtime.networks.release(now.id)
-        remove_tree(runtime.folders.container(now.id))
-        runtime.store.delete_container(now.id)
-    runtime.forget_lock(record.id)
-    with runtime.ended:
-        runtime.ended.notify_all()
-    if volumes:
-        _remove_volumes(runtime, now)
 
 
 def remove_moved(runtime: Runtime, record: ContainerRecord) -> None:
@@ -71,19 +52,6 @@ def remove_moved(runtime: Runtime, record: ContainerRecord) -> None:
         if mount.kind is MountKind.VOLUME:
             with contextlib.suppress(VolumeNotFound):
                 runtime.volumes.delete(record.tenant, mount.source)
-
-
-def _remove_volumes(runtime: Runtime, record: ContainerRecord) -> None:
-    for mount in record.spec.mounts:
-        if mount.kind is not MountKind.VOLUME:
-            continue
-        try:
-            if runtime.store.get_volume(record.tenant, mount.source).anonymous:
-                runtime.volumes.delete(record.tenant, mount.source)
-        except InsulaError as error:
-            LOG.info(
-                "an anonymous volume stays", extra={"fields": {"volume": mount.source, "why": str(error)}}
-            )
 
 
 def rename(grant: Grant, runtime: Runtime, ref: str, *, name: str) -> None:

@@ -2,6 +2,7 @@
 """What follows when a container's first process has ended: write it down, free its network, restart or remove it."""
 
 import logging
+import threading
 import time
 
 from msgspec.structs import replace
@@ -11,6 +12,7 @@ from insula.model.lifecycle import Event, Status, after, can
 from insula.model.record import ContainerRecord
 from insula.model.spec import RestartKind
 from insula.runtime.context import Runtime
+from insula.runtime.remove import remove_ended
 from insula.runtime.start import start_locked
 from insula.runtime.supervise import Exit
 
@@ -19,6 +21,7 @@ LOG = logging.getLogger(__name__)
 RESTART_DELAY_S = 0.1
 """Doubles with each restart that did not last, up to a minute, as docker's."""
 MAX_RESTART_DELAY_S = 60.0
+AT_REST = frozenset({Status.CREATED, Status.EXITED})
 LASTING_S = 10.0
 """A run of this length starts the delays anew."""
 
@@ -37,15 +40,15 @@ def finish(runtime: Runtime, event: Exit) -> None:
             runtime.spawner.forget(event.key)
             return
         if record.pid != event.pid or not can(record.status, Event.EXIT):
+            if record.status in AT_REST:  # its insulad died before it could write that it runs
+                runtime.spawner.forget(event.key)
             return
         record = _write_down(runtime, record, event)
     with runtime.ended:
         runtime.ended.notify_all()
     if wants_restart(record):
-        _restart(runtime, record)
+        begin_restart(runtime, record)
     elif record.spec.auto_remove:
-        from insula.runtime.delete import remove_ended
-
         remove_ended(runtime, record, volumes=True)
 
 
@@ -86,6 +89,12 @@ def wants_restart(record: ContainerRecord) -> bool:
             return record.exit_code != 0 and tries_left
         case RestartKind.NO:
             return False
+
+
+def begin_restart(runtime: Runtime, record: ContainerRecord) -> None:
+    """Start an ended container again after its delay, in a thread of its own."""
+    name = f"restart-{record.id[:12]}"
+    threading.Thread(target=_restart, args=(runtime, record), name=name, daemon=True).start()
 
 
 def _restart(runtime: Runtime, record: ContainerRecord) -> None:

@@ -3,6 +3,7 @@
 
 import contextlib
 import logging
+import time
 from collections.abc import Sequence
 
 from msgspec.structs import replace
@@ -14,7 +15,7 @@ from insula.model.spec import MountKind
 from insula.network.attach import Running
 from insula.runtime.context import Runtime
 from insula.runtime.dump import release_network
-from insula.runtime.finish import finish
+from insula.runtime.finish import AT_REST, begin_restart, finish, wants_restart
 from insula.runtime.supervise import Exit
 from insula.runtime.trees import remove_tree
 
@@ -22,6 +23,8 @@ LOG = logging.getLogger(__name__)
 
 ENGINE_SECONDS = 15.0
 """What CRIU may need to roll back after its insulad has died."""
+ORPHAN_SECONDS = 5.0
+"""For the end of what is killed because its spawner has gone."""
 TAKEN = "taken:"
 """Journal, with the container's id: this host has taken it over in that generation."""
 ARRIVING = "arriving:"
@@ -36,26 +39,31 @@ def recover(runtime: Runtime, held: Sequence[Exit]) -> None:
         LOG.warning("a CRIU process does not end")
     for record in records:
         if record.status is Status.RESTORING:
-            _end_restore(runtime, record)
+            _end_restore(runtime, record, by_key.get(record.id))
         elif record.status in ALIVE and record.owner != runtime.host_name:
             # Committed: it stays frozen until its new owner has confirmed (`migrate/settle.py`).
             runtime.store.update_container(replace(record, status=Status.MOVED))
         elif record.status in ALIVE:
             _take_up(runtime, record, by_key.get(record.id))
     known = {each.id for each in records}
+    at_rest = {each.id for each in records if each.status in AT_REST}
     for each in held:
-        if each.key not in known:
+        if each.key not in known or each.key in at_rest:
             _drop_unknown(runtime, each)
     runtime.networks.restore_all(
         Running(
             container_id=record.id,
             attachment=record.attachment,
             ports=record.ports,
-            names=tuple(sorted({record.name, record.id[:12], record.spec.hostname} - {""})),
+            names=tuple(filter(None, dict.fromkeys((record.name, record.id[:12], record.spec.hostname)))),
         )
         for record in runtime.store.list_containers()
         if record.attachment is not None and record.status in ALIVE
     )
+    for record in runtime.store.list_containers():
+        # A delay before a restart ended with the last insulad, or the spawner ended under the container.
+        if record.status is Status.EXITED and record.owner == runtime.host_name and wants_restart(record):
+            begin_restart(runtime, record)
     for each in held:
         if each.exit_code is not None and each.key in known:
             finish(runtime, each)
@@ -63,6 +71,7 @@ def recover(runtime: Runtime, held: Sequence[Exit]) -> None:
 
 def _take_up(runtime: Runtime, record: ContainerRecord, held: Exit | None) -> None:
     if held is None:
+        _end_orphans(runtime, record)
         error = "its spawner has ended, and its exit code with it"
         ended = replace(record, status=Status.EXITED, pid=0, exit_code=255, error=error)
         runtime.store.update_container(ended)
@@ -77,13 +86,30 @@ def _take_up(runtime: Runtime, record: ContainerRecord, held: Exit | None) -> No
     runtime.store.update_container(replace(record, status=status, pid=held.pid))
 
 
-def _end_restore(runtime: Runtime, record: ContainerRecord) -> None:
+def _end_orphans(runtime: Runtime, record: ContainerRecord) -> None:
+    """End what still runs of a container whose spawner has gone: nobody could reap, stop or enter it any more."""
+    group = runtime.group(record.id)
+    if not group.exists():
+        return
+    deadline = time.monotonic() + ORPHAN_SECONDS
+    try:
+        group.kill()
+        group.thaw()
+        group.delete(deadline)
+    except (OSError, TimeoutError) as error:
+        LOG.warning(
+            "a container without a spawner does not end",
+            extra={"fields": {"container": record.id[:12], "reason": str(error)}},
+        )
+
+
+def _end_restore(runtime: Runtime, record: ContainerRecord, held: Exit | None) -> None:
     """A restore was going on: it came through without us, or what it made goes."""
     is_arrival = runtime.store.read_journal(ARRIVING + record.id) is not None
     try:
         if record.owner != runtime.host_name:
             raise RestoreFailed("its owner has it")
-        pid = runtime.spawner.adopt(record.id, 0)
+        pid = held.pid if held is not None else runtime.spawner.adopt(record.id, 0)
         release_network(record)
     except (InsulaError, OSError) as error:
         LOG.warning(

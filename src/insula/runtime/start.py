@@ -13,6 +13,7 @@ from insula.model.lifecycle import Event, Status, after
 from insula.model.record import ContainerRecord
 from insula.runtime.context import Runtime
 from insula.runtime.plan import start_plan
+from insula.runtime.remove import remove_ended
 
 
 def start(
@@ -29,7 +30,12 @@ def start(
         after(record.status, Event.START, name=record.name)
         if record.owner != runtime.host_name:
             raise WrongState(f"cannot start `{record.name}`: host `{record.owner}` owns it")
-        return start_locked(runtime, record, attach=attach, connection=connection)
+        try:
+            return start_locked(runtime, record, attach=attach, connection=connection)
+        except InsulaError:
+            if record.spec.auto_remove:
+                remove_ended(runtime, record, volumes=True)
+            raise
 
 
 def start_locked(

@@ -23,8 +23,9 @@ def stop(grant: Grant, runtime: Runtime, ref: str, *, signal: str = "", timeout_
     Returns: False if it did not run.  Raises: WrongState if it hangs in the kernel.
     """
     record = runtime.find(grant, ref)
+    with runtime.locked(record.id):  # a restart that is under way counts as running
+        record = runtime.store.change_container(record.id, lambda now: replace(now, stopped_by_user=True))
     if record.status not in ALIVE:
-        runtime.store.change_container(record.id, lambda now: replace(now, stopped_by_user=True))
         return False
     number = signal_number(signal or record.spec.stop_signal or record.config.stop_signal or "TERM")
     limit = record.spec.stop_timeout_s if timeout_s is None else timeout_s

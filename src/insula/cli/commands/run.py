@@ -9,7 +9,7 @@ import sys
 from insula.cli import specification
 from insula.cli.parser import UsageError
 from insula.client.http import quote
-from insula.model.errors import InsulaError, NotFound
+from insula.model.errors import NotFound
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,16 +51,11 @@ def run(options: Namespace, client: Client) -> int:
     for warning in created.get("warnings") or ():
         print(f"insula: warning: {warning}", file=sys.stderr)
     identifier = str(created["id"])
-    try:
-        if options.detach:
-            client.call("POST", f"/v1/containers/{identifier}/start")
-            print(identifier)
-            return 0
-        return _attached(options, client, identifier=identifier, name=str(created["name"]))
-    except InsulaError as error:
-        if options.rm and error.code.startswith(("start_failed", "command_not")):
-            _remove(client, identifier)
-        raise
+    if options.detach:
+        client.call("POST", f"/v1/containers/{identifier}/start")
+        print(identifier)
+        return 0
+    return _attached(options, client, identifier=identifier, name=str(created["name"]))
 
 
 def _attached(options: Namespace, client: Client, *, identifier: str, name: str) -> int:
@@ -96,10 +91,3 @@ def _wait_removed(client: Client, identifier: str) -> None:
         client.get(f"/v1/containers/{quote(identifier)}/wait", {"condition": "removed"})
     except NotFound:
         pass
-
-
-def _remove(client: Client, identifier: str) -> None:
-    try:
-        client.call("DELETE", f"/v1/containers/{identifier}", query={"force": "1", "volumes": "1"})
-    except InsulaError:
-        pass  # the daemon removes it itself; the start's failure is what counts
