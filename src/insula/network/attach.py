@@ -214,14 +214,20 @@ class Networks:
             return ()
         with self._lock:
             active = self._active.setdefault(container_id, _Active(attachment=attachment))
-            if self._network_of(attachment).uplink:
+            network = self._network_of(attachment)
+            if network.uplink:
                 raise InvalidSpec(
                     f"cannot publish ports of `{name or container_id[:12]}`: network `{attachment.network_name}` has an"
                     " uplink, so its containers are reached at their own addresses",
                     hint=f"leave out -p and use {attachment.address}",
                 )
+            own = {each.id for each in self.list(network.tenant)}
             taken = [
-                ports.Taken(holder=each.name or holder[:12], mapping=mapping)
+                ports.Taken(
+                    holder=each.name or holder[:12],
+                    mapping=mapping,
+                    is_foreign=each.attachment.network not in own,
+                )
                 for holder, each in self._active.items()
                 for mapping in each.ports
             ]

@@ -31,6 +31,8 @@ class Taken:
     holder: str
     """The container's id, or what people call it."""
     mapping: PortMapping
+    is_foreign: bool = False
+    """Another tenant's container: its name is not told."""
 
 
 def check(mappings: Iterable[PortMapping]) -> None:
@@ -126,16 +128,22 @@ def _check_host_address(mapping: PortMapping) -> None:
 def _refuse_if_taken(mapping: PortMapping, *, held: list[Taken]) -> None:
     for other in held:
         if overlaps(mapping, other.mapping):
-            holder = (
-                f"container `{other.holder}`" if other.holder else "another published port of this container"
+            raise PortInUse(
+                f"cannot publish `{describe(mapping)}`: the port is held by {_describe_holder(other)}",
+                hint=_CURE,
             )
-            raise PortInUse(f"cannot publish `{describe(mapping)}`: the port is held by {holder}", hint=_CURE)
     for port in range(mapping.host_port, mapping.host_port + mapping.count):
         if not _is_free(mapping, port=port):
             raise PortInUse(
                 f"cannot publish `{describe(mapping)}`: a program of this host listens on port {port}",
                 hint=_CURE,
             )
+
+
+def _describe_holder(other: Taken) -> str:
+    if other.is_foreign:
+        return "another user's container"
+    return f"container `{other.holder}`" if other.holder else "another published port of this container"
 
 
 def _pick(mapping: PortMapping, *, held: list[Taken]) -> PortMapping:
