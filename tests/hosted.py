@@ -182,7 +182,10 @@ class Host:
             )  # fmt: skip
         os.close(writing)
         with open(reading, "rb") as ready:
-            assert ready.read() == b"ready\n", self.log()
+            said = ready.read()
+        if said != b"ready\n":
+            self.kill()
+            raise AssertionError(self.log())
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
         """End insulad, the hard way if not told otherwise; containers are not its children."""
