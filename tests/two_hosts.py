@@ -213,7 +213,7 @@ class Pair:
     def wait_killed(self, name: str) -> None:
         daemon = self.host(name).daemon
         assert daemon is not None
-        assert daemon.wait(timeout=DEADLINE_S) == -signal.SIGKILL
+        assert daemon.wait(timeout=15) == -signal.SIGKILL
 
     def engines(self, name: str) -> list[int]:
         """Return the CRIU processes of a host."""

@@ -6,6 +6,7 @@ The faults are those of `migrate/fault.py`, kills from outside, and a cut cable.
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -16,10 +17,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from two_hosts import Counter, Pair, show_log, start_pair, wait_until
-
 from insula.migrate.fault import Point
 from insula.model.errors import InsulaError
+from two_hosts import Counter, Pair, show_log, start_pair, wait_until
 
 BEFORE_COMMIT = [
     point
@@ -57,6 +57,7 @@ class Case:
         volume = {"kind": "volume", "source": "data", "target": "/data"}
         self.counter = Counter(pair.world, pair.run("c", mounts=[volume]))
         self.counter.wait_for_more()
+        self.error: InsulaError | None = None
         record = pair.find("alpha", "c")
         assert record is not None
         self.id = str(record["id"])
@@ -65,8 +66,8 @@ class Case:
         try:
             self.pair.migrate("c", "alpha", "beta")
         except InsulaError as error:
-            return error
-        return None
+            self.error = error
+        return self.error
 
     def check_only_on(self, here: str, *, not_on: str) -> None:
         """Exactly one copy, running and heard, with its connection; nothing of it on the other host."""
@@ -77,9 +78,11 @@ class Case:
         assert wait_until(lambda: not pair.traces(not_on, self.id), seconds=5), pair.traces(not_on, self.id)
         self.counter.finish()
 
-    def move_again(self) -> None:
-        self.pair.migrate("c", "alpha", "beta")
-        self.check_only_on("beta", not_on="alpha")
+    def wait_killed(self, host: str) -> None:
+        try:
+            self.pair.wait_killed(host)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"insulad of {host} was not killed: {self.error}\n{show_log(self.pair)}")
 
 
 def set_fault(pair: Pair, point: Point, action: str) -> str:
@@ -132,13 +135,12 @@ def test_a_source_killed_after_the_commit_never_thaws_it(pair: Pair, point: Poin
 def test_a_target_killed_before_it_let_it_run_gives_it_back(pair: Pair) -> None:
     set_fault(pair, Point.TARGET_COMMITTED, "kill")
     case = Case(pair)
-    failed: list[InsulaError | None] = []
-    mover = threading.Thread(target=lambda: failed.append(case.try_to_move()))
+    mover = threading.Thread(target=case.try_to_move)
     mover.start()
-    pair.wait_killed("beta")
+    case.wait_killed("beta")
     pair.restart("beta")
     mover.join()
-    assert failed[0] is not None and "runs here" in failed[0].message
+    assert case.error is not None and "runs here" in case.error.message
     case.check_only_on("alpha", not_on="beta")
 
 
@@ -148,7 +150,7 @@ def test_a_target_killed_after_it_ran_finds_it_running(pair: Pair, point: Point)
     case = Case(pair)
     mover = threading.Thread(target=case.try_to_move)
     mover.start()
-    pair.wait_killed("beta")
+    case.wait_killed("beta")
     pair.restart("beta")
     mover.join()
     case.check_only_on("beta", not_on="alpha")
