@@ -13,6 +13,7 @@ Source: CRIU's `criu/page-xfer.c`, `criu/include/page-xfer.h`.
 import socket
 import struct
 import threading
+from collections.abc import Callable
 
 from insula.migrate.wire import PIECE_BYTES, Wire
 from insula.model.errors import MigrationFailed, ProtocolError
@@ -33,6 +34,8 @@ PRESENT = 1 << 2
 SO_SNDBUFFORCE = 32
 """socket(7): as SO_SNDBUF, beyond net.core.wmem_max, with CAP_NET_ADMIN."""
 BUFFER_BYTES = 2 << 20
+PROGRESS_BYTES = 16 << 20
+"""Between two reports of how far the memory is."""
 
 
 class PageStream:
@@ -75,10 +78,12 @@ class PageStream:
 class PageSender(threading.Thread):
     """Carries CRIU's pages to the wire, in a thread of its own, until CRIU closes its stream."""
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: Wire, *, on_progress: Callable[[int], None]) -> None:
         super().__init__(name="page-sender", daemon=True)
         self._wire = wire
         self._stream = PageStream()
+        self._on_progress = on_progress
+        self._told_bytes = 0
         self._ours, self.theirs = socket.socketpair()
         for each in (self._ours, self.theirs):
             each.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, BUFFER_BYTES)
@@ -107,9 +112,15 @@ class PageSender(threading.Thread):
             if opened:
                 self._ours.sendall(b"\0" * opened)  # the target has no parent images
             self._wire.send_data(buffer[:count])
+            self._tell()
         self._wire.end_stream()
         status = self._wire.expect(Answer).status
         self._ours.sendall(struct.pack("=i", status))
+
+    def _tell(self) -> None:
+        if self.page_bytes - self._told_bytes >= PROGRESS_BYTES:
+            self._told_bytes = self.page_bytes
+            self._on_progress(self.page_bytes)
 
     def stop(self) -> None:
         """End the thread, whether or not CRIU came to its end."""

@@ -53,6 +53,7 @@ class Reporter(Protocol):
 
     def check(self) -> None: ...
     def phase(self, name: str) -> None: ...
+    def progress(self, done: int, total: int, *, unit: str = "bytes") -> None: ...
     def message(self, text: str) -> None: ...
     def forbid_cancel(self) -> None: ...
 
@@ -154,7 +155,9 @@ class Move:
         plan = start_plan(self._runtime, self._record)
         with ExitStack() as held:
             images = held.enter_context(dump.memory_folder())
-            pages = PageSender(self._wire)
+            pages = PageSender(
+                self._wire, on_progress=lambda done: self._reporter.progress(done, offer.memory_bytes)
+            )
             held.callback(pages.stop)
             pages.start()
             self._dump(plan, images=images, pages=pages, offer=offer)
