@@ -3,6 +3,7 @@
 
 import os
 import re
+import resource
 import secrets
 import time
 from contextlib import ExitStack, suppress
@@ -135,6 +136,11 @@ def _check_limits(spec: Spec) -> None:
         )
     if spec.cpus_milli is not None and spec.cpus_milli < 10:
         raise LimitRefused(f"cannot limit CPUs to {spec.cpus_milli / 1000}", hint="at least 0.01")
+    for name, value in spec.rlimits.items():
+        if not hasattr(resource, f"RLIMIT_{name.upper()}") or value < resource.RLIM_INFINITY:
+            raise InvalidSpec(
+                f"cannot limit `{name}` to {value}", hint="for example nofile=1024; see getrlimit(2)"
+            )
 
 
 def _check_mount(mount: MountWish, *, is_admin: bool) -> None:
