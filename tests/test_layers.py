@@ -49,7 +49,6 @@ DOORS = {
     "aiohttp": "api client daemon migrate",
     "msgspec": "model api client daemon migrate runtime tenant cluster image network cli monitor",
     "cryptography": "daemon migrate tenant",
-    "rich": "cli",
     "isal": "image.decompress",
     "zstandard": "image.decompress",
     "typing_extensions": "image.decompress",  # for the type checker only
@@ -197,7 +196,7 @@ def test_module_has_one_importer(module: str, door: str) -> None:
 
 
 def test_the_cli_imports_heavy_packages_lazily() -> None:
-    heavy = ("rich", "aiohttp", "cryptography", "asyncio")
+    heavy = ("aiohttp", "cryptography", "asyncio")
     wrong = [
         f"{each.by}:{each.line} imports {each.of} at its top level"
         for each in IMPORTS
