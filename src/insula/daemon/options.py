@@ -57,7 +57,7 @@ def parse(arguments: Sequence[str]) -> Options:
         default=DEFAULT_POOL,
         help="where subnets come from (default: %(default)s)",
     )
-    add("--cgroup-parent", default="insula", help="cgroup of all containers (default: %(default)s)")
+    add("--cgroup-parent", default="", help="cgroup of all containers (default: insula-NAME)")
     add("--ready-fd", type=int, default=None, help="descriptor that gets a line when insulad is ready")
     add(
         "--teardown",
@@ -73,7 +73,7 @@ def parse(arguments: Sequence[str]) -> Options:
         listen=words.listen,
         group=words.group,
         pool=words.pool,
-        cgroup_parent=words.cgroup_parent,
+        cgroup_parent=words.cgroup_parent or f"insula-{words.name}",
         admins=frozenset(words.admin),
         ready_fd=words.ready_fd,
         teardown=words.teardown,

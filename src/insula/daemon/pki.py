@@ -62,7 +62,10 @@ class Pki:
 
     def _make(self, name: str) -> None:
         key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
+        # Unique: OpenSSL looks for a certificate's issuer by its subject, and takes the first of two with the same one,
+        # so a host that comes back under its name with new keys would not be known again.
+        unique = x509.NameAttribute(NameOID.SERIAL_NUMBER, secrets.token_hex(16))
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64]), unique])
         now = datetime.datetime.now(datetime.UTC)
         usage = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
         certificate = (

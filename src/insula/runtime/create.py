@@ -14,7 +14,7 @@ from insula.model.errors import Denied, InUse, InvalidSpec, LimitRefused, Networ
 from insula.model.grant import Grant
 from insula.model.lifecycle import Status
 from insula.model.record import Attachment, ContainerRecord, ImageRecord
-from insula.model.spec import MountKind, MountWish, Spec, VolumeWish
+from insula.model.spec import MountKind, MountWish, RestartKind, Spec, VolumeWish
 from insula.runtime.context import Runtime
 from insula.runtime.plan import arguments_of, capabilities_of
 from insula.runtime.signals import signal_number
@@ -104,6 +104,8 @@ def check_spec(spec: Spec, *, is_admin: bool) -> None:
     for port in spec.ports:
         if not 1 <= port.container_port <= 65535 or not 0 <= port.host_port <= 65535 or port.count < 1:
             raise InvalidSpec(f"cannot publish port {port.container_port}: not within 1 to 65535")
+    if spec.auto_remove and spec.restart.kind is not RestartKind.NO:
+        raise InvalidSpec("cannot remove a container at its end and restart it, too", hint="--rm or --restart")
     if spec.ports and spec.network == "none":
         raise InvalidSpec("cannot publish ports without a network", hint="leave out --network none")
 

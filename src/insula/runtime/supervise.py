@@ -87,7 +87,7 @@ class SpawnerClient:
         threading.Thread(target=self._tell_exits, name="spawner-exits", daemon=True).start()
         hello = self._ask("hello").fields
         self._pid = int(hello["pid"])
-        self._engines = [int(pid) for pid in hello["engines"]]
+        self._engines = [int(pid) for pid in hello.get("engines", ())]  # an older spawner has none
         return [_exit_of(each) for each in hello["containers"]]
 
     def hierarchies(self) -> Hierarchies:
