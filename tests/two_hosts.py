@@ -13,7 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -142,6 +142,8 @@ class Pair:
     """Alpha and beta, and shorthands for what tests do to them."""
 
     world: World
+    faulty: set[str] = field(default_factory=set)
+    """Hosts whose insulad has a wish for a fault."""
     numbers: Iterator[int] = field(default_factory=lambda: iter(range(10, 250)))
 
     def host(self, name: str) -> Host:
@@ -159,10 +161,10 @@ class Pair:
         self.client(host).call("POST", f"/v1/containers/{name}/start")
         return address
 
-    def act(self, host: str, name: str, verb: str, **wish: object) -> dict[str, Any]:
+    def act(self, host: str, container: str, verb: str, /, **wish: object) -> dict[str, Any]:
         """Do a long action; returns its result.  Raises: what it failed with."""
         client = self.client(host)
-        operation = client.call("POST", f"/v1/containers/{name}/{verb}", body=wish)
+        operation = client.call("POST", f"/v1/containers/{container}/{verb}", body=wish)
         *_, last = follow(client, operation)
         if error := failure(last):
             raise error
@@ -186,8 +188,13 @@ class Pair:
             if self.find(host, name):
                 query = {"force": "1", "volumes": "1"}
                 self.client(host).call("DELETE", f"/v1/containers/{name}", query=query)
-            for volume in self.client(host).get("/v1/volumes", {"tenant": TENANT}):
+            for volume in self._unused_volumes(host):
                 self.client(host).call("DELETE", f"/v1/volumes/{volume['name']}")
+
+    def _unused_volumes(self, host: str) -> list[dict[str, Any]]:
+        containers = self.client(host).get("/v1/containers", {"all": "1"})
+        used = {each["source"] for container in containers for each in container["spec"].get("mounts", ())}
+        return [each for each in self.client(host).get("/v1/volumes") if each["name"] not in used]
 
     # -- faults
 
@@ -195,7 +202,9 @@ class Pair:
         """Start a host's insulad, anew if it runs, with a wish for a fault."""
         host = self.host(name)
         hosts.stop_daemon(host)
+        self.faulty.discard(name)
         if fault:
+            self.faulty.add(name)
             os.environ[VARIABLE] = fault
         try:
             with open(hosts.start_daemon(host), "rb") as ready:
@@ -217,15 +226,14 @@ class Pair:
 
     def engines(self, name: str) -> list[int]:
         """Return the CRIU processes of a host."""
+        # By their parent, the spawner, since they enter the container's network; by their file, since they change their words.
+        parents = cleanup.in_network(self.host(name).network)
         found = []
-        for pid in cleanup.in_network(self.host(name).network):
-            try:
-                with open(f"/proc/{pid}/cmdline", "rb") as file:
-                    words = file.read().split(b"\0")
-            except OSError:
-                continue
-            if any(word.endswith(b"criu") for word in words):
-                found.append(pid)
+        for pid, parent in cleanup.parents().items():
+            if parent in parents:
+                with suppress(OSError):  # it has just ended
+                    if "criu" in os.readlink(f"/proc/{pid}/exe"):
+                        found.append(pid)
         return found
 
     @contextmanager

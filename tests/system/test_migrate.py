@@ -10,7 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from two_hosts import Conversation, Counter, Pair, start_pair
+from two_hosts import Counter, Pair, start_pair
 
 
 @pytest.fixture(scope="module")

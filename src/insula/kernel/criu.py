@@ -129,10 +129,13 @@ def request(connection: socket.socket, kind: int, options: Options, *, handle: H
     handle: called at each stage; False makes CRIU undo what it did.
     Raises: CriuGone; OSError of the socket; whatever `handle` raises, after CRIU was refused and has ended.
     """
-    connection.send(protobuf.encode([(1, kind), (2, options.encode())]))
+    _send(connection, protobuf.encode([(1, kind), (2, options.encode())]))
     failure: Exception | None = None
     while True:
-        fields, descriptors = _receive(connection)
+        try:
+            fields, descriptors = _receive(connection)
+        except CriuGone:
+            raise failure or CriuGone(104, "criu: ended without an answer") from None
         if fields.get(1) != NOTIFY:
             if failure is not None:
                 raise failure
@@ -144,7 +147,17 @@ def request(connection: socket.socket, kind: int, options: Options, *, handle: H
                 accepted = handle(Notification(stage, pid, descriptors))
             except Exception as error:  # noqa: BLE001  re-raised above, when CRIU has undone its work
                 failure = error
-        connection.send(protobuf.encode([(1, NOTIFY), (3, accepted)]))
+        try:
+            _send(connection, protobuf.encode([(1, NOTIFY), (3, accepted)]))
+        except CriuGone:
+            raise failure or CriuGone(104, "criu: ended while it was waited for us") from None
+
+
+def _send(connection: socket.socket, data: bytes) -> None:
+    try:
+        connection.send(data)
+    except ConnectionError as error:
+        raise CriuGone(error.errno, "criu: ended") from error
 
 
 def _receive(connection: socket.socket) -> tuple[dict[int, int | bytes], tuple[int, ...]]:

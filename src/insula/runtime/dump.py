@@ -5,6 +5,7 @@ Checkpoint, restore and migration all pass here; what differs between them is wh
 at the stages `post-dump` and `post-restore`, at which CRIU waits for us.
 """
 
+import contextlib
 import logging
 import os
 import socket
@@ -17,12 +18,14 @@ import msgspec
 
 from insula.boot.engine import FIRST_INHERITED_FD, IMAGES_FD, ROOT, RPC_FD
 from insula.boot.protocol import StartPlan
-from insula.kernel import criu, mount, netlink, protobuf
+from insula.kernel import criu, mount, netlink, protobuf, tcp_repair
 from insula.model.errors import CheckpointFailed, InsulaError, RestoreFailed
 from insula.model.record import ContainerRecord, Fact
 from insula.runtime.context import Runtime
 
 LOG = logging.getLogger(__name__)
+
+REPAIR_SECONDS = 2.0
 
 STATE_FILE = "insula.json"
 IMAGE_MODE = 0o644
@@ -105,6 +108,7 @@ def dump(
         try:
             response = criu.request(ours, criu.DUMP, options, handle=handle)
         except criu.CriuGone as error:
+            repair(runtime, record)
             raise CheckpointFailed(
                 f"cannot checkpoint `{record.name}`: CRIU ended without an answer"
             ) from error
@@ -208,6 +212,32 @@ def open_page_server(runtime: Runtime, images: int) -> socket.socket:
         ours.close()
         raise
     return ours
+
+
+def repair(runtime: Runtime, record: ContainerRecord) -> None:
+    """Undo what a CRIU that was killed in mid-dump left: sockets in repair.  Its network must still be held."""
+    group = runtime.group(record.id)
+    was_frozen = group.is_frozen()
+    group.freeze()
+    try:
+        with contextlib.suppress(TimeoutError):
+            group.wait_frozen(time.monotonic() + REPAIR_SECONDS)
+        count = sum(_repair_process(pid) for pid in group.pids())
+    finally:
+        if not was_frozen:
+            group.thaw()
+    if count:
+        LOG.warning(
+            "sockets taken out of repair", extra={"fields": {"container": record.id[:12], "count": count}}
+        )
+
+
+def _repair_process(pid: int) -> int:
+    try:
+        return tcp_repair.end_repair(pid)
+    except OSError as error:
+        LOG.warning("a process was not repaired", extra={"fields": {"pid": pid, "reason": str(error)}})
+        return 0
 
 
 def inherited_pipes(state: DumpState) -> tuple[tuple[str, int], ...]:

@@ -14,7 +14,7 @@ from insula.model.record import ContainerRecord
 from insula.model.spec import MountKind
 from insula.network.attach import Running
 from insula.runtime.context import Runtime
-from insula.runtime.dump import release_network
+from insula.runtime.dump import release_network, repair
 from insula.runtime.finish import AT_REST, begin_restart, finish, wants_restart
 from insula.runtime.supervise import Exit
 from insula.runtime.trees import remove_tree
@@ -81,6 +81,7 @@ def _take_up(runtime: Runtime, record: ContainerRecord, held: Exit | None) -> No
     if held.exit_code is None and status in (Status.CHECKPOINTING, Status.MIGRATING):
         # CRIU has rolled its dump back when nobody listened any more: it runs on, and may be heard again.
         status = Status.RUNNING
+        repair(runtime, record)
         release_network(record)
         runtime.group(record.id).thaw()
     runtime.store.update_container(replace(record, status=status, pid=held.pid))
