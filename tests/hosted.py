@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import netns
@@ -46,6 +47,17 @@ class Done:
     err: str
 
 
+class Running(subprocess.Popen[bytes]):
+    """A command under way.  A test that fails within its block does not wait for it."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.kill()
+        super().__exit__(kind, value, traceback)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Person:
     """Somebody who types `insula …` on a host."""
@@ -58,10 +70,10 @@ class Person:
     def tenant(self) -> str:
         return "root" if self.uid == 0 else f"uid{self.uid}"
 
-    def begin(self, *words: str, **options: Any) -> "subprocess.Popen[bytes]":
+    def begin(self, *words: str, **options: Any) -> Running:
         """Start a command and leave it running; options are Popen's."""
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(
+        return Running(
             [str(self.host.program), "-H", f"unix://{self.host.socket_path}", *words],
             user=self.uid,
             group=GROUP_ID if self.uid else 0,
@@ -211,15 +223,21 @@ class Host:
         return (self.folder / "insulad.log").read_text(errors="replace")
 
     def remove_all(self) -> None:
-        """Remove every container, volume and network of everybody."""
-        for person in self.people.values():
-            if names := person("ps", "-aq").split():
-                person("rm", "-f", "-v", *names)
-            if names := [each["name"] for each in person.json("volume", "ls", "--format", "json")]:
-                person("volume", "rm", *names)
-            networks = [each["name"] for each in person.json("network", "ls", "--format", "json")]
-            if names := [name for name in networks if name != "default"]:
-                person("network", "rm", *names)
+        """Remove every container, volume and network of everybody.  Not by the CLI: it is done after each test."""
+        for kind, key, more in (
+            ("containers", "id", "&force=1&volumes=1"),
+            ("volumes", "name", ""),
+            ("networks", "name", ""),
+        ):
+            every = "&all=1" if kind == "containers" else ""
+            status, things = self.root.ask("GET", f"/v1/{kind}?tenant=*{every}")
+            assert status == 200, things
+            for each in things:
+                if kind == "networks" and each["name"] == "default":
+                    continue
+                target = f"/v1/{kind}/{each[key]}?tenant={each['tenant']}{more}"
+                status, answer = self.root.ask("DELETE", target)
+                assert status in (204, 404), answer
 
     def remains(self) -> list[str]:
         """Return what there is of containers: cgroups, interfaces, leases, folders, volumes."""

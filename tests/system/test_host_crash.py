@@ -2,6 +2,7 @@
 """insulad is killed while containers run and end: none is harmed, the next one finds all of them.  And: the host goes down."""
 
 import os
+import select
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -178,3 +179,46 @@ def test_without_its_spawner_a_container_has_ended_and_can_be_started(host: Host
     wait_until(lambda: alice.look("again")["status"] == "running", what="the policy brings it back")
     alice("start", "c")
     assert alice("exec", "c", "echo", "on") == "on"
+
+
+def test_a_kill_at_any_moment_leaves_nothing_unknown(host: Host, alice: Person) -> None:
+    """Kill insulad while containers are being created, started, stopped and removed; whatever came of them can go."""
+    script = 'n=$1; for i in 1 2 3; do "$2" -H "$3" run -d --name c$n-$i box sh -c "sleep 0.1; exit 3"; done'
+    for delay_s in (0.05, 0.2, 0.4):
+        with alice.begin("version"):
+            workers = [
+                subprocess.Popen(
+                    [
+                        "sh",
+                        "-c",
+                        script,
+                        "sh",
+                        f"{delay_s}-{number}",
+                        str(host.program),
+                        f"unix://{host.socket_path}",
+                    ],
+                    user=alice.uid,
+                    group=hosted.GROUP_ID,
+                    extra_groups=[],
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
+                for number in range(2)
+            ]
+        select.select([], [], [], delay_s)  # the moment itself, not a wait for something
+        host.kill()
+        for worker in workers:
+            worker.wait(timeout=30)
+        host.start()
+        names = alice("ps", "-a", "--format", "{{.Names}}").split()
+        wait_until(
+            lambda names=names: all(alice.look(name)["status"] in ("exited", "created") for name in names),  # type: ignore[misc]
+            what=lambda: alice("ps", "-a"),
+        )
+        assert all(alice.look(name)["exit_code"] in (3, None) for name in names)
+        for name in names:
+            if alice.look(name)["status"] == "created":
+                alice("start", name)
+                assert alice("wait", name) == "3"
+    host.remove_all()
+    wait_until(lambda: not host.remains(), what=lambda: f"gone: {host.remains()}")

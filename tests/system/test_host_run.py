@@ -272,3 +272,24 @@ def test_a_terminal_is_refused_where_there_is_none(alice: Person) -> None:
 def test_much_output_arrives_whole(alice: Person) -> None:
     done = alice.give("run", "--rm", "box", "sh", "-c", "yes 0123456789 | head -c 20000000")
     assert (done.code, len(done.out)) == (0, 20_000_000)
+
+
+def test_exec_has_a_terminal_of_its_own(alice: Person) -> None:
+    alice("run", "-d", "--name", "c", "box", "sleep", "1000")
+    with closing(Terminal(21, 77)) as terminal:
+        ends = {"stdin": terminal.slave, "stdout": terminal.slave, "stderr": terminal.slave}
+        with alice.begin("exec", "-it", "c", "sh", **ends) as process:
+            terminal.expect("# ")
+            terminal.type("stty size\n")
+            terminal.expect("21 77\r\n")
+            terminal.resize(22, 78)
+            process.send_signal(signal.SIGWINCH)
+            terminal.type("sleep 0.3; stty size\n")
+            terminal.expect("22 78\r\n")
+            terminal.type("sleep 2000\n")
+            wait_until(lambda: "sleep 2000" in alice("top", "c"), what="sleep runs")
+            terminal.type("\x03")
+            terminal.expect("# ")
+            terminal.type("exit 8\n")
+            assert process.wait(timeout=20) == 8
+    assert alice.look("c")["status"] == "running"

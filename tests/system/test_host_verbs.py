@@ -12,8 +12,6 @@ import pytest
 
 from hosted import Host, Person, add_file, busybox_tar, wait_until
 
-READY = "echo ready; exec sleep 1000"
-
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -105,8 +103,8 @@ def test_logs_are_kept_in_order_and_by_stream(alice: Person) -> None:
     assert all(line.split()[0].endswith("Z") for line in stamped)
     assert alice("logs", "--since", "1h", "c").split()[0] == "out1"
     assert alice.give("logs", "--since", "2099-01-01T00:00:00Z", "c").out == ""
-    second = stamped[2].split()[0]
-    assert alice("logs", "--since", second, "c").split()[0] == "out3"
+    for number, line in enumerate(stamped[:5], start=1):
+        assert alice("logs", "--since", line.split()[0], "c").split()[0] == f"out{number}"
 
 
 def test_followed_logs_end_with_the_container(alice: Person) -> None:
@@ -236,3 +234,27 @@ def test_the_host_tells_of_itself(root: Person, host: Host) -> None:
     assert facts["name"] == "solo"
     assert facts["state_folder"] == str(host.folder / "state")
     assert "insulad" in root("version")
+
+
+def test_many_at_once_do_not_disturb_each_other(alice: Person, bob: Person) -> None:
+    running = [
+        (f"{person.name}-{number}", person.begin("run", "--rm", "box", "echo", f"{person.name}-{number}"))
+        for number in range(8)
+        for person in (alice, bob)
+    ]
+    for word, process in running:
+        with process:
+            out, err = process.communicate(timeout=60)
+        assert (process.returncode, out) == (0, f"{word}\n".encode()), err
+    assert alice("ps", "-aq") == bob("ps", "-aq") == ""
+
+
+def test_only_one_of_many_gets_a_name(alice: Person) -> None:
+    running = [alice.begin("create", "--name", "one", "box", "true") for _ in range(6)]
+    codes = []
+    for process in running:
+        with process:
+            process.communicate(timeout=60)
+        codes.append(process.returncode)
+    assert sorted(codes) == [0, 125, 125, 125, 125, 125]
+    assert len(alice("ps", "-aq").split()) == 1

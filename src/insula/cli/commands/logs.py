@@ -84,8 +84,8 @@ def _parse_date(text: str) -> float:
 
 
 def stamp(seconds: float) -> str:
-    """Return a time as RFC 3339 with microseconds, UTC."""
+    """Return a time as RFC 3339 with microseconds, UTC.  Never later than it was: `--since` with it finds the line."""
     from time import gmtime, strftime
 
-    micro = round(seconds * 1_000_000)
+    micro = int(seconds * 1_000_000)
     return strftime("%Y-%m-%dT%H:%M:%S", gmtime(micro // 1_000_000)) + f".{micro % 1_000_000:06d}Z"
