@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -175,7 +174,7 @@ class Pair:
 
     def find(self, host: str, name: str) -> dict[str, Any] | None:
         for each in self.client(host).get("/v1/containers", {"all": "1", "tenant": "*"}):
-            if each["name"] == name:
+            if each["name"] == name and each["tenant"] == TENANT:
                 return dict(each)
         return None
 
@@ -281,6 +280,3 @@ def start_pair() -> Iterator[Pair]:
 def show_log(pair: Pair) -> str:
     """Return the last words of both daemons, for a failing test."""
     return "\n".join(hosts.tail(host) for host in pair.world.hosts.values())
-
-
-__all__ = ["Conversation", "Counter", "Pair", "show_log", "start_pair", "subprocess", "wait_until"]

@@ -116,7 +116,8 @@ def module_pair() -> Iterator[Pair]:
 @pytest.fixture
 def pair(module_pair: Pair) -> Iterator[Pair]:
     yield module_pair
-    module_pair.remove("c")
+    for name in ("c", "other"):
+        module_pair.remove(name)
 
 
 def make_states(talk: Conversation) -> None:
@@ -185,5 +186,3 @@ def test_a_socket_to_the_outside_is_named_and_the_program_runs_on(pair: Pair) ->
     counter.finish()
     for each in (talk, other):
         each.close()
-    pair.remove("c")
-    pair.remove("other")

@@ -206,7 +206,7 @@ class Cause(NamedTuple):
 _CAUSES: tuple[tuple[str, str, str], ...] = (
     (r"io_uring", "an io_uring instance", "start the program with io_uring switched off"),
     (r"Can't lookup mount=(\d+) for fd=(-?\d+) path=(\S+)", "an open file outside the container (`{3}`)", "close it"),
-    (r"Can't dump half of stream unix connection|external socket is used|unix.*[Ee]xternal", "a unix socket whose other"
+    (r"Can't dump half of stream unix connection|unix: Dangling connection|external socket is used|unix.*[Ee]xternal", "a unix socket whose other"
      " end is outside the container", "close that connection first"),
     (r"Connected TCP socket|tcp_established|in-flight", "an established TCP connection", "try again"),
     (r"Can't (?:dump|get) .*netlink|NETLINK", "a netlink socket with unread data", "try again"),
