@@ -181,6 +181,16 @@ def test_without_its_spawner_a_container_has_ended_and_can_be_started(host: Host
     assert alice("exec", "c", "echo", "on") == "on"
 
 
+def test_what_was_half_created_is_taken_back(host: Host, alice: Person) -> None:
+    alice("create", "--name", "whole", "box", "true")
+    half = host.folder / "state/containers" / ("0" * 64)
+    host.kill()
+    (half / "upper/etc").mkdir(parents=True)
+    host.start()
+    assert not half.exists()
+    assert alice("start", "-a", "whole") == ""
+
+
 def test_a_kill_at_any_moment_leaves_nothing_unknown(host: Host, alice: Person) -> None:
     """Kill insulad while containers are being created, started, stopped and removed; whatever came of them can go."""
     script = 'n=$1; for i in 1 2 3; do "$2" -H "$3" run -d --name c$n-$i box sh -c "sleep 0.1; exit 3"; done'

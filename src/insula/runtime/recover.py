@@ -50,6 +50,7 @@ def recover(runtime: Runtime, held: Sequence[Exit]) -> None:
     for each in held:
         if each.key not in known or each.key in at_rest:
             _drop_unknown(runtime, each)
+    _drop_halves(runtime, known)
     runtime.networks.restore_all(
         Running(
             container_id=record.id,
@@ -67,6 +68,22 @@ def recover(runtime: Runtime, held: Sequence[Exit]) -> None:
     for each in held:
         if each.exit_code is not None and each.key in known:
             finish(runtime, each)
+
+
+def _drop_halves(runtime: Runtime, known: set[str]) -> None:
+    """Take back folders and leases of containers that were being created when the last insulad died."""
+
+    def is_half(container_id: str) -> bool:
+        journal = (runtime.store.read_journal(word + container_id) for word in (TAKEN, ARRIVING))
+        return container_id not in known and all(line is None for line in journal)
+
+    for network in runtime.store.list_networks():
+        for lease in runtime.store.list_leases(network.id):
+            if is_half(lease.container):
+                runtime.store.delete_lease(network.id, lease.address)
+    for folder in (runtime.folders.state / "containers").iterdir():
+        if is_half(folder.name):
+            remove_tree(folder)
 
 
 def _take_up(runtime: Runtime, record: ContainerRecord, held: Exit | None) -> None:
