@@ -254,7 +254,9 @@ class Pair:
         found += [str(path) for path in cleanup.cgroups_named(container_id) if parent in path.parts]
         with Route.in_namespace(self.host(host).network) as route:
             found += [link.name for link in route.links() if short[:8] in link.name]
-        found += [f"process {pid}" for pid in cleanup.members(container_id) if pid in self.host(host).processes()]
+        found += [
+            f"process {pid}" for pid in cleanup.members(container_id) if pid in self.host(host).processes()
+        ]
         query = {"tenant": TENANT}
         volumes = self.client(host).get("/v1/volumes", query)
         return found + [f"volume {each['name']}" for each in volumes]
@@ -271,9 +273,13 @@ def start_pair() -> Iterator[Pair]:
         # Other tenants first, so that the same tenant has different uids on the two hosts.
         for number in range(3):
             wish = {"name": "lan", "subnet": f"10.98.{number}.0/24"}
-            world.hosts["beta"].client().call("POST", "/v1/networks", query={"tenant": f"other{number}"}, body=wish)
+            world.hosts["beta"].client().call(
+                "POST", "/v1/networks", query={"tenant": f"other{number}"}, body=wish
+            )
             spec = {"image": "host", "name": "other", "command": ["/bin/true"], "network": "none"}
-            world.hosts["beta"].client().call("POST", "/v1/containers", query={"tenant": f"other{number}"}, body=spec)
+            world.hosts["beta"].client().call(
+                "POST", "/v1/containers", query={"tenant": f"other{number}"}, body=spec
+            )
         yield Pair(world)
 
 

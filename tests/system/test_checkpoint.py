@@ -40,7 +40,10 @@ if os.fork() == 0:
 """,
         "os.write(pw, b'x'); os.wait(); answer = shared[:5] == b'child'",
     ),
-    "memfd": ("m = os.memfd_create('m'); os.write(m, b'kept' * 5000)", "answer = os.pread(m, 20000, 0) == b'kept' * 5000"),
+    "memfd": (
+        "m = os.memfd_create('m'); os.write(m, b'kept' * 5000)",
+        "answer = os.pread(m, 20000, 0) == b'kept' * 5000",
+    ),
     "System V memory": (
         """
 import ctypes

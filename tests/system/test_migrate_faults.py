@@ -173,7 +173,9 @@ class Gate:
 
 
 @pytest.mark.parametrize("point", [Point.TARGET_PAGES, Point.SOURCE_DUMPED, Point.TARGET_HELD])
-def test_a_cut_cable_before_the_commit_lets_the_source_run_on(pair: Pair, point: Point, tmp_path: Path) -> None:
+def test_a_cut_cable_before_the_commit_lets_the_source_run_on(
+    pair: Pair, point: Point, tmp_path: Path
+) -> None:
     gate = Gate(pair, point, tmp_path)
     case = Case(pair)
     mover = threading.Thread(target=case.try_to_move)
@@ -220,7 +222,9 @@ def test_a_killed_criu_of_the_target_lets_the_source_run_on(pair: Pair, tmp_path
 
 
 @pytest.mark.parametrize("point", [Point.SOURCE_FROZEN, Point.TARGET_PAGES])
-def test_a_killed_criu_of_the_source_leaves_connections_whole(pair: Pair, point: Point, tmp_path: Path) -> None:
+def test_a_killed_criu_of_the_source_leaves_connections_whole(
+    pair: Pair, point: Point, tmp_path: Path
+) -> None:
     gate = Gate(pair, point, tmp_path)
     case = Case(pair, ballast="ballast = os.urandom(40 << 20)")
     mover = threading.Thread(target=case.try_to_move)

@@ -138,6 +138,7 @@ setfsgid = function("setfsgid", c_uint)
 
 pivot_root = system_call("pivot_root", c_char_p, c_char_p)
 seccomp = system_call("seccomp", c_uint, c_uint, c_void_p)
+pidfd_getfd = system_call("pidfd_getfd", c_int, c_int, c_uint)
 open_tree = system_call("open_tree", c_int, c_char_p, c_uint)
 move_mount = system_call("move_mount", c_int, c_char_p, c_int, c_char_p, c_uint)
 fsopen = system_call("fsopen", c_char_p, c_uint)

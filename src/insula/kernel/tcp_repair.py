@@ -16,8 +16,6 @@ TCP_REPAIR = 19
 TCP_REPAIR_ON = 1
 TCP_REPAIR_OFF = 0
 
-_pidfd_getfd = libc.system_call("pidfd_getfd", libc.c_int, libc.c_int, libc.c_uint)
-
 
 def end_repair(pid: int) -> int:
     """Take every TCP socket of a process out of repair.  Returns: how many were in it.
@@ -26,7 +24,9 @@ def end_repair(pid: int) -> int:
     """
     pidfd = os.pidfd_open(pid)
     try:
-        return sum(_end_one(pidfd, int(name)) for name in os.listdir(f"/proc/{pid}/fd") if _is_socket(pid, name))
+        return sum(
+            _end_one(pidfd, int(name)) for name in os.listdir(f"/proc/{pid}/fd") if _is_socket(pid, name)
+        )
     finally:
         os.close(pidfd)
 
@@ -39,7 +39,7 @@ def _is_socket(pid: int, name: str) -> bool:
 
 
 def _end_one(pidfd: int, number: int) -> bool:
-    with socket.socket(fileno=_pidfd_getfd(pidfd, number, 0)) as found:
+    with socket.socket(fileno=libc.pidfd_getfd(pidfd, number, 0)) as found:
         if found.family not in (socket.AF_INET, socket.AF_INET6) or found.type != socket.SOCK_STREAM:
             return False
         if found.getsockopt(socket.IPPROTO_TCP, TCP_REPAIR) != TCP_REPAIR_ON:

@@ -240,7 +240,8 @@ class Arrival:
                 on_resume=resume,
             )
         except (InsulaError, OSError):
-            if generation:  # ours, but nothing of it runs: the source, which stands frozen, is to take it back
+            # Ours, but nothing of it runs: the source, which stands frozen, is to take it back.
+            if generation:
                 drop_arrival(self._runtime, self._record)
             raise
         fault(Point.TARGET_RESTORED)

@@ -18,6 +18,7 @@ from insula.model.migration import Kind, Message, Refuse, decode, encode
 from insula.model.record import HostRecord
 
 HEADER = struct.Struct(">BI")
+_COUNT = struct.Struct(">I")
 MAX_PAYLOAD = 1 << 20
 PIECE_BYTES = 512 << 10
 PEER_SECONDS = 60.0
@@ -88,12 +89,18 @@ class Wire:
             gathered += chunk
             total += len(chunk)
             if len(gathered) >= PIECE_BYTES:
-                self.send_data(bytes(gathered))
+                self._send_piece(bytes(gathered))
                 gathered.clear()
         if gathered:
-            self.send_data(bytes(gathered))
+            self._send_piece(bytes(gathered))
         self.end_stream()
         return total
+
+    def _send_piece(self, piece: bytes) -> None:
+        if piece.count(0) == len(piece):
+            self._frame(Kind.ZEROS, _COUNT.pack(len(piece)))
+        else:
+            self.send_data(piece)
 
     def end_stream(self) -> None:
         self._frame(Kind.END, b"")
@@ -128,6 +135,9 @@ class Wire:
             kind, payload = self._receive_frame()
             if kind == Kind.END:
                 return
+            if kind == Kind.ZEROS and len(payload) == _COUNT.size:
+                yield from _zeros(_COUNT.unpack(payload)[0])
+                continue
             if kind != Kind.DATA:
                 raise ProtocolError("cannot read the peer's stream: a message in the middle of it")
             yield payload
@@ -161,6 +171,13 @@ class Wire:
         found = bytes(buffer[:size])
         del buffer[:size]
         return found
+
+
+def _zeros(count: int) -> Iterator[bytes]:
+    while count:
+        step = min(count, PIECE_BYTES)
+        yield bytes(step)
+        count -= step
 
 
 class StreamFile(io.RawIOBase):

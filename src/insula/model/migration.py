@@ -50,6 +50,8 @@ class Kind:
     MESSAGE = 1
     DATA = 2
     END = 3
+    ZEROS = 4
+    """A piece of a stream that is nothing but so many zeros: the holes of sparse files."""
 
 
 class NetworkNeed(Fact, kw_only=True, frozen=True):
