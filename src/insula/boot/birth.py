@@ -30,6 +30,8 @@ Answer = tuple[dict[str, object], list[int]]
 
 #: A child that neither runs its program nor reports within this time is killed.
 BIRTH_SECONDS = 30.0
+ENTER_SECONDS = 2.0
+"""The same for one that enters a container: whoever is root in there can stop it, and the spawner waits."""
 
 
 class BirthFailed(Exception):
@@ -89,6 +91,8 @@ def start(host: Host, plan: StartPlan) -> Container:
 
     Raises: BirthFailed; nothing of it is left then.
     """
+    with _step("clone"):
+        host.refuse_living(plan.key)
     filter_program = filter_for(plan.program.capabilities)
     with contextlib.ExitStack() as undo:
         group = make_group(host, plan)
@@ -195,10 +199,10 @@ def _signal_quietly(pidfd: int, number: int) -> None:
         signal.pidfd_send_signal(pidfd, number)
 
 
-def _wait_for_program(connection: socket.socket) -> int:
+def _wait_for_program(connection: socket.socket, *, seconds: float = BIRTH_SECONDS) -> int:
     """Wait until the child has become its program.  Returns: the terminal's master, or -1."""
     terminal = -1
-    connection.settimeout(BIRTH_SECONDS)
+    connection.settimeout(seconds)
     while True:
         fields, descriptors = receive(connection)
         if not fields:
@@ -257,7 +261,7 @@ def execute(host: Host, container: Container, plan: ProgramPlan, *, key: str) ->
         _tell(ours, child.GO)
         worker = _receive_worker(ours, entering)
         undo.callback(reap, worker)
-        terminal = _wait_for_program(ours)
+        terminal = _wait_for_program(ours, seconds=ENTER_SECONDS)
         ours.close()
         stdio = connect_stdio(host, plan, outer=outer, terminal=terminal, log="", pidfd=worker.pidfd)
         undo.pop_all()
@@ -267,10 +271,11 @@ def execute(host: Host, container: Container, plan: ProgramPlan, *, key: str) ->
 
 
 def _receive_worker(connection: socket.socket, entering: namespace.Child) -> namespace.Child:
-    connection.settimeout(BIRTH_SECONDS)
-    fields, _ = receive(connection)
-    os.waitid(os.P_PIDFD, entering.pidfd, os.WEXITED)
-    os.close(entering.pidfd)
+    connection.settimeout(ENTER_SECONDS)
+    try:
+        fields, _ = receive(connection)
+    finally:
+        reap(entering)  # it has said what it had to say, or hangs
     if "worker" not in fields:
         failure = Failure(step="enter", errno=0, message="the entering process ended")
         if fields:

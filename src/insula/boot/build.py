@@ -162,7 +162,9 @@ def _prepare_mount(plan: MountPlan, userns: int) -> int:
         return -1
     with _opened(plan.source, os.O_PATH | os.O_CLOEXEC) as source:
         if plan.idmapped:
-            return idmap.idmapped_clone(source, userns, read_only=plan.read_only)
+            made = idmap.idmapped_clone(source, userns, read_only=plan.read_only)
+            mount.set_attributes(made, set=mount.MOUNT_ATTR_NODEV | mount.MOUNT_ATTR_NOSUID)
+            return made
         attributes = mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NODEV
         return mount.bind_fd(
             source, attributes=attributes | (mount.MOUNT_ATTR_RDONLY if plan.read_only else 0)

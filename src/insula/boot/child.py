@@ -143,7 +143,10 @@ def _continue_inside(connection: socket.socket) -> None:
     # so that no process of ours has to stay beside it.
     child = namespace.spawn(namespace.CLONE_PARENT)
     if child.pid:
-        connection.send(json.dumps({"worker": child.pid}).encode())
+        try:
+            connection.send(json.dumps({"worker": child.pid}).encode())
+        except OSError:  # nobody waits for it any more: it must not run unknown to all
+            signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
         os._exit(0)
 
 

@@ -16,6 +16,7 @@ Standard library only.
 
 import contextlib
 import dataclasses
+import fcntl
 import os
 import time
 from typing import Any, NoReturn
@@ -109,6 +110,7 @@ def launch(host: Host, body: dict[str, Any], descriptors: list[int]) -> birth.An
     inherited = list(descriptors)
     if room is not None:
         inherited += [each for each in room.inner if each >= 0]
+    host.engine_run()  # made here, not in the child, so that it lasts
     doors = room.group.open_doors() if room is not None else Doors(-1, ())
     born = namespace.spawn(0, cgroup_fd=doors.v2)
     if born.pid == 0:
@@ -191,7 +193,7 @@ def _attach_made(place: str, made: int) -> None:
 def _place_descriptors(inherited: list[int]) -> None:
     # First out of the way of the targets, then to the targets.
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-    high = [os.dup2(each, 200 + number, inheritable=False) for number, each in enumerate(inherited)]
+    high = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, RPC_FD + len(inherited)) for each in inherited]
     os.dup2(null, 0, inheritable=True)
     os.dup2(null, 1, inheritable=True)
     for number, each in enumerate(high):

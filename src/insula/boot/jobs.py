@@ -110,9 +110,16 @@ class Host:
     def get_container(self, key: str) -> Container:
         return self.containers[key]
 
+    def refuse_living(self, key: str) -> None:
+        """Raise OSError EEXIST if a container of that key runs."""
+        known = self.containers.get(key)
+        if known is not None and known.alive:
+            raise FileExistsError(17, "it runs already", key[:12])
+
     def add(self, job: Job) -> None:
-        """Keep a job and watch for its end."""
+        """Keep a job and watch for its end.  Raises: OSError EEXIST if a container of that key lives: never two."""
         if isinstance(job, Container):
+            self.refuse_living(job.key)
             self.containers[job.key] = job
         else:
             self.jobs[job.key] = job

@@ -65,6 +65,16 @@ def _identifier(word: str, *, what: str) -> int | None:
     return value
 
 
+def _known_identifier(word: str, *, what: str) -> int:
+    # What is no number must not become root's (CVE-2026-30892).
+    value = _identifier(word, what=what)
+    if value is None:
+        raise StepFailed(
+            f"cannot run as {what} `{word}`: the image's database names no number", code="invalid_spec"
+        )
+    return value
+
+
 def find_identity(user: str) -> Identity:
     """Resolve `name`, `uid`, `name:group` or `uid:gid`; empty is root.
 
@@ -85,8 +95,8 @@ def find_identity(user: str) -> Identity:
             raise StepFailed(
                 f"cannot run as user `{name}`: not in the image's /etc/passwd", code="invalid_spec"
             )
-        uid = _identifier(entry[2], what="user") or 0
-    gid = (_identifier(entry[3], what="group") or 0) if entry else 0
+        uid = _known_identifier(entry[2], what="user")
+    gid = _known_identifier(entry[3], what="group") if entry else 0
     groups = _lines("/etc/group")
     if group_name:
         found = _identifier(group_name, what="group")
@@ -96,7 +106,7 @@ def find_identity(user: str) -> Identity:
                 raise StepFailed(
                     f"cannot run as group `{group_name}`: not in the image's /etc/group", code="invalid_spec"
                 )
-            found = _identifier(match[2], what="group") or 0
+            found = _known_identifier(match[2], what="group")
         gid = found
     member = entry[0] if entry else None
     extra = tuple(
@@ -126,6 +136,13 @@ def find_program(word: str, environment: Mapping[str, str]) -> str:
     if blocked:
         raise StepFailed(f"cannot execute `{word}`: permission denied", code="command_not_executable")
     raise StepFailed(f"cannot execute `{word}`: not found in the image", code="command_not_found")
+
+
+def refuse_ourselves(path: str) -> None:
+    """Refuse a path that leads to this interpreter, such as /proc/self/exe: nothing of the host's may run inside."""
+    ours, theirs = os.stat("/proc/self/exe"), os.stat(path)
+    if (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino):
+        raise StepFailed(f"cannot execute `{path}`: it leads out of the container", code="path_escapes")
 
 
 def complete_environment(plan: ProgramPlan, identity: Identity) -> dict[str, str]:
@@ -184,6 +201,7 @@ def execute(plan: ProgramPlan, *, filter_program: bytes) -> NoReturn:
     set_limits(plan.rlimits)
     change_directory(plan.working_directory or "/", identity)
     path = find_program(plan.argv[0], environment)
+    refuse_ourselves(path)
     give_streams(identity)
     argv = list(plan.argv)
     if plan.init:

@@ -41,16 +41,29 @@ class Log:
     def write(self, kind: int, data: bytes) -> None:
         """Append one record.  A full disk loses output, never the container."""
         try:
-            self._size += os.writev(self._file, [RECORD.pack(time.time(), kind, len(data)), data])
+            written = os.writev(self._file, [RECORD.pack(time.time(), kind, len(data)), data])
+            if written < RECORD.size + len(data):
+                os.ftruncate(self._file, self._size)  # half a record would hide all that follow
+                return
+            self._size += written
             if self._size > LOG_BYTES:
-                os.close(self._file)
-                os.replace(self._path, self._path + ".1")
-                self._open()
+                self._turn_over()
         except OSError:
             return
 
+    def _turn_over(self) -> None:
+        # The new one is open before the old one is closed: a closed number is soon somebody else's.
+        old = self._file
+        os.replace(self._path, self._path + ".1")
+        self._open()
+        os.close(old)
+
     def close(self) -> None:
         os.close(self._file)
+
+
+def _signal_nobody(_number: int) -> None:
+    return
 
 
 class Loop(Protocol):
@@ -315,6 +328,8 @@ class Stdio:
 
     def finish(self, last: bytes) -> None:
         """The program has ended: take what is still in the pipes, tell everybody attached, close."""
+        # Its pidfd is closed: the number may be another program's by the time a slow reader sends a signal.
+        self.signal = _signal_nobody
         for descriptor in list(self._outputs):
             while self._read(descriptor):
                 pass

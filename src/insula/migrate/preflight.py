@@ -5,14 +5,23 @@ Source: proc(5), `/proc/cpuinfo` and `/proc/meminfo`.
 """
 
 import os
+import re
 from pathlib import Path
 
 from insula.image.host import HOST_IMAGE
-from insula.model.errors import IncompatibleCpu, MigrationFailed, NetworkNotFound, TargetFull, Unsupported
+from insula.model.errors import (
+    IncompatibleCpu,
+    MigrationFailed,
+    NetworkNotFound,
+    ProtocolError,
+    TargetFull,
+    Unsupported,
+)
 from insula.model.migration import VERSION, NetworkNeed, Offer
 from insula.model.record import ContainerRecord, ImageRecord
 from insula.model.spec import MountKind
 from insula.runtime.context import Runtime
+from insula.runtime.create import check_spec
 
 SPARE_BYTES = 64 << 20
 """Of disk and memory, beyond what the container needs."""
@@ -91,6 +100,31 @@ def tree_bytes(folder: Path) -> int:
         for name in files:
             total += os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_blocks * 512
     return total
+
+
+_ID = re.compile(r"[0-9a-f]{64}")
+_TENANT = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.@-]{0,63}\$?")
+
+
+def check_identity(offer: Offer) -> None:
+    """Refuse an offer whose names could not have been given here: they become paths, and its spec becomes rights.
+
+    Raises: InvalidSpec, Denied, ProtocolError.
+    """
+    record = offer.record
+    if (
+        not _ID.fullmatch(record.id)
+        or not _TENANT.fullmatch(record.tenant)
+        or record.name != record.spec.name
+    ):
+        raise ProtocolError("cannot take a container: its id, name or tenant is none")
+    check_spec(record.spec, is_admin=False)
+    offered = {each.name for each in offer.volumes}
+    for mount in record.spec.mounts:
+        if mount.kind is MountKind.VOLUME and mount.source not in offered:
+            raise ProtocolError(
+                f"cannot take `{record.name}`: its volume `{mount.source[:80]}` was not offered"
+            )
 
 
 def check(runtime: Runtime, offer: Offer) -> None:

@@ -14,7 +14,7 @@ from insula.image.tarball import Form, unpack_tree
 from insula.kernel import announce
 from insula.migrate.fault import Point, fault
 from insula.migrate.pages import feed_page_server
-from insula.migrate.preflight import check
+from insula.migrate.preflight import check, check_identity
 from insula.migrate.settle import answer_question, learn_commit
 from insula.migrate.wire import Peers, StreamFile, Wire, blocking_socket
 from insula.model.errors import InsulaError, MigrationFailed, NameTaken, ProtocolError
@@ -70,6 +70,7 @@ def receive(grant: Grant, runtime: Runtime, *, descriptor: int, peers: Peers) ->
 
 
 def _receive_container(runtime: Runtime, offer: Offer, *, wire: Wire, peer: str, peers: Peers) -> None:
+    check_identity(offer)
     with runtime.locked(offer.record.id), ExitStack() as undo:
         check(runtime, offer)
         record = _reserve(runtime, offer, peer=peer, undo=undo)

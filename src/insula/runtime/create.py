@@ -48,6 +48,8 @@ def create(grant: Grant, runtime: Runtime, spec: Spec) -> ContainerRecord:
     container_id = secrets.token_hex(32)
     with ExitStack() as undo:
         spec = _with_volumes(runtime, tenant, spec=spec, image=image, undo=undo)
+        for mount in spec.mounts:  # once more: the image's own volumes have come in
+            _check_mount(mount, is_admin=grant.principal.is_admin)
         attachment = _lease(runtime, tenant, spec=spec, container_id=container_id)
         undo.callback(runtime.networks.release, container_id)
         make_folders(runtime, container_id)
@@ -105,7 +107,9 @@ def check_spec(spec: Spec, *, is_admin: bool) -> None:
         if not 1 <= port.container_port <= 65535 or not 0 <= port.host_port <= 65535 or port.count < 1:
             raise InvalidSpec(f"cannot publish port {port.container_port}: not within 1 to 65535")
     if spec.auto_remove and spec.restart.kind is not RestartKind.NO:
-        raise InvalidSpec("cannot remove a container at its end and restart it, too", hint="--rm or --restart")
+        raise InvalidSpec(
+            "cannot remove a container at its end and restart it, too", hint="--rm or --restart"
+        )
     if spec.ports and spec.network == "none":
         raise InvalidSpec("cannot publish ports without a network", hint="leave out --network none")
 
@@ -145,13 +149,20 @@ def _check_limits(spec: Spec) -> None:
             )
 
 
+def _covers_ours(target: str) -> bool:
+    """Tell whether a mount would cover what insula itself puts there."""
+    tops = ("/proc", "/sys", "/dev")
+    within = any(target.startswith(f"{top}/") for top in tops)
+    return target == "/" or target in tops or (within and target != "/dev/shm")
+
+
 def _check_mount(mount: MountWish, *, is_admin: bool) -> None:
-    target = mount.target
-    if not target.startswith("/") or "\0" in target or target.rstrip("/") in ("", "/proc", "/sys", "/dev"):
+    target = os.path.normpath(mount.target.replace("//", "/"))
+    if not target.startswith("/") or "\0" in target or _covers_ours(target):
         raise InvalidSpec(
-            f"cannot mount on `{target}`", hint="an absolute path below /, not /proc, /sys or /dev"
+            f"cannot mount on `{target}`", hint="an absolute path below /, not in /proc, /sys or /dev"
         )
-    if ".." in target.split("/"):
+    if ".." in mount.target.split("/"):
         raise InvalidSpec(f"cannot mount on `{target}`: `..` in the path")
     if mount.kind is MountKind.BIND:
         if not is_admin:

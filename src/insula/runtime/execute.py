@@ -27,18 +27,21 @@ def execute(
     connection: of the client, -1 to detach.  Returns: the id of the program.
     Raises: WrongState, CommandNotFound, CommandNotExecutable, StartFailed.
     """
-    record = runtime.find_alive(grant, ref)
-    if record.status is not Status.RUNNING:
-        raise WrongState(
-            f"cannot execute in `{record.name}`: it is {record.status.value}", hint="unpause it first"
-        )
+    found = runtime.find_alive(grant, ref)
     exec_key = secrets.token_hex(32)
     attach = None
     if connection >= 0:
         attach = AttachPlan(preamble=preamble, stdin=spec.stdin_open, hello=json.dumps({"id": exec_key}))
-    runtime.spawner.execute(
-        record.id, exec_plan(record, spec), exec_key=exec_key, attach=attach, connection=connection
-    )
+    # Under the lock: a process that enters while its container is being frozen would hold the spawner up.
+    with runtime.locked(found.id):
+        record = runtime.store.get_container(found.id)
+        if record.status is not Status.RUNNING:
+            raise WrongState(
+                f"cannot execute in `{record.name}`: it is {record.status.value}",
+                hint="only a running container can be entered",
+            )
+        plan = exec_plan(record, spec)
+        runtime.spawner.execute(record.id, plan, exec_key=exec_key, attach=attach, connection=connection)
     return exec_key
 
 

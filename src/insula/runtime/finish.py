@@ -43,9 +43,12 @@ def finish(runtime: Runtime, event: Exit) -> None:
             if record.status in AT_REST:  # its insulad died before it could write that it runs
                 runtime.spawner.forget(event.key)
             return
+        is_checkpoint = record.status is Status.CHECKPOINTING
         record = _write_down(runtime, record, event)
     with runtime.ended:
         runtime.ended.notify_all()
+    if is_checkpoint:
+        return  # ended on purpose, to be restored: neither started afresh nor removed
     if wants_restart(record):
         begin_restart(runtime, record)
     elif record.spec.auto_remove:

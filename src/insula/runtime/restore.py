@@ -36,10 +36,11 @@ def restore(grant: Grant, runtime: Runtime, ref: str, *, name: str, reporter: Re
         undo.callback(runtime.store.update_container, record)
         reporter.phase("restore")
         if (folder / UPPER_TAR).exists():
-            put_back_upper(runtime, record, folder / UPPER_TAR)
+            put_back_upper(runtime, record, folder / UPPER_TAR, undo=undo)
         prepared = bring_up_network(runtime, record, undo=undo)
         pid = restore_into(runtime, prepared, folder, undo=undo)
         undo.pop_all()
+        remove_tree(_old_upper(runtime, record))
         running = replace(
             prepared, status=after(status, Event.RESTORED), pid=pid, started_at=time.time(), exit_code=None,
             finished_at=0.0, error="", stopped_by_user=False,
@@ -60,8 +61,12 @@ def restore_into(runtime: Runtime, record: ContainerRecord, folder: Path, *, und
         os.close(images)
 
 
-def put_back_upper(runtime: Runtime, record: ContainerRecord, tar: Path) -> None:
-    """Replace the writable layer by the one that was kept with a checkpoint."""
+def _old_upper(runtime: Runtime, record: ContainerRecord) -> Path:
+    return runtime.folders.upper(record.id).with_name("upper.old")
+
+
+def put_back_upper(runtime: Runtime, record: ContainerRecord, tar: Path, *, undo: ExitStack) -> None:
+    """Replace the writable layer by the one that was kept with a checkpoint; the one before waits for the outcome."""
     upper = runtime.folders.upper(record.id)
     fresh = upper.with_name("upper.new")
     remove_tree(fresh)
@@ -72,5 +77,13 @@ def put_back_upper(runtime: Runtime, record: ContainerRecord, tar: Path) -> None
             unpack_tree(source, descriptor, form=Form.UPPER)
     finally:
         os.close(descriptor)
-    remove_tree(upper)
+    old = _old_upper(runtime, record)
+    remove_tree(old)
+    upper.rename(old)
+    undo.callback(_take_back_upper, upper, old)
     fresh.rename(upper)
+
+
+def _take_back_upper(upper: Path, old: Path) -> None:
+    remove_tree(upper)
+    old.rename(upper)

@@ -55,10 +55,13 @@ def _send(runtime: Runtime, record: ContainerRecord, *, number: int) -> None:
 def kill(grant: Grant, runtime: Runtime, ref: str, *, signal: str) -> None:
     """Send a signal to the program.  Raises: WrongState if it does not run; InvalidSpec for an unknown signal."""
     number = signal_number(signal)
-    record = runtime.find_alive(grant, ref)
-    _send(runtime, record, number=number)
-    if number == 9 and record.status is Status.PAUSED:
-        runtime.group(record.id).thaw()
+    found = runtime.find_alive(grant, ref)
+    # Under the lock: a signal to a container on its way elsewhere waits until it is known where it runs.
+    with runtime.locked(found.id):
+        record = runtime.find_alive(grant, found.id)
+        _send(runtime, record, number=number)
+        if number == 9 and record.status is Status.PAUSED:
+            runtime.group(record.id).thaw()
 
 
 def restart(
