@@ -30,6 +30,12 @@ def begin(folder: Path) -> tuple[subprocess.Popen[bytes], bytes]:
         return process, ready.read()
 
 
+def take_down(folder: Path) -> None:
+    """End what a daemon leaves running on purpose: its spawner."""
+    words = ["--state", f"{folder}/state", "--run", f"{folder}/run", "--name", "alpha", "--teardown"]
+    subprocess.run([sys.executable, "-m", "insula.daemon.main", *words], check=True, timeout=DEADLINE_S)
+
+
 @pytest.fixture
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     path = tmp_path_factory.mktemp("daemon")
@@ -42,6 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     _, log = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 0, log
     assert list((path / "run").glob("api.sock")) == []
+    take_down(path)
 
 
 def ask(
@@ -102,3 +109,4 @@ def test_a_killed_daemon_leaves_nothing_that_stops_the_next(tmp_path: Path) -> N
         process.send_signal(number)
         process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 0
+    take_down(tmp_path)
