@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import NamedTuple, NoReturn
 
 from insula.boot.protocol import ProgramPlan
-from insula.kernel import caps, libc, seccomp
+from insula.kernel import caps, libc, paths, seccomp
 
 PR_SET_NO_NEW_PRIVS = 38
 CLOSE_RANGE_CLOEXEC = 4
@@ -138,11 +138,19 @@ def find_program(word: str, environment: Mapping[str, str]) -> str:
     raise StepFailed(f"cannot execute `{word}`: not found in the image", code="command_not_found")
 
 
-def refuse_ourselves(path: str) -> None:
-    """Refuse a path that leads to this interpreter, such as /proc/self/exe: nothing of the host's may run inside."""
-    ours, theirs = os.stat("/proc/self/exe"), os.stat(path)
-    if (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino):
-        raise StepFailed(f"cannot execute `{path}`: it leads out of the container", code="path_escapes")
+def refuse_magic_links(path: str) -> None:
+    """Refuse a path through /proc/self/exe and its like, which lead to what is ours: nothing of the host's runs inside."""
+    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.close(paths.open_in_root(root, os.path.join(os.getcwd(), path), flags=os.O_PATH))
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise StepFailed(
+            f"cannot execute `{path}`: it leads out of the container", code="path_escapes"
+        ) from None
+    finally:
+        os.close(root)
 
 
 def complete_environment(plan: ProgramPlan, identity: Identity) -> dict[str, str]:
@@ -201,7 +209,7 @@ def execute(plan: ProgramPlan, *, filter_program: bytes) -> NoReturn:
     set_limits(plan.rlimits)
     change_directory(plan.working_directory or "/", identity)
     path = find_program(plan.argv[0], environment)
-    refuse_ourselves(path)
+    refuse_magic_links(path)
     give_streams(identity)
     argv = list(plan.argv)
     if plan.init:
