@@ -36,6 +36,11 @@ def adopt_orphans() -> None:
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
+def let_orphans_go() -> None:
+    """Leave orphans to the machine's init again: who runs on after us must not collect them."""
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
 def wait_until(condition: Callable[[], bool], *, deadline_s: float = DEADLINE_S) -> bool:
     """Ask again and again until it holds or the deadline passes; returns whether it holds."""
     end = time.monotonic() + deadline_s

@@ -195,6 +195,7 @@ class World:
             os.close(self.outside)
             self.outside = -1
         cleanup.remove_folder(self.folder)
+        cleanup.let_orphans_go()
 
     def find_leftovers(self, before: cleanup.Machine) -> list[str]:
         """Return what is still there after `close`; what the kernel takes away late has some seconds to go."""

@@ -82,6 +82,12 @@ def _pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
+def _is_our_zombie(pid: int) -> bool:
+    # An orphan that was adopted by a test's reaper and has ended: it holds nothing, and nobody is due to wait for it.
+    fields = _read(f"/proc/{pid}/stat").rpartition(") ")[2].split()
+    return len(fields) > 1 and fields[0] == "Z" and int(fields[1]) == os.getpid()
+
+
 def _parent_and_start(pid: int) -> tuple[int, str]:
     # proc_pid_stat(5): the name in parentheses may hold anything; then state, ppid, …, the start time is field 22.
     fields = _read(f"/proc/{pid}/stat").rpartition(") ")[2].split()
@@ -95,7 +101,7 @@ def _processes() -> dict[str, str]:
     marker = f"{MARKER}={os.environ.get(MARKER, '')}"
     found = {}
     for pid, (_, start) in parents.items():
-        if pid == own or not start:
+        if pid == own or not start or _is_our_zombie(pid):
             continue
         if _is_below(pid, own, parents) or marker in _read(f"/proc/{pid}/environ"):
             command = (
