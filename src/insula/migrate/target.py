@@ -65,6 +65,7 @@ def receive(grant: Grant, runtime: Runtime, *, descriptor: int, peers: Peers) ->
         )
         with contextlib.suppress(InsulaError):
             wire.send(Refuse(code=error.code, message=error.message, hint=error.hint))
+            wire.drain()
     finally:
         wire.close()
 

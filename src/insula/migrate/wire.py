@@ -8,6 +8,7 @@ wait has a deadline.
 import io
 import socket
 import struct
+import time
 from collections.abc import Iterable, Iterator
 from typing import Protocol, TypeVar
 
@@ -21,6 +22,7 @@ HEADER = struct.Struct(">BI")
 _COUNT = struct.Struct(">I")
 MAX_PAYLOAD = 1 << 20
 PIECE_BYTES = 512 << 10
+DRAIN_SECONDS = 5.0
 PEER_SECONDS = 60.0
 """No answer or byte from the other side for that long: it is gone."""
 
@@ -141,6 +143,17 @@ class Wire:
             if kind != Kind.DATA:
                 raise ProtocolError("cannot read the peer's stream: a message in the middle of it")
             yield payload
+
+    def drain(self) -> None:
+        """Read what still comes, so that our last words are not lost in a reset (tcp(7)), until the peer hangs up."""
+        deadline = time.monotonic() + DRAIN_SECONDS
+        try:
+            while (left := deadline - time.monotonic()) > 0:
+                self._connection.settimeout(left)
+                if not self._connection.recv(PIECE_BYTES):
+                    return
+        except OSError:
+            return
 
     def close(self) -> None:
         self._connection.close()
