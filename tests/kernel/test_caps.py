@@ -11,7 +11,7 @@ DEFAULT = f"{caps.to_mask(caps.DEFAULT):016x}"
 
 
 def _status() -> str:
-    with open("/proc/self/status", encoding="ascii") as file:
+    with open("/proc/self/status", encoding="utf-8") as file:
         return " ".join(line.split()[1] for line in file if line.startswith("Cap"))  # Inh Prm Eff Bnd Amb
 
 
