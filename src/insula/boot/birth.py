@@ -10,7 +10,6 @@ A failure on either side undoes what was made and becomes a `BirthFailed` that n
 import contextlib
 import errno
 import functools
-import json
 import os
 import signal
 import socket
@@ -308,8 +307,3 @@ def reap(born: namespace.Child) -> None:
 def _delete_group(group: Group) -> None:
     with contextlib.suppress(OSError):
         group.delete(time.monotonic() + 2.0)
-
-
-def describe(failure: Failure) -> str:
-    """Return a failure as one line for the spawner's log."""
-    return json.dumps({"step": failure.step, "errno": failure.errno, "message": failure.message})

@@ -8,7 +8,6 @@ like a full pipe does, after BACKLOG_BYTES; a log is turned over at LOG_BYTES, s
 A log file is a sequence of records `>dBxxxI` (UTC seconds, stream, length) and their bytes.  Standard library only.
 """
 
-import fcntl
 import os
 import selectors
 import socket
@@ -355,10 +354,3 @@ def make_pipes(*, uid: int, with_stdin: bool) -> tuple[tuple[int, int, int], tup
         if descriptor >= 0:
             os.fchown(descriptor, uid, uid)
     return (in_read, out_write, err_write), (in_write, out_read, err_read)
-
-
-def pending_bytes(descriptor: int) -> int:
-    """Return how much a pipe holds (FIONREAD)."""
-    buffer = bytearray(4)
-    fcntl.ioctl(descriptor, termios.FIONREAD, buffer)
-    return int(struct.unpack("=i", buffer)[0])

@@ -44,8 +44,6 @@ class DumpState(Fact, kw_only=True, frozen=True):
     version: int = 1
     stdio: tuple[str, ...] = ()
     """What standard input, output and error of pid 1 were: `pipe:[4711]`, `/dev/pts/0`, `/dev/null`."""
-    user_namespaces: tuple[str, ...] = ()
-    """Names of the images whose id mapping must become the target's."""
 
 
 Stage = Callable[[], None]

@@ -296,14 +296,3 @@ def _exit_of(fields: Mapping[str, Any]) -> Exit:
         started_at=float(fields["started_at"]),
         ended_at=float(fields["ended_at"]),
     )
-
-
-def pid_is_alive(pid: int) -> bool:
-    """Tell whether a process exists; used only where the spawner that knew it is gone."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
