@@ -2,6 +2,7 @@
 """`scripts/setup` on machines that lack something: exactly what, what still works, exit code 3, no traceback."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -57,3 +58,21 @@ def test_help_is_shown() -> None:
     )
     assert done.returncode == 0
     assert "--only-venv" in done.stdout
+
+
+@pytest.mark.parametrize("code", [0, 1, 3])
+def test_make_ends_with_the_code_of_the_recipe(tmp_path: Path, code: int) -> None:
+    scripts = tmp_path / "scripts"
+    scripts.mkdir()
+    shutil.copy(SCRIPT.parents[1] / "Makefile", tmp_path)
+    shutil.copy(SCRIPT.parent / "make_exit.c", scripts)
+    (scripts / "setup").write_text(f"#!/bin/sh\nexit {code}\n")
+    (scripts / "setup").chmod(0o755)
+    for _run_again in range(2):
+        done = subprocess.run(
+            ("make", "-C", str(tmp_path), "setup"),
+            capture_output=True,
+            check=False,
+            env={"PATH": os.environ["PATH"]},
+        )
+        assert done.returncode == code, done.stderr

@@ -25,6 +25,9 @@ GO = b"go"
 NET = b"net"
 PR_SET_DUMPABLE = 4
 TIOCGPTPEER = 0x5441
+#: include/linux/signal_types.h: handler, flags, restorer, mask; all zero is SIG_DFL.
+_KERNEL_SIGACTION_BYTES = 32
+_SIGSET_BYTES = 8
 
 
 class Reporter:
@@ -153,10 +156,13 @@ def _continue_inside(connection: socket.socket) -> None:
 def reset_signals() -> None:
     """Undo what the spawner, the interpreter or whoever started insulad ignores or blocks: that stays across exec.
 
-    CRIU ends its helpers by SIGTERM and waits for ever if they ignore it.
+    CRIU ends its helpers by SIGTERM and waits for ever if they ignore it.  By the system call, because the C library keeps
+    signals 32 and 33 to itself, which a parent may have ignored like any other.
     """
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-        signal.signal(number, signal.SIG_DFL)
+    default = bytearray(_KERNEL_SIGACTION_BYTES)
+    for number in range(1, signal.NSIG):
+        if number not in (signal.SIGKILL, signal.SIGSTOP):
+            libc.rt_sigaction(number, libc.address_of(default), 0, _SIGSET_BYTES)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 

@@ -22,6 +22,7 @@ _syscall.restype = c_long
 #: System calls older than the unified table differ by architecture: name → number.
 _OLD_NUMBERS = {
     "x86_64": {
+        "rt_sigaction": 13,
         "pivot_root": 155,
         "seccomp": 317,
         "userfaultfd": 323,
@@ -30,6 +31,7 @@ _OLD_NUMBERS = {
         "bpf": 321,
     },
     "aarch64": {
+        "rt_sigaction": 134,
         "pivot_root": 41,
         "seccomp": 277,
         "userfaultfd": 282,
@@ -137,6 +139,7 @@ setfsuid = function("setfsuid", c_uint)
 setfsgid = function("setfsgid", c_uint)
 
 pivot_root = system_call("pivot_root", c_char_p, c_char_p)
+rt_sigaction = system_call("rt_sigaction", c_int, c_void_p, c_void_p, c_size_t)
 seccomp = system_call("seccomp", c_uint, c_uint, c_void_p)
 pidfd_getfd = system_call("pidfd_getfd", c_int, c_int, c_uint)
 open_tree = system_call("open_tree", c_int, c_char_p, c_uint)
