@@ -65,7 +65,8 @@ BROAD_EXCEPT_DOORS = {
     "daemon.main": "the daemon's loop: logged",
     "boot.child": "a child sends its error as data",
     "boot.engine": "a child sends its error as data",
-    "boot.spawner": "a child sends its error as data",
+    "boot.spawner": "a request: answered with the step that failed",
+    "boot.loop": "a callback: logged, the loop goes on",
     "kernel.criu": "raised again once CRIU has undone its work",
 }
 

@@ -4,7 +4,8 @@
     cgroups, mounts ─► clone3 into them ─► map ids ─► "go" ─► veth ─► "net" ─► end of file: the program runs
                         └── child.py ──────────────────┘─────────────────┘
 
-A failure on either side undoes what was made and becomes a `BirthFailed` that names the step.  Standard library only.
+A failure on either side undoes what was made and becomes a `BirthFailed` that names the step.  Every wait for a child
+is a task's (`loop.py`): a container that stalls holds up nobody but who asked for it.  Standard library only.
 """
 
 import contextlib
@@ -15,9 +16,12 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 from insula.boot import build, child, protocol
 from insula.boot.jobs import Container, Host, Job
+from insula.boot.loop import Task, Wait
 from insula.boot.protocol import Failure, LimitsPlan, Message, ProgramPlan, StartPlan
 from insula.boot.stdio import Log, Stdio, make_pipes
 from insula.kernel import idmap, namespace, netlink, seccomp
@@ -30,7 +34,7 @@ Answer = tuple[dict[str, object], list[int]]
 #: A child that neither runs its program nor reports within this time is killed.
 BIRTH_SECONDS = 30.0
 ENTER_SECONDS = 2.0
-"""The same for one that enters a container: whoever is root in there can stop it, and the spawner waits."""
+"""The same for one that enters a container: whoever is root in there can stop it, and somebody waits for the answer."""
 
 
 class BirthFailed(Exception):
@@ -77,77 +81,141 @@ def make_group(host: Host, plan: StartPlan) -> Group:
             group.set_limits(limits_of(plan.limits))
             group.deny_devices()
         except ValueError as error:
-            _delete_group(group)
+            _delete_empty(group)
             raise OSError(errno.EINVAL, str(error)) from None
         except OSError:
-            _delete_group(group)
+            _delete_empty(group)
             raise
     return group
 
 
-def start(host: Host, plan: StartPlan) -> Container:
+def _delete_empty(group: Group) -> None:
+    with contextlib.suppress(OSError):
+        group.delete(time.monotonic())
+
+
+@dataclass(slots=True)
+class _Made:
+    """What has been made on the way of a birth, to be taken back if it fails."""
+
+    group: Group | None = None
+    connection: socket.socket | None = None
+    theirs: socket.socket | None = None
+    inner: tuple[int, ...] = ()
+    outer: tuple[int, int, int] = (-1, -1, -1)
+    terminal: int = -1
+    stdio: Stdio | None = None
+    child: namespace.Child | None = None
+    entering: namespace.Child | None = None
+
+    def connect(self, plan: ProgramPlan, *, uid: int) -> tuple[socket.socket, tuple[int, int, int]]:
+        """Make the socket to the child and its streams.  Returns: the child's ends."""
+        self.connection, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        inner, self.outer = _make_stdio(plan, uid=uid)
+        self.inner = inner
+        return self.theirs, inner
+
+    def let_go_of_childs(self) -> None:
+        """Close the child's ends here."""
+        if self.theirs is not None:
+            self.theirs.close()
+        _close_all(self.inner)
+        self.inner = ()
+
+    def hang_up(self) -> None:
+        if self.connection is not None:
+            self.connection.close()
+
+    def undo(self, host: Host) -> Task[None]:
+        """End the child and close everything; the cgroups last."""
+        self.hang_up()
+        self.let_go_of_childs()
+        if self.stdio is not None:
+            self.stdio.finish(b"")
+        else:
+            _close_all((*self.outer, self.terminal))
+        for each in (self.entering, self.child):
+            if each is not None:
+                yield from host.end_child(each)
+        if self.group is not None:
+            yield from host.delete_group(self.group)
+
+
+def start(host: Host, plan: StartPlan) -> Task[Container]:
     """Start a container.
 
     Raises: BirthFailed; nothing of it is left then.
     """
     with _step("clone"):
         host.refuse_living(plan.key)
-    filter_program = filter_for(plan.program.capabilities)
-    with contextlib.ExitStack() as undo:
-        group = make_group(host, plan)
-        undo.callback(_delete_group, group)
-        with _step("rootfs"):
-            prepared = build.prepare(plan, host.maps)
-        with contextlib.closing(prepared):
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            undo.callback(ours.close)
-            inner, outer = _make_stdio(plan.program, uid=plan.uid_base)
-            undo.callback(_close_all, outer)
-            with _step("clone"), contextlib.closing(group.open_doors()) as doors:
-                born = namespace.spawn(namespace.CONTAINER, cgroup_fd=doors.v2)
-                if born.pid == 0:
-                    ours.close()
-                    child.start(
-                        plan,
-                        prepared,
-                        doors=doors,
-                        connection=theirs,
-                        stage=host.stage,
-                        stdio=inner,
-                        filter_program=filter_program,
-                    )
-        undo.callback(reap, born)
-        theirs.close()
-        _close_all(inner)
-        _raise_child(plan, born=born, connection=ours)
-        terminal = _wait_for_program(ours)
-        ours.close()
-        stdio = connect_stdio(
-            host, plan.program, outer=outer, terminal=terminal, log=plan.log, pidfd=born.pidfd
+    made = _Made()
+    container = None
+    try:
+        made.group = make_group(host, plan)
+        born = _clone(host, plan, made)
+        _raise_child(plan, born=born, made=made)
+        yield from _wait_for_program(made, seconds=BIRTH_SECONDS)
+        made.hang_up()
+        made.stdio = connect_stdio(
+            host, plan.program, outer=made.outer, terminal=made.terminal, log=plan.log, pidfd=born.pidfd
         )
-        undo.pop_all()
-    container = Container(
-        plan.key, pid=born.pid, pidfd=born.pidfd, stdio=stdio, group=group, uid_base=plan.uid_base
-    )
-    host.add(container)
+        born_here = Container(
+            plan.key,
+            pid=born.pid,
+            pidfd=born.pidfd,
+            stdio=made.stdio,
+            group=made.group,
+            uid_base=plan.uid_base,
+        )
+        with _step("clone"):
+            host.add(born_here)
+        container = born_here
+    finally:
+        if container is None:
+            yield from made.undo(host)
     return container
 
 
-def _raise_child(plan: StartPlan, *, born: namespace.Child, connection: socket.socket) -> None:
+def _clone(host: Host, plan: StartPlan, made: _Made) -> namespace.Child:
+    filter_program = filter_for(plan.program.capabilities)
+    if made.group is None:
+        raise BirthFailed(Failure(step="cgroup", errno=0, message="no cgroup was made"))
+    with _step("rootfs"):
+        prepared = build.prepare(plan, host.maps)
+    with contextlib.closing(prepared), _step("clone"), contextlib.closing(made.group.open_doors()) as doors:
+        theirs, inner = made.connect(plan.program, uid=plan.uid_base)
+        born = namespace.spawn(namespace.CONTAINER, cgroup_fd=doors.v2)
+        if born.pid == 0:
+            child.start(
+                plan,
+                prepared,
+                doors=doors,
+                connection=theirs,
+                stage=host.stage,
+                stdio=inner,
+                filter_program=filter_program,
+            )
+        made.child = born
+    made.let_go_of_childs()
+    return born
+
+
+def _raise_child(plan: StartPlan, *, born: namespace.Child, made: _Made) -> None:
     ranges = build.id_ranges(plan.uid_base)
     with _step("map ids"):
         idmap.write_maps(born.pid, uids=ranges, gids=ranges)
-    _tell(connection, child.GO)
+    _tell(made, child.GO)
     if plan.network is not None:
         with _step("network"):
             create_veth(plan, pid=born.pid)
-    _tell(connection, child.NET)
+    _tell(made, child.NET)
 
 
-def _tell(connection: socket.socket, word: bytes) -> None:
+def _tell(made: _Made, word: bytes) -> None:
     # A child that has failed is gone; what it said is read by `_wait_for_program`.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        connection.send(word)
+        if made.connection is not None:
+            made.connection.send(word)
 
 
 def create_veth(plan: StartPlan, *, pid: int | None = None, netns_fd: int | None = None) -> None:
@@ -198,37 +266,41 @@ def _signal_quietly(pidfd: int, number: int) -> None:
         signal.pidfd_send_signal(pidfd, number)
 
 
-def _wait_for_program(connection: socket.socket, *, seconds: float = BIRTH_SECONDS) -> int:
-    """Wait until the child has become its program.  Returns: the terminal's master, or -1."""
-    terminal = -1
-    connection.settimeout(seconds)
+def _wait_for_program(made: _Made, *, seconds: float) -> Task[None]:
+    """Wait until the child has become its program, whose terminal is kept."""
+    deadline = time.monotonic() + seconds
     while True:
-        fields, descriptors = receive(connection)
+        fields, descriptors = yield from _receive(made, deadline)
         if not fields:
-            return terminal
-        if fields.get("pty"):
-            terminal = descriptors[0]
+            return
+        if fields.get("pty") and len(descriptors) == 1 and made.terminal < 0:
+            made.terminal = descriptors[0]
             continue
-        if terminal >= 0:
-            os.close(terminal)
-        raise BirthFailed(
-            Failure(
-                step=fields["step"], errno=fields["errno"], message=fields["message"], code=fields["code"]
-            )
-        )
+        _close_all(tuple(descriptors))
+        raise BirthFailed(_failure_of(fields))
 
 
-def receive(connection: socket.socket) -> Message:
-    """Receive what a child says; an empty message is the end of its socket.  Raises: BirthFailed after BIRTH_SECONDS."""
-    try:
-        return protocol.receive(connection, size=65536)
-    except ConnectionResetError:
+def _failure_of(fields: dict[str, Any]) -> Failure:
+    if "step" not in fields:
+        return Failure(step="enter", errno=0, message="the entering process ended")
+    code = fields.get("code", "")
+    return Failure(step=fields["step"], errno=fields["errno"], message=fields["message"], code=code)
+
+
+def _receive(made: _Made, deadline: float) -> Task[Message]:
+    """Receive what a child says; an empty message is the end of its socket.  Raises: BirthFailed at the deadline."""
+    if made.connection is None:
         return Message({}, [])
-    except TimeoutError:
-        raise BirthFailed(Failure(step="wait", errno=110, message="the child did not answer")) from None
+    if not (yield Wait(made.connection.fileno(), deadline)):
+        raise BirthFailed(Failure(step="wait", errno=errno.ETIMEDOUT, message="the child did not answer"))
+    for _ in range(2):
+        # A child that ended without reading our last word leaves an error, which hides what it had said, once.
+        with contextlib.suppress(ConnectionResetError):
+            return protocol.receive(made.connection, size=65536)
+    return Message({}, [])
 
 
-def execute(host: Host, container: Container, plan: ProgramPlan, *, key: str) -> Job:
+def execute(host: Host, container: Container, plan: ProgramPlan, *, key: str) -> Task[Job]:
     """Run one more program in a container.
 
     Raises: BirthFailed.
@@ -237,50 +309,56 @@ def execute(host: Host, container: Container, plan: ProgramPlan, *, key: str) ->
         raise BirthFailed(
             Failure(step="enter", errno=3, message="the container has ended", code="wrong_state")
         )
-    filter_program = filter_for(plan.capabilities)
-    with contextlib.ExitStack() as undo:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        undo.callback(ours.close)
-        inner, outer = _make_stdio(plan, uid=container.uid_base)
-        undo.callback(_close_all, outer)
-        with _step("clone"), contextlib.closing(container.group.open_doors()) as doors:
-            entering = namespace.spawn(0, cgroup_fd=doors.v2)
-            if entering.pid == 0:
-                ours.close()
-                child.execute(
-                    plan,
-                    doors=doors,
-                    pidfd=container.pidfd,
-                    connection=theirs,
-                    stdio=inner,
-                    filter_program=filter_program,
-                )
-        theirs.close()
-        _close_all(inner)
-        _tell(ours, child.GO)
-        worker = _receive_worker(ours, entering)
-        undo.callback(reap, worker)
-        terminal = _wait_for_program(ours, seconds=ENTER_SECONDS)
-        ours.close()
-        stdio = connect_stdio(host, plan, outer=outer, terminal=terminal, log="", pidfd=worker.pidfd)
-        undo.pop_all()
-    job = Job(key, pid=worker.pid, pidfd=worker.pidfd, stdio=stdio)
-    host.add(job)
+    made = _Made()
+    job = None
+    try:
+        _clone_entering(container, plan, made)
+        _tell(made, child.GO)
+        worker = yield from _receive_worker(host, made)
+        _tell(made, child.KNOWN)
+        yield from _wait_for_program(made, seconds=ENTER_SECONDS)
+        made.hang_up()
+        made.stdio = connect_stdio(
+            host, plan, outer=made.outer, terminal=made.terminal, log="", pidfd=worker.pidfd
+        )
+        job = Job(key, pid=worker.pid, pidfd=worker.pidfd, stdio=made.stdio)
+        host.add(job)
+    finally:
+        if job is None:
+            yield from made.undo(host)
+            host.reap_strays_soon()
     return job
 
 
-def _receive_worker(connection: socket.socket, entering: namespace.Child) -> namespace.Child:
-    connection.settimeout(ENTER_SECONDS)
-    try:
-        fields, _ = receive(connection)
-    finally:
-        reap(entering)  # it has said what it had to say, or hangs
+def _clone_entering(container: Container, plan: ProgramPlan, made: _Made) -> None:
+    filter_program = filter_for(plan.capabilities)
+    with _step("clone"), contextlib.closing(container.group.open_doors()) as doors:
+        theirs, inner = made.connect(plan, uid=container.uid_base)
+        entering = namespace.spawn(0, cgroup_fd=doors.v2)
+        if entering.pid == 0:
+            child.execute(
+                plan,
+                doors=doors,
+                pidfd=container.pidfd,
+                connection=theirs,
+                stdio=inner,
+                filter_program=filter_program,
+            )
+        made.entering = entering
+    made.let_go_of_childs()
+
+
+def _receive_worker(host: Host, made: _Made) -> Task[namespace.Child]:
+    fields, descriptors = yield from _receive(made, time.monotonic() + ENTER_SECONDS)
+    _close_all(tuple(descriptors))
     if "worker" not in fields:
-        failure = Failure(step="enter", errno=0, message="the entering process ended")
-        if fields:
-            failure = Failure(step=fields["step"], errno=fields["errno"], message=fields["message"])
-        raise BirthFailed(failure)
-    return namespace.Child(fields["worker"], os.pidfd_open(fields["worker"]))
+        raise BirthFailed(_failure_of(fields))
+    with _step("enter"):
+        made.child = namespace.Child(fields["worker"], os.pidfd_open(fields["worker"]))
+    entering, made.entering = made.entering, None
+    if entering is not None:
+        yield from host.end_child(entering)  # it has said what it had to say
+    return made.child
 
 
 def view(host: Host, plan: StartPlan) -> int:
@@ -293,17 +371,3 @@ def _close_all(descriptors: tuple[int, ...]) -> None:
     for descriptor in descriptors:
         if descriptor >= 0:
             os.close(descriptor)
-
-
-def reap(born: namespace.Child) -> None:
-    """Kill a child of ours, wait for its end, close its pidfd."""
-    with contextlib.suppress(OSError):
-        signal.pidfd_send_signal(born.pidfd, signal.SIGKILL)
-    with contextlib.suppress(OSError):
-        os.waitid(os.P_PIDFD, born.pidfd, os.WEXITED)
-    os.close(born.pidfd)
-
-
-def _delete_group(group: Group) -> None:
-    with contextlib.suppress(OSError):
-        group.delete(time.monotonic() + 2.0)

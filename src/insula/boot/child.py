@@ -23,6 +23,7 @@ from insula.kernel.cgroup import Doors
 
 GO = b"go"
 NET = b"net"
+KNOWN = b"known"
 PR_SET_DUMPABLE = 4
 TIOCGPTPEER = 0x5441
 #: include/linux/signal_types.h: handler, flags, restorer, mask; all zero is SIG_DFL.
@@ -127,6 +128,7 @@ def execute(
             report.wait_for(GO)
             namespace.enter(pidfd, namespace.JOINED)
             _continue_inside(connection)
+            report.wait_for(KNOWN)  # who is not must not run: nobody could wait for its end
             # Only here: a terminal is for the leader, and CRIU dumps no process whose session lies outside.
             os.setsid()
             become_root()

@@ -18,11 +18,11 @@ import contextlib
 import dataclasses
 import fcntl
 import os
-import time
 from typing import Any, NoReturn
 
 from insula.boot import birth, build, child
 from insula.boot.jobs import Container, Host, child_pids
+from insula.boot.loop import Task
 from insula.boot.protocol import StartPlan, decode
 from insula.boot.stdio import make_pipes
 from insula.kernel import libc, mount, namespace, netlink
@@ -70,11 +70,10 @@ class Room:
 _rooms: dict[str, Room] = {}
 
 
-def prepare(host: Host, plan: StartPlan) -> dict[str, object]:
+def prepare(host: Host, plan: StartPlan) -> Task[None]:
     """Make the room for a restore.  Raises: BirthFailed."""
-    discard(host, plan.key)
+    yield from discard(host, plan.key)
     _rooms[plan.key] = Room(plan, group=birth.make_group(host, plan))
-    return {}
 
 
 def plug(host: Host, key: str, *, pid: int) -> None:
@@ -227,14 +226,13 @@ def _restored_in(room: Room) -> int:
     return found.pop()
 
 
-def discard(host: Host, key: str) -> None:
+def discard(host: Host, key: str) -> Task[None]:
     """Tear a room down.  Does nothing where there is none."""
     room = _rooms.pop(key, None)
     if room is None:
         return
     room.close()
-    room.group.kill()
     with contextlib.suppress(OSError):
-        room.group.wait_empty(time.monotonic() + 2.0)
-        room.group.delete(time.monotonic() + 2.0)
+        room.group.kill()
+    yield from host.delete_group(room.group)
     host.reap_strays()

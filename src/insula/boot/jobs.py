@@ -6,23 +6,32 @@ stays here after its end until insulad has written the end down (`forget`).  Sta
 """
 
 import contextlib
+import errno
 import json
 import os
 import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from insula.boot import build
+from insula.boot.loop import EventLoop, Task, Wait, pause
 from insula.boot.protocol import AttachPlan
-from insula.boot.stdio import Loop, Stdio
+from insula.boot.stdio import Stdio
 from insula.kernel import mount, namespace
 from insula.kernel.cgroup import Group, Hierarchies
 from insula.model import stream
 
 #: What has been written lately is shown to a connection that attaches after the program's end, too.
 _NO_SUCH_PROCESS = 3
+
+END_SECONDS = 2.0
+"""For the end of a killed child, and of a cgroup; what lasts longer hangs in the kernel, and nobody waits for it."""
+TURN_SECONDS = 10.0
+"""For another request about the same container."""
+_RETRY_SECONDS = 0.002
+_STRAY_SECONDS = (0.05, 0.5, 3.0)
 
 
 class Job:
@@ -89,7 +98,7 @@ class Container(Job):
 class Host:
     """All that the spawner knows."""
 
-    def __init__(self, loop: Loop, *, run_folder: str, on_exit: Callable[[Container], None]) -> None:
+    def __init__(self, loop: EventLoop, *, run_folder: str, on_exit: Callable[[Container], None]) -> None:
         self.loop = loop
         self.run_folder = run_folder
         self.started = time.time()
@@ -100,6 +109,8 @@ class Host:
         self.stage = f"{run_folder}/stage"
         os.makedirs(self.stage, mode=0o700, exist_ok=True)
         self._on_exit = on_exit
+        self._busy: set[str] = set()
+        self._births = 0
         self.engines: set[int] = set()
         self._engine_run = -1
 
@@ -150,8 +161,69 @@ class Host:
         self.engines.add(born.pid)
         self.loop.watch(born.pidfd, selectors.EVENT_READ, ended)
 
+    def take(self, key: str) -> Task[None]:
+        """Wait until no other request changes a container.  Undo: `release`.  Raises: OSError EBUSY."""
+        deadline = time.monotonic() + TURN_SECONDS
+        while key in self._busy:
+            if time.monotonic() > deadline:
+                raise OSError(errno.EBUSY, "it is being started or removed", key[:12])
+            yield pause(_RETRY_SECONDS)
+        self._busy.add(key)
+
+    def release(self, key: str) -> None:
+        self._busy.discard(key)
+
+    @contextlib.contextmanager
+    def birth(self) -> Iterator[None]:
+        """Leave our children alone meanwhile: one of them may be a birth's, and not be known yet."""
+        self._births += 1
+        try:
+            yield
+        finally:
+            self._births -= 1
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Tell whether nothing is being born or removed."""
+        return not self._births and not self._busy
+
+    def end_child(self, born: namespace.Child) -> Task[None]:
+        """Kill a child of ours and take its end; one that does not end is waited for by the loop."""
+        with contextlib.suppress(OSError):
+            signal.pidfd_send_signal(born.pidfd, signal.SIGKILL)
+        if not (yield Wait(born.pidfd, time.monotonic() + END_SECONDS)):
+            self.loop.watch(born.pidfd, selectors.EVENT_READ, lambda _events: self._take_end(born))
+            return
+        self._take_end(born)
+
+    def _take_end(self, born: namespace.Child) -> None:
+        self.loop.unwatch(born.pidfd)
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PIDFD, born.pidfd, os.WEXITED | os.WNOHANG)
+        os.close(born.pidfd)
+
+    def delete_group(self, group: Group) -> Task[None]:
+        """Remove a container's cgroups as soon as the kernel counts nobody in them."""
+        deadline = time.monotonic() + END_SECONDS
+        while time.monotonic() < deadline:
+            try:
+                group.delete(0.0)
+                return
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    return
+            yield pause(_RETRY_SECONDS)
+
+    def reap_strays_soon(self) -> None:
+        """Take the dead as below, in a while: a birth has failed, and what it had begun is ending."""
+        for seconds in _STRAY_SECONDS:
+            self.loop.call_at(time.monotonic() + seconds, self.reap_strays)
+
     def reap_strays(self) -> None:
         """Take the dead that nobody else waits for: what a restore that failed had made as our children."""
+        if self._births:
+            self.loop.call_at(time.monotonic() + _STRAY_SECONDS[-1], self.reap_strays)
+            return
         known = {each.pid for each in (*self.containers.values(), *self.jobs.values()) if each.alive}
         for pid in child_pids() - known - self.engines:
             with contextlib.suppress(ChildProcessError):
@@ -163,7 +235,7 @@ class Host:
             self._engine_run = mount.tmpfs(mode=0o755, source="criu", size_bytes=16 << 20)
         return self._engine_run
 
-    def forget(self, key: str) -> bool:
+    def forget(self, key: str) -> Task[bool]:
         """Let go of an ended container.  One that runs is kept.  Returns: whether there is none now."""
         container = self.containers.get(key)
         if container is None:
@@ -171,8 +243,7 @@ class Host:
         if container.alive:
             return False
         del self.containers[key]
-        with contextlib.suppress(OSError):
-            container.group.delete(time.monotonic() + 2.0)
+        yield from self.delete_group(container.group)
         return True
 
 

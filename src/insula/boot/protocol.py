@@ -11,6 +11,7 @@
     spawner                            child (in its namespaces), over a socketpair that exec closes
       │ "go" when ids are mapped and cgroups joined ──►│
       │ "net" when the veth pair is there ────────────►│
+      │◄── {"worker": pid}, then "known" ─────────────►│   of an exec: the process inside goes on once its pid is known
       │◄── {"pty": true} + the terminal's master       │   only with tty
       │◄── {"step", "errno", "message", "code"}        │   a failure; end of file without one: the program runs
 

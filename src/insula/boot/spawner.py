@@ -10,58 +10,25 @@ all of them vanish with it.  Standard library only.
 """
 
 import contextlib
-import json
 import os
 import selectors
 import signal
 import socket
 import sys
-import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from insula.boot import birth, engine, protocol
 from insula.boot.birth import Answer
-from insula.boot.jobs import Container, Host
+from insula.boot.jobs import Container, Host, Job
+from insula.boot.loop import EventLoop, Task, log
+from insula.boot.peer import Peer
 from insula.boot.protocol import AttachPlan, Failure, StartPlan, decode
 
+_T = TypeVar("_T")
 
-def log(message: str, **numbers: int) -> None:
-    """Write one line to the spawner's log."""
-    with contextlib.suppress(OSError):
-        print(json.dumps({"at": time.time(), "message": message, **numbers}), file=sys.stderr, flush=True)
-
-
-class EventLoop:
-    """Descriptors and who handles them: the `Loop` of `stdio.py`."""
-
-    def __init__(self) -> None:
-        self._selector = selectors.DefaultSelector()
-
-    def watch(self, descriptor: int, events: int, callback: Callable[[int], None]) -> None:
-        """Call back when a descriptor is ready; replaces what was watched before."""
-        try:
-            self._selector.modify(descriptor, events, callback)
-        except KeyError:
-            self._selector.register(descriptor, events, callback)
-
-    def unwatch(self, descriptor: int) -> None:
-        with contextlib.suppress(KeyError):
-            self._selector.unregister(descriptor)
-
-    def run_once(self) -> None:
-        for key, events in self._selector.select():
-            # An earlier callback of the same round may have closed this descriptor.
-            current = self._selector.get_map().get(key.fd)
-            if current is not None and current.data is key.data:
-                self._call(key.fd, key.data, events=events)
-
-    def _call(self, descriptor: int, callback: Callable[[int], None], *, events: int) -> None:
-        try:
-            callback(events)
-        except Exception as error:  # noqa: BLE001  one container's trouble must not end the parent of all
-            log(f"callback failed: {error!r}", descriptor=descriptor)
-            self.unwatch(descriptor)
+#: A verb answers at once, or as a task.
+Handler = Callable[[dict[str, Any], list[int]], Answer | Task[Answer]]
 
 
 class Spawner:
@@ -69,10 +36,10 @@ class Spawner:
 
     def __init__(self, run_folder: str) -> None:
         self._loop = EventLoop()
-        self._clients: list[socket.socket] = []
+        self._peers: list[Peer] = []
         self._stops = False
         self.host = Host(self._loop, run_folder=run_folder, on_exit=self._report_exit)
-        self._verbs: dict[str, Callable[[dict[str, Any], list[int]], Answer]] = {
+        self._verbs: dict[str, Handler] = {
             "hello": self._hello,
             "start": self._start,
             "execute": self._execute,
@@ -105,22 +72,22 @@ class Spawner:
             log(f"accept failed: {error}", descriptor=listener.fileno())
             return
         protocol.widen(connection)
-        self._clients.append(connection)
-        self._loop.watch(connection.fileno(), selectors.EVENT_READ, lambda _events: self._request(connection))
+        self._peers.append(
+            Peer(self._loop, connection, on_request=self._begin, on_end=lambda peer: self._peers.remove(peer))
+        )
 
-    def _request(self, connection: socket.socket) -> None:
-        try:
-            fields, descriptors = protocol.receive(connection)
-        except (OSError, ValueError):
-            fields, descriptors = {}, []
-        if not fields:
-            self._drop(connection)
-            return
+    def _begin(self, peer: Peer, message: protocol.Message) -> None:
+        self._loop.begin(self._serve(peer, message))
+
+    def _serve(self, peer: Peer, message: protocol.Message) -> Task[None]:
+        fields, descriptors = message
         answer: dict[str, object] = {"id": fields.get("id")}
         passed: list[int] = []
         try:
-            result, passed = self._verbs[fields["verb"]](fields.get("body", {}), descriptors)
-            answer["ok"] = result
+            result = self._verbs[fields["verb"]](fields.get("body", {}), descriptors)
+            if not isinstance(result, tuple):
+                result = yield from result
+            answer["ok"], passed = result
         except birth.BirthFailed as error:
             answer["error"] = protocol.encode(error.failure)
         except Exception as error:  # noqa: BLE001  whatever a request asks for, the containers' parent stays
@@ -130,25 +97,21 @@ class Spawner:
             for descriptor in descriptors:
                 with contextlib.suppress(OSError):
                     os.close(descriptor)
-        try:
-            protocol.send(connection, answer, descriptors=passed)
-        except OSError:
-            self._drop(connection)
-        for descriptor in passed:
-            os.close(descriptor)
+        if not peer.is_open and "ok" in answer:
+            self._end_unheard(fields)
+        peer.send(answer, descriptors=passed)
 
-    def _drop(self, connection: socket.socket) -> None:
-        if connection in self._clients:
-            self._clients.remove(connection)
-        self._loop.unwatch(connection.fileno())
-        connection.close()
+    def _end_unheard(self, fields: dict[str, Any]) -> None:
+        """End what was born for an insulad that has gone meanwhile: the next one may have asked who lives before."""
+        body = fields.get("body", {})
+        key = {"start": body.get("plan", {}).get("key"), "execute": body.get("exec_key")}.get(fields["verb"])
+        if key is not None:
+            with contextlib.suppress(KeyError, OSError):
+                self.host.get(key).signal(signal.SIGKILL)
 
     def _report_exit(self, container: Container) -> None:
-        for connection in list(self._clients):
-            try:
-                protocol.send(connection, {"event": "exited", **container.describe()})
-            except OSError:
-                self._drop(connection)
+        for peer in list(self._peers):
+            peer.send({"event": "exited", **container.describe()})
 
     def _hello(self, _body: dict[str, Any], _descriptors: list[int]) -> Answer:
         containers = [each.describe() for each in self.host.containers.values()]
@@ -159,22 +122,31 @@ class Spawner:
             "started": self.host.started,
         }, []
 
-    def _start(self, body: dict[str, Any], descriptors: list[int]) -> Answer:
+    def _alone(self, key: str, task: Task[_T]) -> Task[_T]:
+        """Run a task while no other changes the same container."""
+        yield from self.host.take(key)
+        try:
+            with self.host.birth():
+                return (yield from task)
+        finally:
+            self.host.release(key)
+
+    def _start(self, body: dict[str, Any], descriptors: list[int]) -> Task[Answer]:
         plan = decode(StartPlan, body["plan"])
-        container = birth.start(self.host, plan)
+        container = yield from self._alone(plan.key, birth.start(self.host, plan))
         self._attach_first(container, body, descriptors)
         return {"pid": container.pid}, []
 
-    def _attach_first(self, container: Container, body: dict[str, Any], descriptors: list[int]) -> None:
-        if descriptors:
-            container.attach(decode(AttachPlan, body["attach"]), os.dup(descriptors[0]))
-
-    def _execute(self, body: dict[str, Any], descriptors: list[int]) -> Answer:
-        container = self.host.get_container(body["key"])
-        program = decode(protocol.ProgramPlan, body["program"])
-        job = birth.execute(self.host, container, program, key=body["exec_key"])
+    def _attach_first(self, job: Job, body: dict[str, Any], descriptors: list[int]) -> None:
         if descriptors:
             job.attach(decode(AttachPlan, body["attach"]), os.dup(descriptors[0]))
+
+    def _execute(self, body: dict[str, Any], descriptors: list[int]) -> Task[Answer]:
+        container = self.host.get_container(body["key"])
+        program = decode(protocol.ProgramPlan, body["program"])
+        with self.host.birth():
+            job = yield from birth.execute(self.host, container, program, key=body["exec_key"])
+        self._attach_first(job, body, descriptors)
         return {"pid": job.pid}, []
 
     def _attach(self, body: dict[str, Any], descriptors: list[int]) -> Answer:
@@ -189,14 +161,17 @@ class Spawner:
         self.host.get(body["key"]).signal(body["signal"])
         return {}, []
 
-    def _forget(self, body: dict[str, Any], _descriptors: list[int]) -> Answer:
-        return {"forgotten": self.host.forget(body["key"])}, []
+    def _forget(self, body: dict[str, Any], _descriptors: list[int]) -> Task[Answer]:
+        forgotten = yield from self._alone(body["key"], self.host.forget(body["key"]))
+        return {"forgotten": forgotten}, []
 
     def _criu(self, body: dict[str, Any], descriptors: list[int]) -> Answer:
         return engine.launch(self.host, body, descriptors)
 
-    def _prepare(self, body: dict[str, Any], _descriptors: list[int]) -> Answer:
-        return engine.prepare(self.host, decode(StartPlan, body["plan"])), []
+    def _prepare(self, body: dict[str, Any], _descriptors: list[int]) -> Task[Answer]:
+        plan = decode(StartPlan, body["plan"])
+        yield from self._alone(plan.key, engine.prepare(self.host, plan))
+        return {}, []
 
     def _plug(self, body: dict[str, Any], _descriptors: list[int]) -> Answer:
         engine.plug(self.host, body["key"], pid=body["pid"])
@@ -207,8 +182,8 @@ class Spawner:
         container = engine.adopt(self.host, body["key"], pid=body["pid"], terminal=terminal)
         return {"pid": container.pid}, []
 
-    def _discard(self, body: dict[str, Any], _descriptors: list[int]) -> Answer:
-        engine.discard(self.host, body["key"])
+    def _discard(self, body: dict[str, Any], _descriptors: list[int]) -> Task[Answer]:
+        yield from self._alone(body["key"], engine.discard(self.host, body["key"]))
         return {}, []
 
     def _view(self, body: dict[str, Any], _descriptors: list[int]) -> Answer:
@@ -218,6 +193,8 @@ class Spawner:
         alive = [each.key for each in self.host.containers.values() if each.alive]
         if alive:
             raise OSError(16, f"{len(alive)} containers still run")
+        if not self.host.is_at_rest:
+            raise OSError(16, "a container is being started or removed")
         self._stops = True
         return {}, []
 
