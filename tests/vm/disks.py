@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The guests' disks: a Debian 12 with two kernels, built once and kept, and a small one with insula, made for each run.
+
+    system.ext4     root file system: Debian 12, kernels 6.1 and 6.12 (backports), Redis, PostgreSQL; each guest writes into
+                    a qcow2 file of its own over it
+    image.tar       the containers' image: the same without kernels; a guest reads it as a disk
+    tree/           the same as files, for the clients' pgbench
+    insula.ext4     this working tree, the locked packages, CRIU, and the guest's init and agent
+
+No mount is needed for any of it: `mke2fs -d` fills a file system while it makes it.  Source: mmdebstrap(1), mke2fs(8).
+"""
+
+import compileall
+import fcntl
+import hashlib
+import importlib.metadata
+import os
+import py_compile
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from insula.image.debian import machine_mirror
+from insula.kernel.criu_find import PREFIX
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+CACHE = Path(os.environ.get("INSULA_VM_CACHE", "/var/cache/insula-vm"))
+RECIPE = HERE / "recipe.sh"
+PACKAGES = (
+    "busybox-static", "ca-certificates", "initramfs-tools", "iproute2", "kmod", "linux-image-cloud-amd64",
+    "netbase", "nftables", "postgresql-15", "procps", "python3", "redis-server", "tini", "util-linux",
+)  # fmt: skip
+SYSTEM_SIZE = "4G"
+#: What the containers' image leaves out, so that the move of its layer does not take longer than all the rest.
+NOT_IN_IMAGE = (
+    "boot", "dev", "opt", "run", "usr/lib/modules", "usr/lib/initramfs-tools", "usr/lib/systemd", "usr/lib/udev",
+    "usr/lib/postgresql/15/lib/bitcode", "usr/lib/postgresql/15/lib/llvmjit.so", "usr/share/perl", "usr/share/perl5",
+    "usr/share/i18n", "usr/share/doc", "usr/lib/x86_64-linux-gnu/perl", "usr/lib/x86_64-linux-gnu/perl-base",
+    "usr/lib/x86_64-linux-gnu/libLLVM-14.so.1", "usr/lib/x86_64-linux-gnu/libz3.so.4", "var/cache", "var/lib/apt",
+    "var/lib/dpkg", "var/log",
+)  # fmt: skip
+_FORMAT = 1
+_BUILD_SECONDS = 900.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """A kernel that guests can boot."""
+
+    version: str
+    """As `6.1`."""
+    image: Path
+    initrd: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """What was built once."""
+
+    folder: Path
+    kernels: dict[str, Kernel]
+
+    @property
+    def disk(self) -> Path:
+        return self.folder / "system.ext4"
+
+    @property
+    def image(self) -> Path:
+        return self.folder / "image.tar"
+
+    @property
+    def tree(self) -> Path:
+        return self.folder / "tree"
+
+
+def find_system() -> System:
+    """Return the guests' system; build it if it is not there in the form that this file describes."""
+    words = repr((_FORMAT, PACKAGES, SYSTEM_SIZE, NOT_IN_IMAGE)).encode() + RECIPE.read_bytes()
+    folder = CACHE / hashlib.sha256(words).hexdigest()[:16]
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            _build(folder)
+    return System(folder=folder, kernels=_kernels(folder / "boot"))
+
+
+def _kernels(boot: Path) -> dict[str, Kernel]:
+    found = {}
+    for image in sorted(boot.glob("vmlinuz-*")):
+        release = image.name.removeprefix("vmlinuz-")
+        version = ".".join(release.split(".")[:2])
+        found[version] = Kernel(version=version, image=image, initrd=boot / f"initrd.img-{release}")
+    return found
+
+
+def _build(folder: Path) -> None:
+    part = folder.with_suffix(".part")
+    for old in CACHE.glob("*.part"):
+        shutil.rmtree(old)
+    part.mkdir(mode=0o700)
+    tree = part / "tree"
+    _debootstrap(tree)
+    (tree / "boot").rename(part / "boot")
+    (tree / "boot").mkdir()
+    excluded = [f"--exclude=./{name}" for name in NOT_IN_IMAGE]
+    _run("tar", "-C", str(tree), "--numeric-owner", *excluded, "-cf", str(part / "image.tar"), ".")
+    make_disk(part / "system.ext4", tree, size=SYSTEM_SIZE)
+    part.rename(folder)
+
+
+def _debootstrap(tree: Path) -> None:
+    mirror = machine_mirror()
+    unneeded = ("doc", "man", "locale", "info")
+    _run(
+        "mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory",
+        '--aptopt=Acquire::Languages "none"', '--aptopt=APT::Install-Recommends "false"',
+        *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in unneeded),
+        "--include=" + ",".join(PACKAGES),
+        f"--customize-hook=copy-in {RECIPE} /",
+        f'--customize-hook=chroot "$1" sh /{RECIPE.name} {mirror}',
+        f'--customize-hook=rm "$1"/{RECIPE.name}',
+        "bookworm", str(tree), mirror,
+    )  # fmt: skip
+
+
+def make_disk(path: Path, tree: Path, *, size: str) -> None:
+    """Make an ext4 file system in a file and fill it from a folder."""
+    path.unlink(missing_ok=True)
+    _run("mke2fs", "-q", "-F", "-t", "ext4", "-m", "0", "-d", str(tree), str(path), size)
+
+
+def make_insula_disk(path: Path, *, work: Path) -> None:
+    """Put this working tree, what it needs of PyPI and CRIU onto a disk, compiled, since guests compute slowly."""
+    tree = work / "insula"
+    tree.mkdir()
+    shutil.copytree(ROOT / "src/insula", tree / "source/insula", ignore=shutil.ignore_patterns("__pycache__"))
+    _copy_packages(tree / "packages")
+    shutil.copytree(PREFIX, tree / "criu", symlinks=True)
+    for name in ("init.sh", "agent.py"):
+        shutil.copy(HERE / name, tree / name)
+    mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+    for name in ("source", "packages"):
+        compileall.compile_dir(
+            tree / name, quiet=2, stripdir=str(tree), prependdir="/opt/insula", invalidation_mode=mode
+        )
+    make_disk(path, tree, size="256M")
+    shutil.rmtree(tree)
+
+
+def _copy_packages(target: Path) -> None:
+    # The very files that pip has installed from the hashed lock on this machine; Debian 12 has the same Python.
+    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    for name in re.findall(r"^([A-Za-z0-9._-]+)==", lock, re.MULTILINE):
+        for file in importlib.metadata.distribution(name).files or ():
+            if ".." in file.parts or file.suffix == ".pyc":
+                continue
+            place = target / file
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file.locate(), place)
+
+
+def make_overlay(path: Path, system: Path) -> None:
+    """Make a guest's own disk over the one that all share."""
+    _run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(system), str(path))
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(
+        ("nice", *command),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=_BUILD_SECONDS,
+        check=False,
+    )
+    if done.returncode != 0:
+        tail = done.stdout.decode(errors="replace")[-3000:]
+        raise RuntimeError(f"`{command[0]}` ended with {done.returncode}:\n{tail}")
