@@ -127,15 +127,31 @@ class Person:
         return seen[0]
 
     def ask(self, method: str, target: str, *, body: bytes = b"") -> tuple[int, Any]:
-        """Send a request with the bytes given, for what the CLI would never send.  As root."""
+        """Send a request with the bytes given, for what the CLI would never send."""
+        with self.asking(method, target, body=body) as connection:
+            return answered(connection)
+
+    def asking(self, method: str, target: str, *, body: bytes = b"") -> socket.socket:
+        """Send a request and leave it open; `answered` reads what comes.  The kernel is asked who connects."""
         head = f"{method} {target} HTTP/1.1\r\nHost: insula\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(DEADLINE_S)
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(DEADLINE_S)
+        os.setegid(GROUP_ID)
+        os.seteuid(self.uid)
+        try:
             connection.connect(str(self.host.socket_path))
-            connection.sendall(head.encode() + body)
-            answer = b"".join(iter(lambda: connection.recv(65536), b""))
-        first, _, rest = answer.partition(b"\r\n\r\n")
-        return int(first.split()[1]), json.loads(rest) if rest else None
+        finally:
+            os.seteuid(0)
+            os.setegid(0)
+        connection.sendall(head.encode() + body)
+        return connection
+
+
+def answered(connection: socket.socket) -> tuple[int, Any]:
+    """Wait for the answer to a request."""
+    answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    first, _, rest = answer.partition(b"\r\n\r\n")
+    return int(first.split()[1]), json.loads(rest) if rest else None
 
 
 def wait_until(

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two ordinary users of one host: neither sees, touches or uses what is the other's."""
 
+import contextlib
 import os
+import select
 import signal
 from pathlib import Path
 
-from hosted import Person
+from hosted import Person, answered, wait_until
 
 ON_SECRET = (
     "inspect secret", "logs secret", "exec secret true", "attach secret", "stop secret", "kill secret", "pause secret",
@@ -100,4 +102,59 @@ def test_a_signal_from_another_user_on_the_host_does_nothing(alice: Person) -> N
             os._exit(0)
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert alice.look("c")["status"] == "running"
+
+
+def test_a_user_who_waits_for_much_lets_others_work(alice: Person, bob: Person) -> None:
+    """100 stops that take a minute, and 100 waits: another's commands are answered while all of them are open."""
+    alice(
+        "run",
+        "-d",
+        "--name",
+        "deaf",
+        "box",
+        "sh",
+        "-c",
+        "trap '' TERM; echo ready; while :; do sleep 1; done",
+    )
+    wait_until(lambda: "ready" in alice("logs", "deaf"), what="the trap")
+    with contextlib.ExitStack() as held:
+        waits = [held.enter_context(alice.asking("GET", "/v1/containers/deaf/wait")) for _ in range(100)]
+        body = b'{"timeout_s": 60}'
+        stops = [
+            held.enter_context(alice.asking("POST", "/v1/containers/deaf/stop", body=body))
+            for _ in range(100)
+        ]
+        assert bob("run", "--rm", "box", "echo", "served") == "served"
+        assert bob("ps", "-q") == ""
+        assert alice("ps", "-q") != ""
+        assert select.select([*waits, *stops], [], [], 0)[0] == []
+        alice("kill", "deaf")
+        assert {answered(each)[0] for each in stops} <= {204, 304}
+        assert [answered(each) for each in waits] == [(200, {"exit_code": 137, "error": ""})] * 100
+
+
+def test_a_stop_goes_on_when_its_client_has_gone(alice: Person) -> None:
+    alice(
+        "run",
+        "-d",
+        "--name",
+        "deaf",
+        "box",
+        "sh",
+        "-c",
+        "trap 'echo asked' TERM; echo ready; while :; do sleep 0.1; done",
+    )
+    wait_until(lambda: "ready" in alice("logs", "deaf"), what="the trap")
+    with alice.asking("POST", "/v1/containers/deaf/stop", body=b'{"timeout_s": 2}'):
+        wait_until(lambda: "asked" in alice("logs", "deaf"), what="the signal")
+    alice.wait_for("deaf", status="exited", exit_code=137)
+
+
+def test_how_long_a_stop_may_take_has_limits(alice: Person) -> None:
+    alice("run", "-d", "--name", "c", "box", "sleep", "1000")
+    for wrong in ("-1", "100000000"):
+        body = f'{{"timeout_s": {wrong}}}'.encode()
+        status, answer = alice.ask("POST", "/v1/containers/c/stop", body=body)
+        assert (status, answer["error"]["code"]) == (400, "invalid_spec"), answer
     assert alice.look("c")["status"] == "running"

@@ -5,7 +5,7 @@ import asyncio
 import functools
 import typing
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
@@ -14,6 +14,7 @@ from aiohttp import web
 
 from insula.api.bodies import Query
 from insula.api.changes import Changes
+from insula.api.lanes import Lanes
 from insula.api.verbs import Operations, Pairing, Verbs
 from insula.model.errors import BadRequest, InvalidSpec
 from insula.model.grant import Grant
@@ -24,19 +25,15 @@ from insula.tenant.check import scope
 
 MAX_BODY_BYTES = 1 << 20
 """Of JSON bodies; uploads are streams and have no limit here."""
-MAX_THREADS = 64
-"""Verbs at once; each may wait for a container's lock or a stopping program, so many more than CPUs."""
-MAX_TRANSFERS = 16
-"""Uploads and downloads at once: a slow client holds its thread."""
+MAX_THREADS = 16
+"""Verbs of one caller at once; each may wait for a container's lock, so many more than CPUs."""
+MAX_TRANSFERS = 8
+"""Uploads and downloads of one caller at once: a slow client holds its thread."""
 
 Parameters = ParamSpec("Parameters")
 Answer = TypeVar("Answer")
 Body = TypeVar("Body", bound=msgspec.Struct)
 QueryType = TypeVar("QueryType", bound=Query)
-
-
-def _threads(name: str, *, count: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max_workers=count, thread_name_prefix=name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,13 +59,15 @@ class Api:
     pairing: Pairing
     changes: Changes
     audit: Audit
-    threads: ThreadPoolExecutor = field(default_factory=lambda: _threads("verb", count=MAX_THREADS))
-    transfers: ThreadPoolExecutor = field(default_factory=lambda: _threads("transfer", count=MAX_TRANSFERS))
+    threads: Lanes = field(default_factory=lambda: Lanes("verb", width=MAX_THREADS))
+    transfers: Lanes = field(default_factory=lambda: Lanes("transfer", width=MAX_TRANSFERS))
+    stopping: set[asyncio.Task[bool]] = field(default_factory=set)
+    """Stops under way: they outlive the request that began them."""
 
     def close(self) -> None:
         """Take no more work.  What runs is finished by its threads."""
-        self.threads.shutdown(wait=False, cancel_futures=True)
-        self.transfers.shutdown(wait=False, cancel_futures=True)
+        self.threads.close()
+        self.transfers.close()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,12 +83,22 @@ class Call:
         """The word in the path that names the thing."""
         return self.request.match_info["ref"]
 
+    @property
+    def threads(self) -> Executor:
+        """Where the caller's blocking work is done."""
+        return self.api.threads.of(self.grant.principal)
+
+    @property
+    def transfers(self) -> Executor:
+        """Where the caller's uploads and downloads are read and written."""
+        return self.api.transfers.of(self.grant.principal)
+
     async def run(
         self, verb: Callable[Parameters, Answer], *args: Parameters.args, **kwargs: Parameters.kwargs
     ) -> Answer:
-        """Call blocking code in a thread."""
+        """Call blocking code in a thread of the caller's."""
         work = functools.partial(verb, *args, **kwargs)
-        return await asyncio.get_running_loop().run_in_executor(self.api.threads, work)
+        return await asyncio.get_running_loop().run_in_executor(self.threads, work)
 
     async def find(self) -> ContainerRecord:
         """Return the container that the path names."""

@@ -5,6 +5,7 @@ import asyncio
 
 from aiohttp import web
 
+from insula.api import stopping
 from insula.api.bodies import Created, DeleteQuery, Ended, ListQuery, NoQuery, StreamQuery, WaitQuery
 from insula.api.call import Call, answer, empty, line, lines
 from insula.api.changes import Seen
@@ -52,13 +53,12 @@ async def start(call: Call) -> web.StreamResponse:
 async def stop(call: Call) -> web.StreamResponse:
     wish = await call.body(StopWish, may_be_empty=True)
     # Also of one that does not run: it may be about to be restarted.
-    did_run = await call.run(call.api.verbs.stop, call.grant, call.ref, wish=wish)
-    return empty() if did_run else empty(NOT_MODIFIED)
+    return empty() if await stopping.stop(call, wish) else empty(NOT_MODIFIED)
 
 
 async def restart(call: Call) -> web.StreamResponse:
     wish = await call.body(StopWish, may_be_empty=True)
-    await call.run(call.api.verbs.restart, call.grant, call.ref, wish=wish)
+    await stopping.restart(call, wish)
     return empty()
 
 

@@ -47,7 +47,7 @@ async def upload(call: Call, use: Callable[[BinaryIO], Answer]) -> Answer:
             return use(cast(BinaryIO, file))
 
     with near:
-        working = loop.run_in_executor(call.api.transfers, work)
+        working = loop.run_in_executor(call.transfers, work)
         try:
             async for chunk in call.request.content.iter_chunked(CHUNK_BYTES):
                 if not working.done():
@@ -75,7 +75,7 @@ async def download(
     response = web.StreamResponse(headers=headers)
     with near:
         await response.prepare(call.request)
-        working = loop.run_in_executor(call.api.transfers, work)
+        working = loop.run_in_executor(call.transfers, work)
         while chunk := await loop.sock_recv(near, CHUNK_BYTES):
             await response.write(chunk)
         await working

@@ -9,7 +9,7 @@ from insula.api.verbs import AttachRequest, LogCursor, LogWish, Reporter, Result
 from insula.boot.protocol import AttachPlan
 from insula.migrate.source import migrate
 from insula.migrate.target import receive
-from insula.migrate.wire import Peers
+from insula.migrate.wire import Peers, Socket
 from insula.model.grant import Grant
 from insula.model.record import ChangedPath, CheckpointRecord, ContainerRecord, ContainerStats, ProcessRecord
 from insula.model.spec import (
@@ -33,7 +33,7 @@ from insula.runtime.pause import pause, unpause
 from insula.runtime.restore import restore
 from insula.runtime.start import start
 from insula.runtime.stats import all_stats, stats
-from insula.runtime.stop import kill, restart, stop
+from insula.runtime.stop import Stopping, begin_stop, force_stop, kill
 from insula.runtime.top import top
 
 
@@ -66,14 +66,14 @@ class Containers:
         preamble = attach.preamble.decode("latin-1")
         return execute(grant, self.runtime, ref, spec=spec, preamble=preamble, connection=attach.fd)
 
-    def stop(self, grant: Grant, ref: str, *, wish: StopWish) -> bool:
-        return stop(grant, self.runtime, ref, signal=wish.signal, timeout_s=wish.timeout_s)
+    def begin_stop(self, grant: Grant, ref: str, *, wish: StopWish) -> Stopping | None:
+        return begin_stop(grant, self.runtime, ref, signal=wish.signal, timeout_s=wish.timeout_s)
+
+    def force_stop(self, grant: Grant, stopping: Stopping) -> None:
+        force_stop(grant, self.runtime, stopping)
 
     def kill(self, grant: Grant, ref: str, *, signal: str) -> None:
         kill(grant, self.runtime, ref, signal=signal)
-
-    def restart(self, grant: Grant, ref: str, *, wish: StopWish) -> None:
-        restart(grant, self.runtime, ref, signal=wish.signal, timeout_s=wish.timeout_s)
 
     def pause(self, grant: Grant, ref: str) -> None:
         pause(grant, self.runtime, ref)
@@ -140,8 +140,8 @@ class Containers:
     def migrate(self, grant: Grant, ref: str, *, wish: MigrateWish, reporter: Reporter) -> Result:
         return migrate(grant, self.runtime, ref, target=wish.target, peers=self.peers, reporter=reporter)
 
-    def receive_migration(self, grant: Grant, *, descriptor: int) -> None:
-        receive(grant, self.runtime, descriptor=descriptor, peers=self.peers)
+    def receive_migration(self, grant: Grant, connection: Socket) -> None:
+        receive(grant, self.runtime, connection=connection, peers=self.peers)
 
 
 def _attach(grant: Grant, runtime: Runtime, ref: str, *, request: AttachRequest) -> None:

@@ -6,6 +6,7 @@ never changed afterwards.  What is true of a container stands in `record.py`.  P
 """
 
 from enum import StrEnum
+from typing import Annotated
 
 import msgspec
 
@@ -21,6 +22,13 @@ class MountKind(StrEnum):
     BIND = "bind"
     VOLUME = "volume"
     TMPFS = "tmpfs"
+
+
+MAX_STOP_S = 86_400
+"""A day: who wishes for more has mistaken the unit."""
+Seconds = Annotated[int, msgspec.Meta(ge=0, le=MAX_STOP_S)]
+MaxPause = Annotated[int, msgspec.Meta(ge=1, le=3_600_000)]
+DEFAULT_MAX_PAUSE_MS = 300
 
 
 class Wish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -90,11 +98,13 @@ class Spec(Wish, kw_only=True, frozen=True):
     auto_remove: bool = False
     labels: dict[str, str] = {}
     stop_signal: str = ""
-    stop_timeout_s: int = 10
+    stop_timeout_s: Seconds = 10
     capabilities_add: tuple[str, ...] = ()
     capabilities_drop: tuple[str, ...] = ()
     rlimits: dict[str, int] = {}
     """Name without RLIMIT_, lower case → soft and hard limit."""
+    max_pause_ms: MaxPause | None = None
+    """For how long it may stand still when it is migrated; None: DEFAULT_MAX_PAUSE_MS."""
 
 
 class ExecSpec(Wish, kw_only=True, frozen=True):
@@ -136,7 +146,7 @@ class ImageBuildWish(Wish, kw_only=True, frozen=True):
 
 class StopWish(Wish, kw_only=True, frozen=True):
     signal: str = ""
-    timeout_s: int | None = None
+    timeout_s: Seconds | None = None
 
 
 class KillWish(Wish, kw_only=True, frozen=True):
@@ -162,9 +172,27 @@ class RestoreWish(Wish, kw_only=True, frozen=True):
     """Empty: the newest one."""
 
 
+class Mode(StrEnum):
+    """What of a container's memory travels before it stops."""
+
+    AUTO = "auto"
+    """As `pre-copy` where this kernel can tell what was written, else as `stop-copy`."""
+    STOP_COPY = "stop-copy"
+    """Nothing: all of it while the container stands."""
+    PRE_COPY = "pre-copy"
+    """All of it, then what was written meanwhile, until what is left fits into the pause."""
+    POST_COPY = "post-copy"
+    """Nothing; it runs on the target before its memory is there.  No kernel and CRIU that insula knows can do it safely."""
+
+
 class MigrateWish(Wish, kw_only=True, frozen=True):
     target: str
     """A paired host's name."""
+    mode: Mode = Mode.AUTO
+    max_pause_ms: MaxPause | None = None
+    """The move is refused before anything stops if it would stop for longer.  None: the container's own."""
+    plan: bool = False
+    """Say what it would be like, and move nothing."""
 
 
 class HostWish(Wish, kw_only=True, frozen=True):

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stop, kill, restart: end a container's first process, and wait until its end is written down."""
+"""Stop and kill: end a container's first process, and wait until its end is written down."""
 
 import time
+from dataclasses import dataclass
 
 from msgspec.structs import replace
 
@@ -11,10 +12,18 @@ from insula.model.lifecycle import ALIVE, Status
 from insula.model.record import ContainerRecord
 from insula.runtime.context import Runtime
 from insula.runtime.signals import signal_number
-from insula.runtime.start import start
 
 KILL_SECONDS = 15.0
 """After SIGKILL; what then still lives hangs in the kernel."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stopping:
+    """A container that was asked to end."""
+
+    record: ContainerRecord
+    seconds: int
+    """How long it may take before it is killed."""
 
 
 def stop(grant: Grant, runtime: Runtime, ref: str, *, signal: str = "", timeout_s: int | None = None) -> bool:
@@ -22,19 +31,38 @@ def stop(grant: Grant, runtime: Runtime, ref: str, *, signal: str = "", timeout_
 
     Returns: False if it did not run.  Raises: WrongState if it hangs in the kernel.
     """
+    begun = begin_stop(grant, runtime, ref, signal=signal, timeout_s=timeout_s)
+    if begun is None:
+        return False
+    if not wait_for_end(runtime, begun.record, seconds=begun.seconds):
+        force_stop(grant, runtime, begun)
+        if not wait_for_end(runtime, begun.record, seconds=KILL_SECONDS):
+            raise WrongState(f"cannot stop `{begun.record.name}`: it does not end, even killed")
+    return True
+
+
+def begin_stop(
+    grant: Grant, runtime: Runtime, ref: str, *, signal: str = "", timeout_s: int | None = None
+) -> Stopping | None:
+    """Ask the program to end, and do not wait.  Returns: None if it does not run."""
     record = runtime.find(grant, ref)
+    number = signal_number(signal or record.spec.stop_signal or record.config.stop_signal or "TERM")
     with runtime.locked(record.id):  # a restart that is under way counts as running
         record = runtime.store.change_container(record.id, lambda now: replace(now, stopped_by_user=True))
     if record.status not in ALIVE:
-        return False
-    number = signal_number(signal or record.spec.stop_signal or record.config.stop_signal or "TERM")
-    limit = record.spec.stop_timeout_s if timeout_s is None else timeout_s
+        return None
     _mark_and_send(runtime, record, number=number)
-    if not wait_for_end(runtime, record, seconds=limit):
-        _mark_and_send(runtime, record, number=9)
-        if not wait_for_end(runtime, record, seconds=KILL_SECONDS):
-            raise WrongState(f"cannot stop `{record.name}`: it does not end, even killed")
-    return True
+    return Stopping(record=record, seconds=record.spec.stop_timeout_s if timeout_s is None else timeout_s)
+
+
+def force_stop(_grant: Grant, runtime: Runtime, stopping: Stopping) -> None:
+    """Kill what did not end in its time; another run of the container, begun meanwhile, is left alone."""
+    try:
+        now = runtime.store.get_container(stopping.record.id)
+    except ContainerNotFound:
+        return
+    if now.pid == stopping.record.pid:
+        _mark_and_send(runtime, now, number=9)
 
 
 def _mark_and_send(runtime: Runtime, record: ContainerRecord, *, number: int) -> None:
@@ -62,14 +90,6 @@ def kill(grant: Grant, runtime: Runtime, ref: str, *, signal: str) -> None:
         _send(runtime, record, number=number)
         if number == 9 and record.status is Status.PAUSED:
             runtime.group(record.id).thaw()
-
-
-def restart(
-    grant: Grant, runtime: Runtime, ref: str, *, signal: str = "", timeout_s: int | None = None
-) -> None:
-    """Stop, if it runs, and start."""
-    stop(grant, runtime, ref, signal=signal, timeout_s=timeout_s)
-    start(grant, runtime, ref)
 
 
 def wait_for_end(runtime: Runtime, record: ContainerRecord, *, seconds: float) -> bool:
