@@ -128,6 +128,8 @@ class ContainerRecord(Fact, kw_only=True, frozen=True):
     """Grows with each change of owner; fences an old owner."""
     owner: str = ""
     """Name of the host that owns the container."""
+    came_from: str = ""
+    """Name of the host that carried it here last; it may call it back."""
 
 
 class CheckpointRecord(Fact, kw_only=True, frozen=True):
@@ -148,6 +150,15 @@ class HostRecord(Fact, kw_only=True, frozen=True):
     fingerprint: str
     """sha256 of its certificate (DER), hexadecimal: the pin."""
     added_at: float = 0.0
+
+
+class PlannedMove(Fact, kw_only=True, frozen=True):
+    """Where a container would go when its host is drained."""
+
+    container: str
+    name: str
+    tenant: str
+    target: str
 
 
 class OperationStatus(StrEnum):
