@@ -1,20 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoint, restore, migrate: long actions on one container, each an operation."""
 
-import os
-import socket
-import threading
-
 from aiohttp import web
 
 from insula.api.call import Call, answer, empty
-from insula.api.handover import hand_over, preamble
 from insula.api.verbs import Reporter, Result
-from insula.migrate.wire import end_when_silent
 from insula.model.spec import CheckpointWish, MigrateWish, RestoreWish
 
 ACCEPTED = 202
-MIGRATION_UPGRADE = "insula-migration"
 
 
 async def list_all(call: Call) -> web.StreamResponse:
@@ -65,22 +58,3 @@ async def migrate(call: Call) -> web.StreamResponse:
         work, kind="migrate", tenant=record.tenant, subject=record.name, may_cancel=True
     )
     return answer(operation, status=ACCEPTED)
-
-
-async def receive(call: Call) -> web.StreamResponse:
-    def serve(descriptor: int) -> None:
-        try:
-            call.api.verbs.receive_migration(call.grant, descriptor=descriptor)
-        finally:
-            os.close(descriptor)
-
-    def give(descriptor: int) -> None:
-        with socket.socket(fileno=os.dup(descriptor)) as connection:
-            connection.setblocking(True)
-            connection.sendall(preamble(MIGRATION_UPGRADE))
-        copy = os.dup(descriptor)
-        threading.Thread(target=serve, args=(copy,), name="migration in", daemon=True).start()
-
-    if call.request.transport is not None:
-        end_when_silent(call.request.transport.get_extra_info("socket"))
-    return await hand_over(call, give, upgrade=MIGRATION_UPGRADE)

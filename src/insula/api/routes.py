@@ -38,6 +38,8 @@ _CONTAINER = "/v1/containers/{ref}"
 ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/version", system.version, Action.OPEN),
     Route("GET", "/v1/host", system.host, Action.READ),
+    Route("POST", "/v1/host/drain", hosts.drain, Action.ADMIN),
+    Route("POST", "/v1/host/undrain", hosts.undrain, Action.ADMIN),
     Route("GET", "/v1/hosts", hosts.list_all, Action.ADMIN),
     Route("POST", "/v1/hosts/token", hosts.issue_token, Action.ADMIN),
     Route("POST", "/v1/hosts", hosts.add, Action.ADMIN),
@@ -87,5 +89,4 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/operations/{ref}/follow", operations.follow, Action.READ),
     Route("DELETE", "/v1/operations/{ref}", operations.cancel, Action.CONTROL),
     Route("POST", "/v1/peer/pair", hosts.pair, Action.OPEN),
-    Route("POST", "/v1/peer/migrations", checkpoints.receive, Action.PEER),
 )

@@ -13,14 +13,15 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 from aiohttp import web
 
 from insula.api import server
 from insula.daemon import log, wiring
+from insula.daemon.door import HostDoor
 from insula.daemon.options import DEFAULT_GROUP, Options, parse
-from insula.daemon.pki import split_address
 from insula.daemon.teardown import tear_down
 from insula.model.errors import BadRequest, Conflict, InsulaError
 
@@ -103,11 +104,14 @@ async def _serve(options: Options) -> None:
     runner = server.build(daemon.api)
     await runner.setup()
     pid_file = options.run / "insulad.pid"
+    undo = AsyncExitStack()
     try:
         await web.SockSite(runner, _unix_listener(options.socket_path, group=group)).start()
         if options.listen:
-            host, port = split_address(options.listen)
-            await web.TCPSite(runner, host, port, ssl_context=daemon.pki.server_context()).start()
+            door = HostDoor.open(
+                options.listen, runner=runner, context=daemon.pki.server_context(), arrivals=daemon.arrivals
+            )
+            undo.push_async_callback(door.close)
         pid_file.write_text(f"{os.getpid()}\n")
         _tell_ready(options.ready_fd)
         LOG.info("ready", extra={"fields": {"name": options.name, "socket": str(options.socket_path)}})
@@ -118,6 +122,7 @@ async def _serve(options: Options) -> None:
         LOG.info("ending, containers go on")
     finally:
         _tell_manager(b"STOPPING=1")
+        await undo.aclose()
         await runner.cleanup()
         for path in (options.socket_path, pid_file):
             path.unlink(missing_ok=True)

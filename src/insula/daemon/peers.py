@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a paired host is reached for a migration: mutual TLS with its pinned certificate, then an HTTP upgrade."""
+"""How a paired host is reached for a migration: mutual TLS with its pinned certificate, and its welcome.
 
-import json
+The other side is `arrivals.py`.  In TLS 1.3 a server judges our certificate after our side of the handshake: only its
+first word tells that we are known there.
+"""
+
+import ssl
 
 from insula.daemon.pki import Pki
-from insula.migrate.wire import Socket, end_when_silent
-from insula.model.errors import TargetRefused, TargetUnreachable, from_code
-from insula.model.migration import UPGRADE
+from insula.migrate.wire import Socket, Wire, tune
+from insula.model.errors import Denied, MigrationFailed, TargetRefused, TargetUnreachable
+from insula.model.migration import PROTOCOL, Welcome
 from insula.model.record import HostRecord
 from insula.runtime.ledger import Ledger
-
-_MAX_HEAD = 16384
-PATH = "/v1/peer/migrations"
 
 
 class PairedHosts:
@@ -26,43 +27,31 @@ class PairedHosts:
         return self._store.get_host(name)
 
     def open(self, host: HostRecord) -> Socket:
-        """Connect, both sides proven, and upgrade.  Raises: TargetUnreachable, TargetRefused, Denied."""
-        connection = self._pki.open_stream(host)
-        end_when_silent(connection)
+        """Connect, both sides proven and welcome.  Raises: TargetUnreachable, TargetRefused, Denied, ProtocolError."""
+        connection = self._pki.open_stream(host, protocol=PROTOCOL)
         try:
-            request = (
-                f"POST {PATH} HTTP/1.1\r\nHost: insula\r\nConnection: Upgrade\r\nUpgrade: {UPGRADE}\r\n"
-                "Content-Length: 0\r\n\r\n"
-            )
-            connection.sendall(request.encode())
-            head = _read_head(connection)
-        except OSError as error:
+            tune(connection)
+            if connection.selected_alpn_protocol() != PROTOCOL:
+                raise TargetRefused(
+                    f"cannot move to host `{host.name}`: its insulad does not speak `{PROTOCOL}`",
+                    hint="both hosts need the same version of insula",
+                )
+            _await_welcome(connection, host=host)
+        except BaseException:
             connection.close()
-            raise TargetUnreachable(f"cannot reach host `{host.name}`: {error.strerror or error}") from error
-        status = head.split(b" ", 2)[1:2]
-        if status != [b"101"]:
-            refusal = _refusal(head, connection, host=host)
-            connection.close()
-            raise refusal
+            raise
         return connection
 
 
-def _read_head(connection: Socket) -> bytes:
-    # Byte by byte: what follows the head belongs to the migration.
-    head = b""
-    while not head.endswith(b"\r\n\r\n"):
-        byte = connection.recv(1)
-        if not byte or len(head) > _MAX_HEAD:
-            raise ConnectionResetError(104, "it hung up")
-        head += byte
-    return head
-
-
-def _refusal(head: bytes, connection: Socket, *, host: HostRecord) -> Exception:
-    body = connection.recv(_MAX_HEAD)
+def _await_welcome(connection: ssl.SSLSocket, *, host: HostRecord) -> None:
     try:
-        found = json.loads(body)["error"]
-        return from_code(str(found["code"]), str(found["message"]), hint=str(found.get("hint", "")))
-    except (ValueError, KeyError, TypeError):
-        line = head.split(b"\r\n", 1)[0].decode(errors="replace")
-        return TargetRefused(f"host `{host.name}` refused: {line}")
+        Wire(connection).expect(Welcome)
+    except TargetRefused:
+        raise
+    except MigrationFailed as error:
+        if isinstance(error.__cause__, ssl.SSLError):
+            raise Denied(
+                f"cannot reach host `{host.name}`: it does not know this host's certificate",
+                hint="pair again: insula host token there, insula host add here",
+            ) from error
+        raise TargetUnreachable(f"cannot reach host `{host.name}`: it hung up") from error

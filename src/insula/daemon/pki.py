@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from insula.model.errors import BadRequest, Denied, TargetUnreachable
+from insula.model.migration import PROTOCOL
 from insula.model.record import HostRecord
 
 VALIDITY = datetime.timedelta(days=3650)
@@ -107,6 +108,8 @@ class Pki:
         if self._server is None:
             context = self._context(ssl.PROTOCOL_TLS_SERVER)
             context.verify_mode = ssl.CERT_OPTIONAL
+            context.set_alpn_protocols([PROTOCOL])
+            context.num_tickets = 0  # nobody resumes, and a client may hang up without having read them
             for path in sorted(self._peers.glob("*.crt")):
                 context.load_verify_locations(cadata=path.read_text())
             self._server = context
@@ -118,13 +121,18 @@ class Pki:
         context.load_cert_chain(self._certificate, self._key)
         return context
 
-    def open_stream(self, host: HostRecord, *, timeout_s: float = HANDSHAKE_S) -> ssl.SSLSocket:
+    def open_stream(
+        self, host: HostRecord, *, timeout_s: float = HANDSHAKE_S, protocol: str = ""
+    ) -> ssl.SSLSocket:
         """Connect to a paired host, both sides proven.  Blocking; the caller closes it and sets later timeouts.
 
+        protocol: what is to be spoken (ALPN); empty for HTTP.
         Raises: TargetUnreachable; Denied if another certificate is shown.
         """
         context = self._context(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
+        if protocol:
+            context.set_alpn_protocols([protocol])
         try:
             context.load_verify_locations(cadata=(self._peers / f"{host.fingerprint}.crt").read_text())
         except FileNotFoundError as error:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from insula import __version__
 from insula.api.call import Api, HostIdentity
 from insula.api.changes import Changes
+from insula.daemon.arrivals import Arrivals
 from insula.daemon.containers import Containers
 from insula.daemon.operations import OperationRegistry
 from insula.daemon.options import Options
@@ -43,6 +44,7 @@ class Daemon:
 
     api: Api
     pki: Pki
+    arrivals: Arrivals
     images: Images
     networks: Networks
     runtime: Runtime
@@ -77,6 +79,7 @@ def build(options: Options, *, loop: asyncio.AbstractEventLoop) -> Daemon:
     verbs = DaemonVerbs(
         store=store, images=images, networks=networks, volumes=volumes, runtime=runtime, peers=peers
     )
+    audit = Audit(options.state / "audit.log")
     api = Api(
         identity=_identity(options),
         store=store,
@@ -84,11 +87,18 @@ def build(options: Options, *, loop: asyncio.AbstractEventLoop) -> Daemon:
         operations=OperationRegistry(store, loop),
         pairing=PairingDesk(store, pki, name=options.name, address=options.listen),
         changes=changes,
-        audit=Audit(options.state / "audit.log"),
+        audit=audit,
+    )
+    arrivals = Arrivals(
+        pki.server_context(),
+        find_host=store.find_host_by_fingerprint,
+        audit=audit,
+        serve=verbs.receive_migration,
     )
     return Daemon(
         api=api,
         pki=pki,
+        arrivals=arrivals,
         images=images,
         networks=networks,
         runtime=runtime,

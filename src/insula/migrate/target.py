@@ -16,7 +16,7 @@ from insula.migrate.fault import Point, fault
 from insula.migrate.pages import feed_page_server
 from insula.migrate.preflight import check, check_identity
 from insula.migrate.settle import answer_question, learn_commit
-from insula.migrate.wire import Peers, StreamFile, Wire, blocking_socket
+from insula.migrate.wire import Peers, Socket, StreamFile, Wire
 from insula.model.errors import InsulaError, MigrationFailed, NameTaken, ProtocolError
 from insula.model.grant import Grant
 from insula.model.lifecycle import Event, Status, after
@@ -47,9 +47,9 @@ from insula.runtime.trees import remove_tree
 LOG = logging.getLogger(__name__)
 
 
-def receive(grant: Grant, runtime: Runtime, *, descriptor: int, peers: Peers) -> None:
+def receive(grant: Grant, runtime: Runtime, *, connection: Socket, peers: Peers) -> None:
     """Serve one connection of a paired host: a container that arrives, or a question who owns one."""
-    wire = Wire(blocking_socket(descriptor))
+    wire = Wire(connection)
     try:
         first = wire.receive()
         match first:

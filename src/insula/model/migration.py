@@ -2,6 +2,7 @@
 """The phases of a migration and the messages between the two hosts.
 
     source                                                target
+      │◄────────────────────────── Welcome (TLS, both proven) │
       │ Offer {record, image, what it needs} ─────────────►│  preflight: versions, processor, room, names, addresses
       │◄──────────────── Accept {missing layers} or Refuse │  reserve: record, address, folders, cgroups
       │ Layer {digest} DATA… END, for each missing ───────►│  precopy
@@ -27,7 +28,8 @@ import msgspec
 from insula.model.record import ContainerRecord, Fact, ImageRecord, VolumeRecord
 
 VERSION = 1
-UPGRADE = "insula-migration"
+PROTOCOL = "insula-migration/1"
+"""The name in TLS by which a connection is one of these, and not of HTTP (ALPN, RFC 7301)."""
 
 
 class Phase(StrEnum):
@@ -76,6 +78,10 @@ class Offer(Fact, kw_only=True, frozen=True, tag=True):
     disk_bytes: int
     """Writable layer and volumes."""
     memory_bytes: int
+
+
+class Welcome(Fact, kw_only=True, frozen=True, tag=True):
+    """You are known here."""
 
 
 class Accept(Fact, kw_only=True, frozen=True, tag=True):
@@ -139,13 +145,30 @@ class Question(Fact, kw_only=True, frozen=True, tag=True):
     generation: int
 
 
+class Recall(Fact, kw_only=True, frozen=True, tag=True):
+    """Carry it back to the host that it came from."""
+
+    container: str
+
+
+class Working(Fact, kw_only=True, frozen=True, tag=True):
+    """A recall goes on."""
+
+    what: str
+
+
+class Recalled(Fact, kw_only=True, frozen=True, tag=True):
+    """It is back."""
+
+
 class Owner(Fact, kw_only=True, frozen=True, tag=True):
     name: str
     generation: int
 
 
 Message = (
-    Offer
+    Welcome
+    | Offer
     | Accept
     | Refuse
     | Layer
@@ -159,6 +182,9 @@ Message = (
     | Resumed
     | Question
     | Owner
+    | Recall
+    | Working
+    | Recalled
 )
 
 _decoder = msgspec.json.Decoder(Message)

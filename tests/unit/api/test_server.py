@@ -179,12 +179,10 @@ def test_bodies_are_read_strictly_and_errors_are_json(tmp_path: Path) -> None:
             assert (answer.status, (await answer.json())["error"]["code"]) == (413, "bad_request")
         async with session.get("/v1/containers?al=1") as answer:
             assert (answer.status, (await answer.json())["error"]["code"]) == (400, "bad_request")
-        async with session.post("/v1/peer/migrations") as answer:
-            assert (await answer.json())["error"]["code"] == "denied"
 
     run(test, tmp_path)
     audit = [json.loads(line) for line in (tmp_path / "audit.log").read_text().splitlines()]
-    assert {line["result"] for line in audit} == {"invalid_spec", "bad_request", "internal", "denied"}
+    assert {line["result"] for line in audit} == {"invalid_spec", "bad_request", "internal"}
 
 
 def test_wait_answers_when_the_container_has_ended(tmp_path: Path) -> None:
