@@ -27,6 +27,7 @@ _OLD_NUMBERS = {
         "seccomp": 317,
         "userfaultfd": 323,
         "ptrace": 101,
+        "close": 3,
         "keyctl": 250,
         "bpf": 321,
     },
@@ -36,6 +37,7 @@ _OLD_NUMBERS = {
         "seccomp": 277,
         "userfaultfd": 282,
         "ptrace": 117,
+        "close": 57,
         "keyctl": 219,
         "bpf": 280,
     },
@@ -154,3 +156,4 @@ close_range = system_call("close_range", c_uint, c_uint, c_uint)
 pidfd_getfd = system_call("pidfd_getfd", c_int, c_int, c_uint)
 bpf = system_call("bpf", c_int, c_void_p, c_uint)
 userfaultfd = system_call("userfaultfd", c_int)
+ptrace = system_call("ptrace", c_long, c_long, c_void_p, c_void_p)

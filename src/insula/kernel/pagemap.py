@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which pages a process has, which of them were written, and what is in them: /proc/PID/{maps,pagemap,clear_refs,mem}.
+
+Private anonymous memory only: what CRIU leaves out of a lazy dump (its `vma_entry_can_be_lazy`), pages of the kernel's zero
+page excepted, which CRIU leaves out, too.  Out of scope: deciding when; shared memory.
+
+Sources: proc_pid_pagemap(5), Documentation/admin-guide/mm/pagemap.rst (PAGEMAP_SCAN since Linux 6.7), soft-dirty.rst;
+linux/fs.h; CRIU's criu/pagemap-cache.c, criu/include/vma.h.
+"""
+
+import errno
+import fcntl
+import functools
+import os
+import re
+import struct
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from enum import IntFlag
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from insula.kernel import libc
+
+PAGE_BYTES = 4096
+PAGEMAP_SCAN = 0xC0606610
+PM_SCAN_WP_MATCHING = 1
+_ENTRY_BYTES = 8
+_REGIONS = 4096
+"""Regions in one answer of PAGEMAP_SCAN; the scan goes on behind the last one."""
+_REGION = struct.Struct("=QQQ")
+_SCAN_ARGUMENT = struct.Struct("=12Q")
+_WALK_END = 4
+_ENDS = ((1 << 56) - PAGE_BYTES, 1 << 48, (1 << 47) - PAGE_BYTES)
+"""Where the addresses of a program may end; PAGEMAP_SCAN refuses (EFAULT) an end beyond this processor's."""
+_ENTRIES_AT_ONCE = 1 << 18
+
+
+class Range(NamedTuple):
+    """Pages that follow each other: address of the first byte, number of 4 KiB pages."""
+
+    start: int
+    pages: int
+
+    @property
+    def end(self) -> int:
+        """The address behind the last byte."""
+        return self.start + self.pages * PAGE_BYTES
+
+
+class Category(IntFlag):
+    """PAGE_IS_… of linux/fs.h: what PAGEMAP_SCAN can ask of a page."""
+
+    WPALLOWED = 1 << 0
+    WRITTEN = 1 << 1
+    FILE = 1 << 2
+    PRESENT = 1 << 3
+    SWAPPED = 1 << 4
+    PFNZERO = 1 << 5
+
+
+_ANY = Category(0)
+_HAS_CONTENT = Category.PRESENT | Category.SWAPPED
+_NOT = Category.FILE | Category.PFNZERO
+_MAPPING = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) ...p [0-9a-f]+ 00:00 0 *(?:\[[^v\n].*\])?$", re.MULTILINE)
+"""Private, of no file, and none of the kernel's own: [vdso], [vvar], [vsyscall]."""
+_SOFT_DIRTY_BYTE, _STATE_BYTE = 6, 7
+"""Of a little-endian entry: bit 55 is the first bit of the one, present (63), swapped (62) and file (61) are in the other."""
+_IS_DIRTY = bytes(1 if byte & 0x80 else 0 for byte in range(256))
+_IS_PRIVATE = bytes(1 if byte & 0xC0 and not byte & 0x20 else 0 for byte in range(256))
+_RUN = re.compile(b"\x01+")
+
+
+def merge(ranges: Iterable[Range]) -> tuple[Range, ...]:
+    """Sort ranges, and join those that touch or overlap.  Pure."""
+    merged: list[Range] = []
+    start = end = 0
+    for each in sorted(ranges):
+        if each.start > end:
+            if end > start:
+                merged.append(Range(start, (end - start) // PAGE_BYTES))
+            start = each.start
+        end = max(end, each.end)
+    if end > start:
+        merged.append(Range(start, (end - start) // PAGE_BYTES))
+    return tuple(merged)
+
+
+def intersect(ranges: Sequence[Range], others: Sequence[Range]) -> tuple[Range, ...]:
+    """Return what both have; each is sorted and without overlaps.  Pure."""
+    common: list[Range] = []
+    ends = [each.end for each in others]
+    for each in ranges:
+        for other in others[bisect_right(ends, each.start) :]:
+            if other.start >= each.end:
+                break
+            start, end = max(each.start, other.start), min(each.end, other.end)
+            common.append(Range(start, (end - start) // PAGE_BYTES))
+    return tuple(common)
+
+
+def dirty_ranges(entries: bytes, start: int) -> Iterator[Range]:
+    """Find the private pages that carry a soft-dirty mark among entries of /proc/PID/pagemap.  Pure.
+
+    start: the address of the first entry's page.
+    """
+    marks = int.from_bytes(entries[_SOFT_DIRTY_BYTE::_ENTRY_BYTES].translate(_IS_DIRTY), "big")
+    kinds = entries[_STATE_BYTE::_ENTRY_BYTES].translate(_IS_PRIVATE)
+    yield from _runs((marks & int.from_bytes(kinds, "big")).to_bytes(len(kinds), "big"), start)
+
+
+def present_ranges(entries: bytes, start: int) -> Iterator[Range]:
+    """Find the private pages among entries of /proc/PID/pagemap; as `dirty_ranges`.  Pure."""
+    yield from _runs(entries[_STATE_BYTE::_ENTRY_BYTES].translate(_IS_PRIVATE), start)
+
+
+def _runs(flags: bytes, start: int) -> Iterator[Range]:
+    for run in _RUN.finditer(flags):
+        yield Range(start + run.start() * PAGE_BYTES, run.end() - run.start())
+
+
+def mappings_of(pid: int) -> tuple[Range, ...]:
+    """Return the private anonymous mappings of a process, one each, sorted.  Raises: OSError: the process is gone."""
+    return parse_maps(Path(f"/proc/{pid}/maps").read_bytes())
+
+
+def parse_maps(text: bytes) -> tuple[Range, ...]:
+    """Return the private anonymous mappings out of /proc/PID/maps.  Pure."""
+    found = []
+    for low, high in _MAPPING.findall(text):
+        start = int(low, 16)
+        found.append(Range(start, (int(high, 16) - start) // PAGE_BYTES))
+    return tuple(found)
+
+
+def has_soft_dirty() -> bool:
+    """Whether this kernel marks written pages: a page that is new and written must carry the mark."""
+    memory = bytearray(b"x" * 2 * PAGE_BYTES)
+    start = -(-libc.address_of(memory) // PAGE_BYTES) * PAGE_BYTES
+    with PageMap(os.getpid()) as own:
+        return any(list(dirty_ranges(entries, address)) for address, entries in own.entries(Range(start, 1)))
+
+
+def clear_soft_dirty(pid: int) -> None:
+    """Take the soft-dirty marks of all pages of a process away."""
+    with open(f"/proc/{pid}/clear_refs", "wb", buffering=0) as clear:
+        clear.write(b"4")
+
+
+class PageMap:
+    """The page map of a process as it is when opened: after an exec it is a map of nothing.
+
+    Raises: OSError: ESRCH or ENOENT if the process is gone, a zombie among them.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._handle = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        # Before Linux 6.16 PAGEMAP_SCAN of a zombie's map, which is none, is an oops; a read of it is empty.
+        if not os.pread(self._handle, _ENTRY_BYTES, 0):
+            os.close(self._handle)
+            raise ProcessLookupError(errno.ESRCH, f"open: process {pid} has no memory")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._handle)
+
+    def present(self) -> tuple[Range, ...]:
+        """Return all private pages."""
+        return self._scan(without=_NOT)
+
+    def written(self) -> tuple[Range, ...]:
+        """Return the pages of watched mappings that are not protected."""
+        return self._scan(Category.WRITTEN | Category.WPALLOWED, without=Category.PFNZERO)
+
+    def protect_written(self) -> tuple[Range, ...]:
+        """Return the pages of watched mappings that are not protected, and protect them, each in one step."""
+        return self._scan(Category.WRITTEN, without=Category.PFNZERO, flags=PM_SCAN_WP_MATCHING)
+
+    def unwatched(self) -> tuple[Range, ...]:
+        """Return the private pages of mappings that nobody watches."""
+        return self._scan(without=_NOT | Category.WPALLOWED)
+
+    def has_watched(self) -> bool:
+        """Whether somebody watches a mapping that has pages."""
+        return bool(self._scan(Category.WPALLOWED, limit=1))
+
+    def _scan(
+        self,
+        required: Category = _ANY,
+        *,
+        without: Category = _ANY,
+        flags: int = 0,
+        limit: int = 0,
+    ) -> tuple[Range, ...]:
+        found: list[Range] = []
+        buffer = bytearray(_REGIONS * _REGION.size)
+        start, end, address = 0, _end_of_addresses(), libc.address_of(buffer)
+        while start < end:
+            # struct pm_scan_arg: size, flags, start, end, walk_end, vec, vec_len, max_pages, category_inverted,
+            #                     category_mask, category_anyof_mask, return_mask
+            argument = bytearray(
+                _SCAN_ARGUMENT.pack(
+                    *(_SCAN_ARGUMENT.size, flags, start, end, 0, address, _REGIONS, limit),
+                    *(without, required | without, _HAS_CONTENT, 0),
+                )
+            )
+            count = _scan_once(self._handle, argument)
+            regions = _REGION.iter_unpack(memoryview(buffer)[: count * _REGION.size])
+            found.extend(Range(low, (high - low) // PAGE_BYTES) for low, high, _ in regions)
+            if limit and found:
+                break
+            start = _SCAN_ARGUMENT.unpack(argument)[_WALK_END]
+        return merge(found)
+
+    def entries(self, mapping: Range) -> Iterator[tuple[int, bytes]]:
+        """Read the entries of a mapping in pieces: the address of a piece's first page, and 8 bytes for each page."""
+        address = mapping.start
+        while address < mapping.end:
+            count = min(_ENTRIES_AT_ONCE, (mapping.end - address) // PAGE_BYTES)
+            data = os.pread(self._handle, count * _ENTRY_BYTES, address // PAGE_BYTES * _ENTRY_BYTES)
+            if not data:
+                return
+            yield address, data
+            address += len(data) // _ENTRY_BYTES * PAGE_BYTES
+
+
+def _scan_once(handle: int, argument: bytearray) -> int:
+    try:
+        count: int = fcntl.ioctl(handle, PAGEMAP_SCAN, argument)
+    except OSError as error:
+        raise OSError(error.errno, f"ioctl: PAGEMAP_SCAN: {os.strerror(error.errno or 0)}") from None
+    return count
+
+
+@functools.cache
+def _end_of_addresses() -> int:
+    """Return the end of what a program may address: a larger one is refused (EFAULT)."""
+    vector = bytearray(_REGION.size)
+    with open("/proc/self/pagemap", "rb", buffering=0) as own:
+        for end in _ENDS:
+            fields = (_SCAN_ARGUMENT.size, 0, end - PAGE_BYTES, end, 0, libc.address_of(vector), 1, 0)
+            argument = bytearray(_SCAN_ARGUMENT.pack(*fields, 0, 0, _HAS_CONTENT, 0))
+            try:
+                _scan_once(own.fileno(), argument)
+            except OSError as error:
+                if error.errno != errno.EFAULT:
+                    raise
+            else:
+                return end
+    return _ENDS[-1]
+
+
+def read_pages(pid: int, ranges: Sequence[Range], *, piece_bytes: int = 1 << 20) -> Iterator[bytes]:
+    """Read pages of a process, which may run meanwhile: in order, in pieces of `piece_bytes`, the last one smaller.
+
+    A page that has vanished, or whose process has, reads as zeros.
+    """
+    try:
+        handle = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, ProcessLookupError):
+        handle = None
+    try:
+        piece = bytearray(piece_bytes)
+        filled = 0
+        for start, length in _cut(ranges, piece_bytes):
+            view = memoryview(piece)[filled : filled + length]
+            _read_into(handle, view, start)
+            filled += length
+            if filled == piece_bytes:
+                yield bytes(piece)
+                filled = 0
+        if filled:
+            yield bytes(memoryview(piece)[:filled])
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _cut(ranges: Sequence[Range], piece_bytes: int) -> Iterator[tuple[int, int]]:
+    # Addresses and lengths so that no length crosses the end of a piece.
+    room = piece_bytes
+    for each in ranges:
+        address = each.start
+        while address < each.end:
+            length = min(room, each.end - address)
+            yield address, length
+            address += length
+            room = room - length or piece_bytes
+
+
+def _read_into(handle: int | None, view: memoryview, start: int) -> None:
+    done = 0
+    while done < len(view):
+        count = _read_some(handle, view[done:], start + done)
+        if not count:  # the page at which the read ended is not there
+            count = min(PAGE_BYTES, len(view) - done)
+            view[done : done + count] = bytes(count)
+        done += count
+
+
+def _read_some(handle: int | None, view: memoryview, address: int) -> int:
+    if handle is None:
+        return 0
+    try:
+        count = os.preadv(handle, [view], address)
+    except OSError as error:
+        if error.errno not in (errno.EIO, errno.EFAULT, errno.ENOMEM, errno.ESRCH):
+            raise
+        return 0
+    return count - count % PAGE_BYTES if count < len(view) else count
