@@ -48,7 +48,7 @@ SHARED_MODULES = {
 DOORS = {
     "aiohttp": "api client daemon migrate",
     "msgspec": "model api client daemon migrate runtime tenant cluster image network cli monitor",
-    "cryptography": "daemon migrate tenant",
+    "cryptography": "daemon migrate tenant runtime.seal",
     "isal": "image.decompress",
     "zstandard": "image.decompress",
     "typing_extensions": "image.decompress",  # for the type checker only

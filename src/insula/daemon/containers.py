@@ -130,12 +130,10 @@ class Containers:
         delete_checkpoint(grant, self.runtime, ref, name=name)
 
     def checkpoint(self, grant: Grant, ref: str, *, wish: CheckpointWish, reporter: Reporter) -> Result:
-        return checkpoint(
-            grant, self.runtime, ref, name=wish.name, leave_running=wish.leave_running, reporter=reporter
-        )
+        return checkpoint(grant, self.runtime, ref, wish=wish, reporter=reporter)
 
     def restore(self, grant: Grant, ref: str, *, wish: RestoreWish, reporter: Reporter) -> Result:
-        return restore(grant, self.runtime, ref, name=wish.checkpoint, reporter=reporter)
+        return restore(grant, self.runtime, ref, wish=wish, reporter=reporter)
 
     def migrate(self, grant: Grant, ref: str, *, wish: MigrateWish, reporter: Reporter) -> Result:
         return migrate(grant, self.runtime, ref, target=wish.target, peers=self.peers, reporter=reporter)

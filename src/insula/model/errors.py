@@ -12,7 +12,8 @@
     ├── Exhausted                      exhausted            … address_pool_exhausted, disk_full, limit_refused, …
     ├── Unsupported                    unsupported          this kernel or machine lacks a feature
     ├── StartFailed                    start_failed         … command_not_found, command_not_executable
-    ├── CheckpointFailed               checkpoint_failed    … restore_failed
+    ├── CheckpointFailed               checkpoint_failed
+    ├── RestoreFailed                  restore_failed       … checkpoint_altered
     ├── MigrationFailed                migration_failed     … target_unreachable, target_full, incompatible_cpu, …
     ├── Cancelled                      cancelled            by its caller
     ├── Interrupted                    interrupted          insulad ended meanwhile
@@ -165,6 +166,12 @@ class RestoreFailed(InsulaError):
     code = "restore_failed"
 
 
+class CheckpointAltered(RestoreFailed):
+    """Not one bit of a checkpoint may have changed since it was made."""
+
+    code = "checkpoint_altered"
+
+
 class MigrationFailed(InsulaError):
     code = "migration_failed"
 
@@ -183,6 +190,10 @@ class IncompatibleCpu(MigrationFailed):
 
 class TargetRefused(MigrationFailed):
     code = "target_refused"
+
+
+class PauseTooLong(MigrationFailed):
+    code = "pause_too_long"
 
 
 class Cancelled(InsulaError):

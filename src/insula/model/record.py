@@ -140,6 +140,11 @@ class CheckpointRecord(Fact, kw_only=True, frozen=True):
     size_bytes: int
     criu_version: str
     kernel_release: str
+    encrypted: bool = False
+    key: str = "host"
+    """What seals it: this host's own key, or a `file` that the caller holds."""
+    seal: str = ""
+    """The code of its manifest (`runtime/seal.py`)."""
 
 
 class HostRecord(Fact, kw_only=True, frozen=True):

@@ -165,11 +165,17 @@ class ResizeWish(Wish, kw_only=True, frozen=True):
 class CheckpointWish(Wish, kw_only=True, frozen=True):
     name: str = ""
     leave_running: bool = False
+    encrypt: bool = False
+    """Nothing of it lies readable on a disk."""
+    key: str = ""
+    """Content of a key file, base64; empty: this host's own key."""
 
 
 class RestoreWish(Wish, kw_only=True, frozen=True):
     checkpoint: str = ""
     """Empty: the newest one."""
+    key: str = ""
+    """Content of the key file that it was made with, base64."""
 
 
 class Mode(StrEnum):
@@ -193,6 +199,15 @@ class MigrateWish(Wish, kw_only=True, frozen=True):
     """The move is refused before anything stops if it would stop for longer.  None: the container's own."""
     plan: bool = False
     """Say what it would be like, and move nothing."""
+
+
+class DrainWish(Wish, kw_only=True, frozen=True):
+    to: tuple[str, ...] = ()
+    """Paired hosts that may take something; empty: all that answer."""
+    parallel: Annotated[int, msgspec.Meta(ge=1, le=16)] = 1
+    """Moves at a time."""
+    max_pause_ms: MaxPause | None = None
+    plan: bool = False
 
 
 class HostWish(Wish, kw_only=True, frozen=True):

@@ -1,24 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoint: write the state of a running container to disk, and end it, or let it run on."""
 
+import base64
 import os
 import re
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from msgspec.structs import replace
 
 from insula.image.pack import pack_tree
 from insula.image.tarball import Form
-from insula.model.errors import CheckpointNotFound, InvalidSpec, NameTaken
+from insula.model.errors import BadRequest, CheckpointNotFound, InvalidSpec, NameTaken
 from insula.model.grant import Grant
 from insula.model.lifecycle import Event, after
 from insula.model.record import CheckpointRecord, ContainerRecord
+from insula.model.spec import CheckpointWish
 from insula.runtime import dump
 from insula.runtime.context import Runtime
 from insula.runtime.plan import start_plan
+from insula.runtime.seal import Protection, Sealer, Secret, secret_of_file, secret_of_host
 from insula.runtime.trees import remove_tree
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
@@ -35,14 +39,15 @@ class Reporter(Protocol):
 
 
 def checkpoint(
-    grant: Grant, runtime: Runtime, ref: str, *, name: str, leave_running: bool, reporter: Reporter
+    grant: Grant, runtime: Runtime, ref: str, *, wish: CheckpointWish, reporter: Reporter
 ) -> Result:
-    """Write a checkpoint.  On failure the container runs on.
+    """Write a checkpoint, sealed; encrypted, if wished.  On failure the container runs on.
 
-    Raises: WrongState, NameTaken, InvalidSpec, CheckpointFailed naming the resource and the cure.
+    Raises: WrongState, NameTaken, InvalidSpec, BadRequest, CheckpointFailed naming the resource and the cure.
     """
     found = runtime.find(grant, ref)
-    name = name or time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+    secret = secret_for(runtime, wish.key)
+    name = wish.name or time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     if not _NAME.fullmatch(name):
         raise InvalidSpec(
             f"cannot name a checkpoint `{name[:80]}`", hint="letters, digits, `_`, `.`, `-`, at most 63"
@@ -55,8 +60,13 @@ def checkpoint(
         undo.callback(remove_tree, folder)
         runtime.store.update_container(replace(record, status=status))
         undo.callback(runtime.store.update_container, record)
+        protection = Protection.ENCRYPTED if wish.encrypt else Protection.AUTHENTICATED
         reporter.phase("freeze")
-        frozen_ms = _dump(runtime, record, folder, leave_running=leave_running)
+        with opened(folder) as descriptor:
+            sealer = Sealer(
+                descriptor, secret=secret, container=record.id, checkpoint=name, protection=protection
+            )
+            dumped = _dump(runtime, record, sealer, folder=descriptor, leave_running=wish.leave_running)
         made = CheckpointRecord(
             name=name,
             container=record.id,
@@ -65,12 +75,36 @@ def checkpoint(
             size_bytes=sum(each.stat().st_size for each in folder.iterdir()),
             criu_version=program.version,
             kernel_release=os.uname().release,
+            encrypted=wish.encrypt,
+            key="file" if wish.key else "host",
+            seal=dumped.seal,
         )
         runtime.store.save_checkpoint(made)
         undo.pop_all()
-        if leave_running:
+        if wish.leave_running:
             runtime.store.update_container(record)
-    return {"checkpoint": name, "size_bytes": made.size_bytes, "frozen_ms": frozen_ms}
+    return {"checkpoint": name, "size_bytes": made.size_bytes, "frozen_ms": dumped.frozen_ms}
+
+
+def secret_for(runtime: Runtime, key: str) -> Secret:
+    """Return what a checkpoint is sealed with: a key file's content in base64, or this host's key.  Raises: BadRequest."""
+    if not key:
+        return secret_of_host(runtime.folders.state / "pki")
+    try:
+        data = base64.b64decode(key, validate=True)
+    except ValueError as error:
+        raise BadRequest("cannot use the key: it is not base64") from error
+    return secret_of_file(data)
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[int]:
+    """Give a descriptor of a folder."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _make_folder(runtime: Runtime, record: ContainerRecord, name: str) -> Path:
@@ -84,48 +118,51 @@ def _make_folder(runtime: Runtime, record: ContainerRecord, name: str) -> Path:
     return folder
 
 
-def _dump(runtime: Runtime, record: ContainerRecord, folder: Path, *, leave_running: bool) -> float:
-    began = 0.0
+class _Dumped(NamedTuple):
+    frozen_ms: float
+    seal: str
+
+
+def _dump(
+    runtime: Runtime, record: ContainerRecord, sealer: Sealer, *, folder: int, leave_running: bool
+) -> _Dumped:
+    """Dump into the folder, or into memory if it is to be encrypted, and seal; before the processes end, if they do."""
+    began, seal = 0.0, ""
     plan = start_plan(runtime, record)
-    images = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def frozen() -> None:
         nonlocal began
         began = time.monotonic()
 
+    def finish() -> str:
+        # As a restore here will want it, so that it has nothing to write into a sealed file.
+        dump.rewrite_user_namespaces(images, uid_base=record.uid_base)
+        sealer.add_folder(images)
+        return sealer.finish()
+
     def dumped() -> None:
+        nonlocal seal
         if leave_running:
             # The files of this moment belong to the memory of this moment.
-            _keep_upper(runtime, record, folder)
+            with opened(runtime.folders.upper(record.id)) as upper:
+                sealer.add(UPPER_TAR, pack_tree(upper, form=Form.UPPER))
+        else:
+            seal = finish()
 
-    try:
-        dump.dump(
-            runtime,
-            record,
-            plan,
-            images=images,
-            leave_running=leave_running,
-            on_frozen=frozen,
-            on_dumped=dumped,
-        )
-    except Exception:
-        dump.release_network(record)
-        raise
-    finally:
-        os.close(images)
-    if leave_running:
-        dump.release_network(record)
-    return round((time.monotonic() - began) * 1000, 1)
-
-
-def _keep_upper(runtime: Runtime, record: ContainerRecord, folder: Path) -> None:
-    upper = os.open(runtime.folders.upper(record.id), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with open(folder / UPPER_TAR, "wb") as tar:
-            for chunk in pack_tree(upper, form=Form.UPPER):
-                tar.write(chunk)
-    finally:
-        os.close(upper)
+    with ExitStack() as held:
+        images = held.enter_context(dump.memory_folder()) if sealer.is_encrypting else folder
+        try:
+            dump.dump(
+                runtime, record, plan, images=images, leave_running=leave_running,
+                on_frozen=frozen, on_dumped=dumped,
+            )  # fmt: skip
+        except Exception:
+            dump.release_network(record)
+            raise
+        if leave_running:
+            dump.release_network(record)
+        frozen_ms = round((time.monotonic() - began) * 1000, 1)
+        return _Dumped(frozen_ms, seal or finish())
 
 
 def delete_checkpoint(grant: Grant, runtime: Runtime, ref: str, *, name: str) -> None:

@@ -3,29 +3,36 @@
 
 import os
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
 from insula.image.tarball import Form, unpack_tree
+from insula.model.errors import BadRequest, CheckpointAltered
 from insula.model.grant import Grant
 from insula.model.lifecycle import Event, after
-from insula.model.record import ContainerRecord
+from insula.model.record import CheckpointRecord, ContainerRecord
+from insula.model.spec import RestoreWish
 from insula.runtime import dump
-from insula.runtime.checkpoint import UPPER_TAR, Reporter, Result, newest
+from insula.runtime.checkpoint import UPPER_TAR, Reporter, Result, newest, opened, secret_for
 from insula.runtime.context import Runtime
 from insula.runtime.plan import start_plan
+from insula.runtime.seal import Sealed, Stream, open_seal
 from insula.runtime.start import bring_up_network
 from insula.runtime.trees import remove_tree
 
 
-def restore(grant: Grant, runtime: Runtime, ref: str, *, name: str, reporter: Reporter) -> Result:
+def restore(grant: Grant, runtime: Runtime, ref: str, *, wish: RestoreWish, reporter: Reporter) -> Result:
     """Restore a container from one of its checkpoints; without a name from the newest.
 
-    Raises: WrongState, CheckpointNotFound, RestoreFailed naming the resource and the cure.
+    Nothing of it is used before it was found unaltered; what was encrypted is decrypted into memory.
+    Raises: WrongState, CheckpointNotFound, CheckpointAltered, BadRequest, RestoreFailed naming the resource and the cure.
     """
     found = runtime.find(grant, ref)
+    name = wish.checkpoint
     with runtime.locked(found.id), ExitStack() as undo:
         record = runtime.store.get_container(found.id)
         status = after(record.status, Event.RESTORE, name=record.name)
@@ -35,10 +42,11 @@ def restore(grant: Grant, runtime: Runtime, ref: str, *, name: str, reporter: Re
         runtime.store.update_container(replace(record, status=status))
         undo.callback(runtime.store.update_container, record)
         reporter.phase("restore")
-        if (folder / UPPER_TAR).exists():
-            put_back_upper(runtime, record, folder / UPPER_TAR, undo=undo)
-        prepared = bring_up_network(runtime, record, undo=undo)
-        pid = restore_into(runtime, prepared, folder, undo=undo)
+        with _unsealed(runtime, chosen, folder, key=wish.key) as ready:
+            if ready.sealed.has(UPPER_TAR):
+                put_back_upper(runtime, record, ready.sealed.read(UPPER_TAR), undo=undo)
+            prepared = bring_up_network(runtime, record, undo=undo)
+            pid = restore_into(runtime, prepared, ready.images, undo=undo)
         undo.pop_all()
         remove_tree(_old_upper(runtime, record))
         running = replace(
@@ -49,23 +57,54 @@ def restore(grant: Grant, runtime: Runtime, ref: str, *, name: str, reporter: Re
     return {"checkpoint": chosen.name, "restored_ms": round((time.monotonic() - began) * 1000, 1)}
 
 
-def restore_into(runtime: Runtime, record: ContainerRecord, folder: Path, *, undo: ExitStack) -> int:
+class _Ready(NamedTuple):
+    sealed: Sealed
+    images: int
+
+
+@contextmanager
+def _unsealed(runtime: Runtime, chosen: CheckpointRecord, folder: Path, *, key: str) -> Iterator[_Ready]:
+    """Check a checkpoint against its seal.  Yields: it, and a folder of its images in clear."""
+    if chosen.key == "file" and not key:
+        raise BadRequest(
+            f"cannot use checkpoint `{chosen.name}`: it was sealed with a key file",
+            hint="name the file: --key-file FILE",
+        )
+    secret = secret_for(runtime, key if chosen.key == "file" else "")
+    with ExitStack() as held:
+        try:
+            descriptor = held.enter_context(opened(folder))
+        except OSError as error:
+            raise CheckpointAltered(
+                f"cannot use checkpoint `{chosen.name}`: its folder cannot be opened: {error.strerror}"
+            ) from error
+        sealed = open_seal(
+            descriptor, secret=secret, container=chosen.container, checkpoint=chosen.name, code=chosen.seal
+        )
+        sealed.verify_files()
+        if sealed.is_encrypted:
+            images = held.enter_context(dump.memory_folder())
+            sealed.unpack(images, without=frozenset((UPPER_TAR,)))
+            yield _Ready(sealed, images)
+        else:
+            yield _Ready(sealed, descriptor)
+
+
+def restore_into(runtime: Runtime, record: ContainerRecord, images: int, *, undo: ExitStack) -> int:
     """Prepare the room and restore into it.  Returns: the pid."""
     plan = start_plan(runtime, record)
     runtime.spawner.prepare(plan)
     undo.callback(runtime.spawner.discard, record.id)
-    images = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        return dump.restore(runtime, record, plan, images=images)
-    finally:
-        os.close(images)
+    return dump.restore(runtime, record, plan, images=images)
 
 
 def _old_upper(runtime: Runtime, record: ContainerRecord) -> Path:
     return runtime.folders.upper(record.id).with_name("upper.old")
 
 
-def put_back_upper(runtime: Runtime, record: ContainerRecord, tar: Path, *, undo: ExitStack) -> None:
+def put_back_upper(
+    runtime: Runtime, record: ContainerRecord, tar: Iterator[bytes], *, undo: ExitStack
+) -> None:
     """Replace the writable layer by the one that was kept with a checkpoint; the one before waits for the outcome."""
     upper = runtime.folders.upper(record.id)
     fresh = upper.with_name("upper.new")
@@ -73,8 +112,9 @@ def put_back_upper(runtime: Runtime, record: ContainerRecord, tar: Path, *, undo
     fresh.mkdir(mode=0o755)
     descriptor = os.open(fresh, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with open(tar, "rb") as source:
-            unpack_tree(source, descriptor, form=Form.UPPER)
+        unpack_tree(Stream(tar), descriptor, form=Form.UPPER)
+        for _rest in tar:  # its last piece proves that nothing was cut off
+            pass
     finally:
         os.close(descriptor)
     old = _old_upper(runtime, record)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from insula.cli.key import add_key_option, key_of
 from insula.cli.many import on_each
 from insula.cli.parser import add_verbs
 from insula.cli.progress import watch
@@ -22,6 +23,7 @@ COLUMNS = (
     Column("NAME", lambda row: str(row["name"])),
     Column("CREATED", lambda row: ago(row["created_at"])),
     Column("SIZE", lambda row: format_size(row["size_bytes"])),
+    Column("SEALED", lambda row: ("encrypted" if row["encrypted"] else "yes") + f", {row['key']}"),
     Column("CRIU", lambda row: str(row["criu_version"])),
     Column("KERNEL", lambda row: str(row["kernel_release"]), shrink=1),
 )
@@ -42,6 +44,10 @@ def arguments(parser: ArgumentParser) -> None:
     verbs["create"].add_argument(
         "--leave-running", action="store_true", help="let it run on afterwards (default: it ends)"
     )
+    verbs["create"].add_argument(
+        "--encrypt", action="store_true", help="nothing of it lies readable on a disk (AES-256-GCM)"
+    )
+    add_key_option(verbs["create"])
     add_options(verbs["ls"], quiet="names")
     for parser_of_verb in verbs.values():
         parser_of_verb.add_argument("container", metavar="CONTAINER", help="name or id")
@@ -55,8 +61,13 @@ def run(options: Namespace, client: Client) -> int:
         return 0
     if options.verb == "rm":
         return on_each(options.names, lambda name: client.call("DELETE", f"{where}/{quote(name)}"))
-    wish = {"leave_running": True} if options.leave_running else {}
-    body = {**wish, "name": options.name} if options.name else wish
+    body: dict[str, str | bool] = key_of(options)
+    if options.leave_running:
+        body["leave_running"] = True
+    if options.encrypt:
+        body["encrypt"] = True
+    if options.name:
+        body["name"] = options.name
     ended = watch(client, client.call("POST", where, body=body), title=f"checkpoint {options.container}")
     result = ended["result"]
     print(f"{result['checkpoint']}: {format_size(result['size_bytes'])}, frozen {result['frozen_ms']:.0f} ms")

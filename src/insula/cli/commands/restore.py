@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from insula.cli.key import add_key_option, key_of
 from insula.cli.progress import watch
 from insula.client.http import quote
 
@@ -19,12 +20,15 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", default="", metavar="NAME", help="the checkpoint to go on from (default: the newest)"
     )
+    add_key_option(parser)
     parser.add_argument("container", metavar="CONTAINER", help="name or id")
 
 
 def run(options: Namespace, client: Client) -> int:
     where = f"/v1/containers/{quote(options.container)}/restore"
-    body = {"checkpoint": options.checkpoint} if options.checkpoint else {}
+    body: dict[str, str | bool] = key_of(options)
+    if options.checkpoint:
+        body["checkpoint"] = options.checkpoint
     ended = watch(client, client.call("POST", where, body=body), title=f"restore {options.container}")
     print(f"{options.container}: running again after {ended['result']['restored_ms']:.0f} ms")
     return 0
