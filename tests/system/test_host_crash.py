@@ -96,6 +96,16 @@ def test_a_restart_policy_outlives_insulad(host: Host, alice: Person) -> None:
     wait_until(lambda: alice.look("phoenix")["restart_count"] >= 2, what="and again")
 
 
+def test_always_is_started_with_insulad_and_unless_stopped_is_not(host: Host, alice: Person) -> None:
+    for policy in ("always", "unless-stopped"):
+        alice("run", "-d", "--name", policy, "--restart", policy, "box", "sleep", "1000")
+        alice("stop", "-t", "0", policy)
+    host.kill()
+    host.start()
+    alice.wait_for("always", status="running", stopped_by_user=False)
+    assert alice.look("unless-stopped")["status"] == "exited"
+
+
 def test_a_restart_that_was_waited_for_is_not_forgotten(host: Host, alice: Person) -> None:
     alice("run", "-d", "--name", "loop", "--restart", "always", "box", "sh", "-c", "echo try; exit 1")
     alice.wait_for("loop", status="exited", restart_count=4)
@@ -157,7 +167,8 @@ def test_a_host_goes_down_and_comes_up_again(host: Host, alice: Person) -> None:
     assert [each for each in host.remains() if "/containers/" not in each] == []
     assert not (host.folder / "run/spawner.sock").exists()
     host.start()
-    assert alice.look("c")["status"] == alice.look("d")["status"] == "exited"
+    assert alice.look("d")["status"] == "exited"
+    alice.wait_for("c", status="running")
     alice("start", "d")
     assert alice("exec", "d", "cat", "/var/x") == "kept"
 

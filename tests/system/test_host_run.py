@@ -7,6 +7,7 @@ import pty
 import re
 import select
 import signal
+import socket
 import struct
 import termios
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from hosted import Person, wait_until
+from hosted import Host, Person, wait_until
 
 
 class Terminal:
@@ -198,6 +199,30 @@ def test_always_comes_back_until_somebody_stops_it(alice: Person) -> None:
     )
     alice("stop", "-t", "0", "phoenix")
     assert alice.look("phoenix")["status"] == "exited"
+
+
+def test_a_restart_that_fails_is_tried_again(host: Host, alice: Person) -> None:
+    alice("run", "-d", "--name", "web", "--restart", "always", "-p", "18080:80", "box", "sleep", "1000")
+    with host.entered():
+        other = socket.create_server(("0.0.0.0", 18080))
+    with other:
+        alice("kill", "web")
+        wait_until(lambda: alice.look("web")["restart_count"] >= 2, what="it was tried twice")
+        record = alice.look("web")
+        assert record["status"] == "exited" and "18080" in record["error"], record
+    record = alice.wait_for("web", status="running")
+    assert record["error"] == ""
+
+
+def test_a_restart_on_failure_that_fails_is_counted(host: Host, alice: Person) -> None:
+    alice("run", "-d", "--name", "web", "--restart", "on-failure:2", "-p", "18080:80", "box", "sleep", "1000")
+    with host.entered():
+        other = socket.create_server(("0.0.0.0", 18080))
+    with other:
+        alice("kill", "web")
+        alice.wait_for("web", restart_count=2, status="exited")
+        select.select([], [], [], 1.0)
+        assert alice.look("web")["restart_count"] == 2
 
 
 def test_stop_ends_a_container_that_waits_for_its_next_try(alice: Person) -> None:

@@ -204,5 +204,7 @@ def _check_network(runtime: Runtime, offer: Offer) -> None:
     if network.subnet != need.subnet:
         raise NetworkNotFound(
             f"cannot take `{offer.record.name}`: network `{need.name}` is {network.subnet} here and {need.subnet} there",
-            hint=f"insula network create --subnet {need.subnet} {need.name}, on both hosts",
+            hint="give both hosts the same `insula daemon --pool`, or use a network of your own with a --subnet"
+            if need.name == "default"
+            else f"insula network create --subnet {need.subnet} {need.name}, on both hosts",
         )

@@ -94,6 +94,14 @@ def wants_restart(record: ContainerRecord) -> bool:
             return False
 
 
+def wants_start(record: ContainerRecord) -> bool:
+    """Tell whether an ended container is started when insulad starts: `always` even if somebody stopped it.
+
+    Source: docker's documentation, "Start containers automatically".
+    """
+    return record.spec.restart.kind is RestartKind.ALWAYS or wants_restart(record)
+
+
 def begin_restart(runtime: Runtime, record: ContainerRecord) -> None:
     """Start an ended container again after its delay, in a thread of its own."""
     name = f"restart-{record.id[:12]}"
@@ -103,15 +111,35 @@ def begin_restart(runtime: Runtime, record: ContainerRecord) -> None:
 def _restart(runtime: Runtime, record: ContainerRecord) -> None:
     lasted = record.finished_at - record.started_at
     count = 0 if lasted > LASTING_S else record.restart_count
-    if runtime.closing.wait(min(MAX_RESTART_DELAY_S, RESTART_DELAY_S * 2 ** min(count, 20))):
-        return
-    with runtime.locked(record.id):
+    while not runtime.closing.wait(min(MAX_RESTART_DELAY_S, RESTART_DELAY_S * 2 ** min(count, 20))):
+        count += 1
+        if not _try_restart(runtime, record.id, count=count):
+            return
+
+
+def _try_restart(runtime: Runtime, container_id: str, *, count: int) -> bool:
+    """Start it, unless somebody decided otherwise meanwhile.  Returns: whether to try again later."""
+    with runtime.locked(container_id):
         try:
-            now = runtime.store.get_container(record.id)
+            now = runtime.store.get_container(container_id)
             if now.status is not Status.EXITED or now.stopped_by_user:
-                return
-            start_locked(runtime, replace(now, restart_count=count + 1))
+                return False
+            start_locked(runtime, replace(now, restart_count=count))
+        except ContainerNotFound:
+            return False
         except InsulaError as error:
             LOG.warning(
-                "a restart failed", extra={"fields": {"container": record.id[:12], "error": str(error)}}
+                "a restart failed", extra={"fields": {"container": container_id[:12], "error": str(error)}}
             )
+            return _wants_another_try(runtime, container_id, count=count, error=error)
+    return False
+
+
+def _wants_another_try(runtime: Runtime, container_id: str, *, count: int, error: InsulaError) -> bool:
+    try:
+        record = runtime.store.change_container(
+            container_id, lambda now: replace(now, restart_count=count, error=error.message)
+        )
+    except InsulaError:
+        return False
+    return wants_restart(record)

@@ -15,7 +15,7 @@ from insula.model.spec import MountKind
 from insula.network.attach import Running
 from insula.runtime.context import Runtime
 from insula.runtime.dump import release_network, repair
-from insula.runtime.finish import AT_REST, begin_restart, finish, wants_restart
+from insula.runtime.finish import AT_REST, begin_restart, finish, wants_start
 from insula.runtime.supervise import Exit
 from insula.runtime.trees import remove_tree
 
@@ -63,8 +63,11 @@ def recover(runtime: Runtime, held: Sequence[Exit]) -> None:
     )
     for record in runtime.store.list_containers():
         # A delay before a restart ended with the last insulad, or the spawner ended under the container.
-        if record.status is Status.EXITED and record.owner == runtime.host_name and wants_restart(record):
-            begin_restart(runtime, record)
+        if record.status is Status.EXITED and record.owner == runtime.host_name and wants_start(record):
+            begin_restart(
+                runtime,
+                runtime.store.change_container(record.id, lambda now: replace(now, stopped_by_user=False)),
+            )
     for each in held:
         if each.exit_code is not None and each.key in known:
             finish(runtime, each)
