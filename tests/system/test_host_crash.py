@@ -192,6 +192,23 @@ def test_without_its_spawner_a_container_has_ended_and_can_be_started(host: Host
     assert alice("exec", "c", "echo", "on") == "on"
 
 
+def test_a_spawner_that_is_killed_is_replaced(host: Host, alice: Person) -> None:
+    alice("run", "-d", "--name", "c", "-p", "18081:80", "box", "sleep", "1000")
+    alice("run", "-d", "--name", "again", "--restart", "always", "box", "sleep", "1000")
+    alice("run", "-d", "--name", "gone", "--rm", "box", "sleep", "1000")
+    pids = [int(alice.look(name)["pid"]) for name in ("c", "again", "gone")]
+    status = Path(f"/proc/{pids[0]}/status").read_text()
+    spawner = int(next(line for line in status.splitlines() if line.startswith("PPid:")).split()[1])
+    os.kill(spawner, signal.SIGKILL)
+    wait_until(lambda: not any(is_alive(pid) for pid in pids), what="its containers end with it")
+    record = alice.wait_for("c", status="exited")
+    assert record["exit_code"] == 255 and "spawner" in record["error"]
+    wait_until(lambda: alice.look("again")["pid"] not in (0, pids[1]), what="the policy brings it back")
+    wait_until(lambda: alice.give("inspect", "gone").code == 1, what="--rm is honoured")
+    alice("start", "c")
+    assert alice("exec", "c", "echo", "on") == "on"
+
+
 def test_what_was_half_created_is_taken_back(host: Host, alice: Person) -> None:
     alice("create", "--name", "whole", "box", "true")
     half = host.folder / "state/containers" / ("0" * 64)

@@ -26,6 +26,8 @@ import socket
 import types
 import typing
 
+VERSION = 2
+"""Raised with every change of what is said here; `hello` tells it, and an insulad replaces an idle spawner of another."""
 MAX_MESSAGE = 4 << 20
 MAX_DESCRIPTORS = 64
 _SO_SNDBUFFORCE = 32
@@ -142,13 +144,27 @@ class Failure:
     """Of `model/errors.py` where the child knows better: command_not_found, command_not_executable, …"""
 
 
+class UnknownField(Exception):
+    """A plan asks for what this spawner does not know yet."""
+
+
 def encode(value: object) -> object:
-    """Turn a plan into what JSON can hold."""
+    """Turn a plan into what JSON can hold.  What is as by default is left out: an older spawner need not know of it."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: encode(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {
+            field.name: encode(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+            if getattr(value, field.name) != _default_of(field)
+        }
     if isinstance(value, tuple | list):
         return [encode(item) for item in value]
     return value
+
+
+def _default_of(field: dataclasses.Field[typing.Any]) -> object:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
 
 
 _T = typing.TypeVar("_T")
@@ -158,11 +174,14 @@ _hints: dict[type, dict[str, object]] = {}
 def decode(kind: type[_T], value: typing.Any) -> _T:
     """Build a plan from decoded JSON.
 
-    Raises: TypeError or KeyError for what does not fit; both ends are insula, so that is a bug or a version mismatch.
+    Raises: UnknownField for what only a newer insulad knows; TypeError for what does not fit, which is a bug.
     """
     hints = _hints.get(kind)
     if hints is None:
         hints = _hints[kind] = typing.get_type_hints(kind)
+    unknown = sorted(set(value) - set(hints))
+    if unknown:
+        raise UnknownField(f"{kind.__name__}.{unknown[0]}")
     return kind(**{name: _decode_field(hints[name], item) for name, item in value.items()})
 
 

@@ -10,6 +10,7 @@ all of them vanish with it.  Standard library only.
 """
 
 import contextlib
+import errno
 import os
 import selectors
 import signal
@@ -84,12 +85,14 @@ class Spawner:
         answer: dict[str, object] = {"id": fields.get("id")}
         passed: list[int] = []
         try:
-            result = self._verbs[fields["verb"]](fields.get("body", {}), descriptors)
+            result = self._find(fields["verb"])(fields.get("body", {}), descriptors)
             if not isinstance(result, tuple):
                 result = yield from result
             answer["ok"], passed = result
         except birth.BirthFailed as error:
             answer["error"] = protocol.encode(error.failure)
+        except protocol.UnknownField as error:
+            answer["error"] = protocol.encode(_unknown(f"`{error}`"))
         except Exception as error:  # noqa: BLE001  whatever a request asks for, the containers' parent stays
             step, number = str(fields.get("verb")), getattr(error, "errno", 0) or 0
             answer["error"] = protocol.encode(Failure(step=step, errno=number, message=f"{error}"))
@@ -100,6 +103,11 @@ class Spawner:
         if not peer.is_open and "ok" in answer:
             self._end_unheard(fields)
         peer.send(answer, descriptors=passed)
+
+    def _find(self, verb: str) -> Handler:
+        if verb not in self._verbs:
+            raise birth.BirthFailed(_unknown(f"the verb `{verb}`"))
+        return self._verbs[verb]
 
     def _end_unheard(self, fields: dict[str, Any]) -> None:
         """End what was born for an insulad that has gone meanwhile: the next one may have asked who lives before."""
@@ -117,6 +125,8 @@ class Spawner:
         containers = [each.describe() for each in self.host.containers.values()]
         return {
             "pid": os.getpid(),
+            "version": protocol.VERSION,
+            "verbs": sorted(self._verbs),
             "containers": containers,
             "engines": sorted(self.host.engines),
             "started": self.host.started,
@@ -197,6 +207,11 @@ class Spawner:
             raise OSError(16, "a container is being started or removed")
         self._stops = True
         return {}, []
+
+
+def _unknown(what: str) -> Failure:
+    message = f"the spawner, which an older insulad has started, does not know {what}"
+    return Failure(step="request", errno=errno.ENOSYS, message=message, code="unsupported")
 
 
 def listen(path: str) -> socket.socket:

@@ -25,7 +25,7 @@ from insula.network.names import NameServers
 from insula.runtime import init
 from insula.runtime.context import Folders, Runtime
 from insula.runtime.finish import finish
-from insula.runtime.recover import recover
+from insula.runtime.recover import recover, replace_spawner
 from insula.runtime.store import Store
 from insula.runtime.supervise import SpawnerClient
 from insula.runtime.volumes import Volumes
@@ -115,7 +115,10 @@ def _runtime(
     init.install(folders.init_layer)
     images.host.added[init.PATH] = init.PROGRAM
     spawner = SpawnerClient(
-        options.run, log=options.state / "spawner.log", on_exit=lambda event: finish(runtime, event)
+        options.run,
+        log=options.state / "spawner.log",
+        on_exit=lambda event: finish(runtime, event),
+        on_lost=lambda: replace_spawner(runtime),
     )
     runtime = Runtime(
         store=store,

@@ -8,14 +8,16 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
-from insula.model.errors import InsulaError, RestoreFailed
+from insula.kernel.cgroup import Group
+from insula.model.errors import ContainerNotFound, InsulaError, RestoreFailed
 from insula.model.lifecycle import ALIVE, Status
 from insula.model.record import ContainerRecord
 from insula.model.spec import MountKind
 from insula.network.attach import Running
 from insula.runtime.context import Runtime
 from insula.runtime.dump import release_network, repair
-from insula.runtime.finish import AT_REST, begin_restart, finish, wants_start
+from insula.runtime.finish import AT_REST, begin_restart, finish, wants_restart, wants_start
+from insula.runtime.remove import remove_ended
 from insula.runtime.supervise import Exit
 from insula.runtime.trees import remove_tree
 
@@ -25,6 +27,9 @@ ENGINE_SECONDS = 15.0
 """What CRIU may need to roll back after its insulad has died."""
 ORPHAN_SECONDS = 5.0
 """For the end of what is killed because its spawner has gone."""
+RECONNECT_DELAY_S = 0.1
+RECONNECT_DELAY_MAX_S = 30.0
+"""Between tries to start a spawner; the first is doubled until the second."""
 TAKEN = "taken:"
 """Journal, with the container's id: this host has taken it over in that generation."""
 ARRIVING = "arriving:"
@@ -73,6 +78,66 @@ def recover(runtime: Runtime, held: Sequence[Exit]) -> None:
             finish(runtime, each)
 
 
+def replace_spawner(runtime: Runtime) -> None:
+    """The spawner has ended under us, and its containers with it: start another one, and write their ends down.
+
+    Their restart policies bring them back.  Called in a thread of its own.
+    """
+    lost = [each for each in runtime.store.list_containers() if each.status in ALIVE]
+    groups = {each.id: runtime.group(each.id) for each in lost}
+    delay_s = RECONNECT_DELAY_S
+    while True:
+        if runtime.closing.is_set():
+            return
+        try:
+            runtime.spawner.connect()
+            break
+        except InsulaError as error:
+            LOG.error("no spawner can be started", extra={"fields": {"reason": str(error)}})
+        runtime.closing.wait(delay_s)
+        delay_s = min(2 * delay_s, RECONNECT_DELAY_MAX_S)
+    for record in lost:
+        _end_lost(runtime, record, groups[record.id])
+
+
+def _end_lost(runtime: Runtime, record: ContainerRecord, group: Group) -> None:
+    # Whoever still holds the lock, a dump or a move, finds out by itself and lets go.
+    with runtime.locked(record.id):
+        try:
+            now = runtime.store.get_container(record.id)
+        except ContainerNotFound:
+            return
+        is_another_run = (now.pid, now.started_at) != (record.pid, record.started_at)
+        if now.status not in ALIVE or now.owner != runtime.host_name or is_another_run:
+            return
+        _end_orphans(record, group)
+        ended = _write_lost(runtime, now)
+    with runtime.ended:
+        runtime.ended.notify_all()
+    if wants_restart(ended):
+        begin_restart(runtime, ended)
+    elif ended.spec.auto_remove:
+        remove_ended(runtime, ended, volumes=True)
+
+
+def _write_lost(runtime: Runtime, record: ContainerRecord) -> ContainerRecord:
+    if record.attachment is not None:
+        runtime.networks.deactivate(record.id)
+    error = "its spawner has ended, and its exit code with it"
+    ended = replace(
+        record,
+        status=Status.EXITED,
+        pid=0,
+        exit_code=255,
+        finished_at=time.time(),
+        ports=(),
+        error=error,
+    )
+    runtime.store.update_container(ended)
+    LOG.warning("a container was lost with its spawner", extra={"fields": {"container": record.id[:12]}})
+    return ended
+
+
 def _drop_halves(runtime: Runtime, known: set[str]) -> None:
     """Take back folders and leases of containers that were being created when the last insulad died."""
 
@@ -91,11 +156,8 @@ def _drop_halves(runtime: Runtime, known: set[str]) -> None:
 
 def _take_up(runtime: Runtime, record: ContainerRecord, held: Exit | None) -> None:
     if held is None:
-        _end_orphans(runtime, record)
-        error = "its spawner has ended, and its exit code with it"
-        ended = replace(record, status=Status.EXITED, pid=0, exit_code=255, error=error)
-        runtime.store.update_container(ended)
-        LOG.warning("a container was lost with its spawner", extra={"fields": {"container": record.id[:12]}})
+        _end_orphans(record, runtime.group(record.id))
+        _write_lost(runtime, record)
         return
     status = record.status
     if held.exit_code is None and status in (Status.CHECKPOINTING, Status.MIGRATING):
@@ -107,9 +169,11 @@ def _take_up(runtime: Runtime, record: ContainerRecord, held: Exit | None) -> No
     runtime.store.update_container(replace(record, status=status, pid=held.pid))
 
 
-def _end_orphans(runtime: Runtime, record: ContainerRecord) -> None:
-    """End what still runs of a container whose spawner has gone: nobody could reap, stop or enter it any more."""
-    group = runtime.group(record.id)
+def _end_orphans(record: ContainerRecord, group: Group) -> None:
+    """End what still runs of a container whose spawner has gone: nobody could reap, stop or enter it any more.
+
+    Its first process gets SIGKILL from the kernel with the spawner's end, unless it has asked for another signal.
+    """
     if not group.exists():
         return
     deadline = time.monotonic() + ORPHAN_SECONDS

@@ -11,6 +11,7 @@ import os
 import queue
 import select
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -25,13 +26,20 @@ from insula.boot import protocol
 from insula.boot.protocol import AttachPlan, Failure, ProgramPlan, StartPlan
 from insula.kernel.cgroup import Hierarchies
 from insula.kernel.cgroup.hierarchy import parse
-from insula.model.errors import SpawnerGone
+from insula.model.errors import InsulaError, SpawnerGone
 from insula.runtime.translate import from_failure
 
 LOG = logging.getLogger(__name__)
 
 READY_SECONDS = 10.0
 ANSWER_SECONDS = 60.0
+SEND_SECONDS = 10
+"""For a spawner that does not read: one that was stopped."""
+
+AGAIN = "insulad starts another one: try again, else see its log"
+
+Undo = tuple[str, Mapping[str, object]]
+"""Verb and body that take back what was answered too late."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,19 +61,33 @@ class Answer:
 
 @dataclass(slots=True)
 class _Waiting:
+    undo: Undo | None
     done: threading.Event = field(default_factory=threading.Event)
     answer: protocol.Message | None = None
+    is_given_up: bool = False
 
 
 class SpawnerClient:
     """The connection to a host's spawner."""
 
-    def __init__(self, run: Path, *, log: Path, on_exit: Callable[[Exit], None]) -> None:
+    def __init__(
+        self,
+        run: Path,
+        *,
+        log: Path,
+        on_exit: Callable[[Exit], None],
+        on_lost: Callable[[], None] = lambda: None,
+    ) -> None:
+        """on_lost: called in a thread of its own when the spawner has ended without being asked to."""
         self._path = run / "spawner.sock"
         self._run = run
         self._log = log
         self._on_exit = on_exit
+        self._on_lost = on_lost
+        self._ends = False
+        self._verbs: frozenset[str] = frozenset()
         self._connection: socket.socket | None = None
+        self._reader: threading.Thread | None = None
         self._numbers = itertools.count(1)
         self._waiting: dict[int, _Waiting] = {}
         self._guard = threading.Lock()
@@ -79,22 +101,51 @@ class SpawnerClient:
 
         Raises: SpawnerGone.
         """
+        hello = self._begin()
+        if int(hello.get("version", 1)) != protocol.VERSION:
+            hello = self._replace(hello)
+        self._pid = int(hello["pid"])
+        self._verbs = frozenset(hello.get("verbs", ()))
+        self._engines = [int(pid) for pid in hello.get("engines", ())]  # an older spawner has none
+        # Read now: when the spawner has ended, its place is still asked for, to end what it left.
+        mounts = Path("/proc/self/mountinfo").read_text()
+        self._hierarchies = parse(mounts, Path(f"/proc/{self._pid}/cgroup").read_text())
+        return [_exit_of(each) for each in hello["containers"]]
+
+    def _begin(self) -> Mapping[str, Any]:
         try:
             self._connection = self._dial()
         except OSError:
             self._launch()
-        threading.Thread(target=self._read, name="spawner-reader", daemon=True).start()
+        self._ends = False
+        self._reader = threading.Thread(target=self._read, name="spawner-reader", daemon=True)
+        self._reader.start()
         threading.Thread(target=self._tell_exits, name="spawner-exits", daemon=True).start()
-        hello = self._ask("hello").fields
-        self._pid = int(hello["pid"])
-        self._engines = [int(pid) for pid in hello.get("engines", ())]  # an older spawner has none
-        return [_exit_of(each) for each in hello["containers"]]
+        return self._ask("hello").fields
+
+    def _replace(self, hello: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Start this insulad's own spawner in place of another version's, unless that one holds something."""
+        if hello["containers"] or hello.get("engines"):
+            LOG.warning(
+                "a spawner of another version goes on, because it holds containers",
+                extra={"fields": {"theirs": str(hello.get("version", 1)), "ours": str(protocol.VERSION)}},
+            )
+            return hello
+        old = os.pidfd_open(int(hello["pid"]))
+        try:
+            self.shutdown()
+            if not select.select([old], [], [], READY_SECONDS)[0]:
+                raise SpawnerGone("cannot replace the spawner: it does not end", hint=f"see `{self._log}`")
+        finally:
+            os.close(old)
+        if self._reader is not None:
+            self._reader.join()
+        return self._begin()
 
     def hierarchies(self) -> Hierarchies:
         """Return the cgroup hierarchies with the spawner's own place in them."""
         if self._hierarchies is None:
-            mounts = Path("/proc/self/mountinfo").read_text()
-            self._hierarchies = parse(mounts, Path(f"/proc/{self._pid}/cgroup").read_text())
+            raise SpawnerGone("cannot reach the spawner: there has been none yet", hint=AGAIN)
         return self._hierarchies
 
     def _dial(self) -> socket.socket:
@@ -102,6 +153,7 @@ class SpawnerClient:
         try:
             connection.connect(str(self._path))
             protocol.widen(connection)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_SECONDS, 0))
         except OSError:
             connection.close()
             raise
@@ -143,15 +195,33 @@ class SpawnerClient:
                 continue
             with self._guard:
                 waiting = self._waiting.pop(int(message.fields.get("id") or 0), None)
-            if waiting is not None:
-                waiting.answer = message
-                waiting.done.set()
+                if waiting is not None:
+                    waiting.answer = message
+                    waiting.done.set()
+            if waiting is None or waiting.is_given_up:
+                self._take_back(connection, message, undo=waiting.undo if waiting is not None else None)
         with self._guard:
             abandoned, self._waiting = list(self._waiting.values()), {}
-            self._connection = None
+            is_ours = self._connection is connection
+            if is_ours and connection is not None:  # else `close` has hung up
+                connection.close()
+                self._connection = None
         for each in abandoned:
             each.done.set()
         self._exits.put(None)
+        if is_ours and not self._ends:
+            LOG.error("the spawner has ended", extra={"fields": {"log": str(self._log)}})
+            self._on_lost()
+
+    def _take_back(self, connection: socket.socket, message: protocol.Message, *, undo: Undo | None) -> None:
+        """What comes after its asker has given up is not wanted any more."""
+        for descriptor in message.descriptors:
+            os.close(descriptor)
+        if undo is not None and "ok" in message.fields:
+            verb, body = undo
+            LOG.warning("an answer of the spawner came too late", extra={"fields": {"undone by": verb}})
+            with self._guard, contextlib.suppress(OSError):  # one that has gone: its containers have ended
+                protocol.send(connection, {"id": next(self._numbers), "verb": verb, "body": body})
 
     def _tell_exits(self) -> None:
         while (event := self._exits.get()) is not None:
@@ -159,23 +229,29 @@ class SpawnerClient:
                 target=self._on_exit, args=(event,), name=f"exit-{event.key[:12]}", daemon=True
             ).start()
 
-    def _ask(self, verb: str, *, descriptors: Sequence[int] = (), **body: object) -> Answer:
-        number, waiting = next(self._numbers), _Waiting()
+    def _ask(
+        self, verb: str, *, descriptors: Sequence[int] = (), undo: Undo | None = None, **body: object
+    ) -> Answer:
+        if self._verbs and verb not in self._verbs:
+            message = f"cannot `{verb}`: the spawner, which an older insulad has started, does not know it"
+            raise from_failure(Failure(step=verb, errno=0, message=message, code="unsupported"))
+        number, waiting = next(self._numbers), _Waiting(undo)
         with self._guard:
             connection = self._connection
             if connection is None:
-                raise SpawnerGone("cannot reach the spawner: it has ended", hint="restart insulad")
+                raise SpawnerGone("cannot reach the spawner: it has ended", hint=AGAIN)
             self._waiting[number] = waiting
             try:
                 protocol.send(connection, {"id": number, "verb": verb, "body": body}, descriptors=descriptors)
             except OSError as error:
                 del self._waiting[number]
-                raise SpawnerGone(
-                    f"cannot reach the spawner: {error.strerror}", hint="restart insulad"
-                ) from error
-        waiting.done.wait(ANSWER_SECONDS)
+                raise SpawnerGone(f"cannot reach the spawner: {error.strerror}", hint=AGAIN) from error
+        is_over = waiting.done.wait(ANSWER_SECONDS)
+        with self._guard:
+            waiting.is_given_up = waiting.answer is None
         if waiting.answer is None:
-            raise SpawnerGone(f"the spawner did not answer `{verb}`", hint=f"see `{self._log}`")
+            why = "has ended" if is_over else "did not answer"
+            raise SpawnerGone(f"cannot `{verb}`: the spawner {why}", hint=f"see `{self._log}`")
         fields, received = waiting.answer
         if "error" in fields:
             raise from_failure(protocol.decode(Failure, fields["error"]))
@@ -183,7 +259,10 @@ class SpawnerClient:
 
     def start(self, plan: StartPlan, *, attach: AttachPlan | None = None, connection: int = -1) -> int:
         """Start a container.  Returns: its pid.  Raises: StartFailed and what is below it."""
-        return self._with_attach("start", attach, connection=connection, plan=protocol.encode(plan))
+        undo = ("signal", {"key": plan.key, "signal": 9})
+        return self._with_attach(
+            "start", attach, connection=connection, undo=undo, plan=protocol.encode(plan)
+        )
 
     def execute(
         self, key: str, plan: ProgramPlan, *, exec_key: str, attach: AttachPlan | None, connection: int = -1
@@ -193,15 +272,18 @@ class SpawnerClient:
             "execute",
             attach,
             connection=connection,
+            undo=("signal", {"key": exec_key, "signal": 9}),
             key=key,
             exec_key=exec_key,
             program=protocol.encode(plan),
         )
 
-    def _with_attach(self, verb: str, attach: AttachPlan | None, *, connection: int, **body: object) -> int:
+    def _with_attach(
+        self, verb: str, attach: AttachPlan | None, *, connection: int, undo: Undo, **body: object
+    ) -> int:
         if attach is not None:
             body["attach"] = protocol.encode(attach)
-        answer = self._ask(verb, descriptors=(connection,) if attach is not None else (), **body)
+        answer = self._ask(verb, descriptors=(connection,) if attach is not None else (), undo=undo, **body)
         return int(answer.fields["pid"])
 
     def attach(self, key: str, plan: AttachPlan, *, connection: int) -> None:
@@ -233,14 +315,14 @@ class SpawnerClient:
         restore: StartPlan | None = None,
     ) -> Mapping[str, str]:
         """Start a CRIU process.  Returns: for a restore, external mount → path in CRIU's view."""
-        body: dict[str, object] = {"argv": list(argv)}
+        body: dict[str, Any] = {"argv": list(argv)}
         if restore is not None:
             body["restore"] = protocol.encode(restore)
         return dict(self._ask("criu", descriptors=(rpc, images, *extra), **body).fields["external"])
 
     def prepare(self, plan: StartPlan) -> None:
         """Make the room for a restore."""
-        self._ask("prepare", plan=protocol.encode(plan))
+        self._ask("prepare", undo=("discard", {"key": plan.key}), plan=protocol.encode(plan))
 
     def plug(self, key: str, pid: int) -> None:
         """Give the network namespace of a process in restore its interface."""
@@ -275,11 +357,17 @@ class SpawnerClient:
 
     def shutdown(self) -> None:
         """End the spawner.  Raises: StartFailed while containers run."""
-        self._ask("shutdown")
+        self._ends = True
+        try:
+            self._ask("shutdown")
+        except InsulaError:
+            self._ends = False
+            raise
 
     def close(self) -> None:
         """Hang up; the spawner goes on."""
         with self._guard:
+            self._ends = True
             connection, self._connection = self._connection, None
         if connection is not None:
             with contextlib.suppress(OSError):

@@ -37,6 +37,7 @@ def from_failure(failure: Failure) -> InsulaError:
 
 def _hint(code: str) -> str:
     return {
+        "unsupported": "end all containers of this host, then restart insulad: it replaces an idle spawner",
         "command_not_found": "check the command, or the image",
         "command_not_executable": "it lacks the execute bit, or is no program",
     }.get(code, "")

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""insulad's end of the talk: answers that come too late, spawners of other versions, a spawner that is killed."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import insula
+from insula.boot import protocol
+from insula.model.errors import SpawnerGone, Unsupported
+from insula.runtime import supervise
+from insula.runtime.supervise import Exit, SpawnerClient
+from spawned import DEADLINE_S, Refused, Spawned, Started, is_alive, spawner, wait_until
+
+
+@contextmanager
+def connected(run: Path, exits: list[Exit], lost: list[str]) -> Iterator[SpawnerClient]:
+    client = SpawnerClient(
+        run, log=run / "log", on_exit=exits.append, on_lost=lambda: lost.append("the spawner")
+    )
+    client.connect()
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_a_start_that_is_answered_too_late_is_taken_back(
+    host: Spawned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exits: list[Exit] = []
+    plan = host.plan("/bin/sleep", "1000")
+    host.started.append(Started(plan, 0))
+    with connected(host.run, exits, []) as client:
+        monkeypatch.setattr(supervise, "ANSWER_SECONDS", 0.05)
+        with stopped(host.process.pid), pytest.raises(SpawnerGone):
+            client.start(plan)
+        wait_until(lambda: bool(exits), what="it is killed as soon as it is there")
+    assert [(each.key, each.exit_code) for each in exits] == [(plan.key, 137)]
+
+
+def test_descriptors_that_come_too_late_are_closed(host: Spawned, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = host.plan("/bin/true")
+    before = len(os.listdir("/proc/self/fd"))
+    with connected(host.run, [], []) as client:
+        with monkeypatch.context() as patched:
+            patched.setattr(supervise, "ANSWER_SECONDS", 0.05)
+            with stopped(host.process.pid), pytest.raises(SpawnerGone):
+                client.view(plan)
+        assert client.forget("nothing"), "answers come in order"
+    wait_until(lambda: len(os.listdir("/proc/self/fd")) == before, what="the mount's descriptor is closed")
+
+
+def test_unknown_verbs_and_fields_are_named(host: Spawned) -> None:
+    plan = protocol.encode(host.plan("/bin/true"))
+    assert isinstance(plan, dict)
+    for verb, body, word in (("dance", {}, "`dance`"), ("start", {"plan": plan | {"moon": 1}}, "moon")):
+        with pytest.raises(Refused) as refused:
+            host.client.ask(verb, **body)
+        assert refused.value.failure.code == "unsupported"
+        assert word in refused.value.failure.message
+
+
+def test_what_is_as_by_default_is_not_sent(host: Spawned) -> None:
+    plan = host.plan("/bin/true")
+    assert protocol.decode(protocol.StartPlan, protocol.encode(plan)) == plan
+    assert "network" not in str(protocol.encode(plan))
+
+
+@pytest.fixture
+def run_folder() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="insula-test-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@contextmanager
+def old_spawner(run: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A spawner of an older version."""
+    source = str(Path(insula.__file__).resolve().parents[1])
+    code = (
+        f"import sys; sys.path.insert(0, {source!r}); from insula.boot import protocol, spawner; "
+        "protocol.VERSION = 1; sys.exit(spawner.main())"
+    )
+    process = subprocess.Popen([sys.executable, "-SI", "-c", code, str(run)], start_new_session=True)
+    try:
+        wait_until((run / "spawner.sock").exists, what="the spawner listens")
+        yield process
+    finally:
+        process.kill()
+        process.wait(DEADLINE_S)
+
+
+def test_an_idle_spawner_of_another_version_is_replaced(run_folder: Path) -> None:
+    with old_spawner(run_folder) as old, connected(run_folder, [], []) as client:
+        assert old.wait(DEADLINE_S) == 0
+        assert client.forget("nothing")
+        client.shutdown()
+    wait_until(lambda: not (run_folder / "spawner.sock").exists(), what="the new one ends")
+
+
+def test_an_older_spawner_with_containers_goes_on(host: Spawned, monkeypatch: pytest.MonkeyPatch) -> None:
+    container = host.start("/bin/sleep", "1000")
+    monkeypatch.setattr(protocol, "VERSION", protocol.VERSION + 1)
+    with connected(host.run, [], []) as client:
+        client.resize(container.key, 20, columns=20)
+        assert is_alive(container.pid)
+        with pytest.raises(Unsupported) as refused:
+            client._ask("dance")
+        assert "`dance`" in refused.value.message and refused.value.hint
+
+
+def test_containers_end_with_their_spawner(run_folder: Path) -> None:
+    lost: list[str] = []
+    with spawner(run_folder) as made, connected(made.run, [], lost) as client:
+        plan = made.plan("/bin/sleep", "1000", user="user", init="/bin/tini")
+        group = made.group(Started(plan, 0))
+        pid = client.start(plan)
+        made.process.kill()
+        wait_until(lambda: not is_alive(pid), what="the container's first process ends")
+        wait_until(lambda: lost == ["the spawner"], what="insulad hears of it")
+        with pytest.raises(SpawnerGone):
+            client.forget(plan.key)
+        group.delete(DEADLINE_S + os.times().elapsed)
