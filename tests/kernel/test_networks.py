@@ -4,6 +4,7 @@
 import secrets
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,34 @@ def test_a_port_of_another_container_or_of_the_host_is_refused(host: Host) -> No
         host.networks.publish(other, wish, container_id=second)
     with listener(host.world.host, port=9090), pytest.raises(PortInUse, match="program of this host"):
         host.networks.publish(other, [PortMapping(host_port=9090, container_port=80)], container_id=second)
+
+
+def test_a_port_is_handed_on_while_its_holder_leaves(host: Host) -> None:
+    """The kernel lets go of a port 20 ms after its container has gone from the list: the next one waits for it."""
+    network = host.networks.default_for("anna")
+    holder, place, _ = host.start(network)
+    other, other_place, _ = host.start(network)
+    wish = [PortMapping(host_port=8080, container_port=80)]
+    host.networks.publish(place, wish, container_id=holder)
+    with ThreadPoolExecutor(1) as leaving:
+        for _ in range(20):
+            left = leaving.submit(host.networks.deactivate, holder)
+            wait_until(lambda gone=holder: not host.networks.is_active(gone), what="it leaves")
+            host.networks.publish(other_place, wish, container_id=other)
+            left.result(10)
+            holder, place, other, other_place = other, other_place, holder, place
+            host.networks.activate(other_place, container_id=other)
+
+
+def test_a_port_error_names_the_holder_as_it_is_called_now(host: Host) -> None:
+    network = host.networks.default_for("anna")
+    first, place, _ = host.start(network)
+    second, other, _ = host.start(network)
+    wish = [PortMapping(host_port=8080, container_port=80)]
+    host.networks.publish(place, wish, container_id=first, name="web")
+    host.networks.rename(first, "shop")
+    with pytest.raises(PortInUse, match="container `shop`"):
+        host.networks.publish(other, wish, container_id=second)
 
 
 def test_outside_is_reached_by_nat_but_not_from_an_internal_network(host: Host) -> None:

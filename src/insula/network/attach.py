@@ -31,6 +31,10 @@ RESERVED_NAMES = frozenset({"none", "host"})
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
 
 
+LEAVING_SECONDS = 5.0
+"""What the kernel may take to let go of a port; it needs 20 ms."""
+
+
 class NetworkStore(Protocol):
     """What has to outlive the daemon.  Each call is durable when it returns; `save` inserts or replaces."""
 
@@ -79,6 +83,9 @@ class Networks:
         self._pool = pool_subnet
         self._lock = threading.RLock()
         self._active: dict[str, _Active] = {}
+        self._leaving: list[_Active] = []
+        """Deactivated, but their elements may still be in the kernel: who wants the same ports waits."""
+        self._left = threading.Condition(self._lock)
         self._last: dict[str, IPv4Address] = {}
 
     # -- networks ------------------------------------------------------------------------------------------------------
@@ -197,10 +204,18 @@ class Networks:
         """Undo `activate`, and what was published or named.  Takes 20 ms; nobody waits for it but the caller."""
         with self._lock:
             active = self._active.pop(container_id, None)
+            if active is not None:
+                self._leaving.append(active)
         self.zone.forget(container_id)
-        if active is not None:
+        if active is None:
+            return
+        try:
             elements = firewall.attachment_elements(active.attachment, host_name=self._host_name)
             nft.delete_elements([*elements, *self._port_elements(active)])
+        finally:
+            with self._left:
+                self._leaving.remove(active)
+                self._left.notify_all()
 
     def publish(
         self, attachment: Attachment, wished: Iterable[PortMapping], *, container_id: str, name: str = ""
@@ -212,7 +227,8 @@ class Networks:
         wished = tuple(wished)
         if not wished:
             return ()
-        with self._lock:
+        with self._left:
+            self._left.wait_for(lambda: not self._are_leaving(wished), LEAVING_SECONDS)
             active = self._active.setdefault(container_id, _Active(attachment=attachment))
             network = self._network_of(attachment)
             if network.uplink:
@@ -253,6 +269,17 @@ class Networks:
             elements = self._port_elements(active)
             active.ports = ()
             nft.delete_elements(elements)
+
+    def is_active(self, container_id: str) -> bool:
+        """Tell whether a container's interface is expected on its bridge."""
+        with self._lock:
+            return container_id in self._active
+
+    def rename(self, container_id: str, name: str) -> None:
+        """Call an active container by another name in errors."""
+        with self._lock:
+            if container_id in self._active:
+                self._active[container_id].name = name
 
     def set_running_names(self, container_id: str, attachment: Attachment, *, names: Iterable[str]) -> None:
         """Have a running container found by name in its network: its name, short id, hostname."""
@@ -354,6 +381,10 @@ class Networks:
             bridge=network.bridge,
             interface=bridge.interface_name(self._host_name, lease.container),
         )
+
+    def _are_leaving(self, wished: Sequence[PortMapping]) -> bool:
+        going = [mapping for each in self._leaving for mapping in each.ports]
+        return any(ports.overlaps(one, other) for one in wished for other in going)
 
     def _port_elements(self, active: _Active) -> Sequence[Element]:
         published = firewall.Publication(attachment=active.attachment, ports=active.ports)

@@ -71,4 +71,5 @@ def rename(grant: Grant, runtime: Runtime, ref: str, *, name: str) -> None:
         runtime.store.update_container(record)
         if record.attachment is not None and record.status in ALIVE:
             names = {name, record.id[:12], record.spec.hostname} - {""}
+            runtime.networks.rename(record.id, name)
             runtime.networks.set_running_names(record.id, record.attachment, names=names)
