@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 
 import forked
-from insula.kernel import idmap, libc, mount
+from insula.kernel import idmap, libc, mount, overlay
 
 HOST_ROOT = 100_000
 RANGES = (idmap.Range(0, HOST_ROOT, 65_536),)
 CLONE_NEWNS = 0x00020000
+#: By descriptor, and as kernels before 6.15 want it: attached in a child.
+WAYS = pytest.mark.parametrize("make", (mount.overlay, overlay.make_attached), ids=("detached", "attached"))
+Make = Callable[..., int]
 
 
 def directory(path: str | Path, *, at: int | None = None) -> int:
@@ -37,12 +40,12 @@ def names(fd: int) -> list[str]:
         return sorted(os.listdir(listed))
 
 
-def mapped_overlay(base: Path) -> int:
+def mapped_overlay(base: Path, make: Make = mount.overlay) -> int:
     """Two lower layers and an upper one, all id-mapped; the descriptors end with the child that made them."""
     userns = idmap.user_namespace(uids=RANGES, gids=RANGES)
     lower = [idmap.idmapped_clone(directory(base / name), userns, read_only=True) for name in ("high", "low")]
     top = idmap.idmapped_clone(directory(base / "top"), userns)
-    made = mount.overlay(
+    made = make(
         lower_fds=lower,
         upper_fd=directory("upper", at=top),
         work_fd=directory("work", at=top),
@@ -71,17 +74,19 @@ def base(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_an_overlay_of_mapped_layers_is_roots_own_inside(base: Path) -> None:
+@WAYS
+def test_an_overlay_of_mapped_layers_is_roots_own_inside(base: Path, make: Make) -> None:
     def child() -> str:
-        mapped_overlay(base)
+        mapped_overlay(base, make)
         return f"{Path('etc/file').read_text()} {os.stat('etc/file').st_uid} {os.stat('.').st_uid}"
 
     assert in_own_mounts(child) == "high 0 0"
 
 
-def test_what_is_written_inside_is_on_disk_with_the_containers_ids(base: Path) -> None:
+@WAYS
+def test_what_is_written_inside_is_on_disk_with_the_containers_ids(base: Path, make: Make) -> None:
     def child() -> None:
-        mapped_overlay(base)
+        mapped_overlay(base, make)
         Path("new").write_text("new")
         Path("owned").touch()
         os.chown("owned", 33, 34)
@@ -96,9 +101,10 @@ def test_what_is_written_inside_is_on_disk_with_the_containers_ids(base: Path) -
     assert os.getxattr(upper / "new", "user.word") == b"value"
 
 
-def test_whiteouts_and_directory_renames_work(base: Path) -> None:
+@WAYS
+def test_whiteouts_and_directory_renames_work(base: Path, make: Make) -> None:
     def child() -> str:
-        mapped_overlay(base)
+        mapped_overlay(base, make)
         os.unlink("only")
         os.rename("gone", "moved")
         return " ".join(sorted(os.listdir("."))) + " " + Path("moved/x").read_text()
@@ -109,9 +115,10 @@ def test_whiteouts_and_directory_renames_work(base: Path) -> None:
     assert os.getxattr(base / "top/upper/moved", "trusted.overlay.redirect") == b"gone"
 
 
-def test_a_container_cannot_forge_the_marks_of_the_overlay(base: Path) -> None:
+@WAYS
+def test_a_container_cannot_forge_the_marks_of_the_overlay(base: Path, make: Make) -> None:
     def child() -> str:
-        mapped_overlay(base)
+        mapped_overlay(base, make)
         try:
             os.setxattr("etc", "trusted.overlay.redirect", b"/secret")
         except PermissionError:
@@ -121,7 +128,8 @@ def test_a_container_cannot_forge_the_marks_of_the_overlay(base: Path) -> None:
     assert in_own_mounts(child) == "refused"
 
 
-def test_a_read_only_overlay_of_the_most_layers(tmp_path: Path) -> None:
+@WAYS
+def test_a_read_only_overlay_of_the_most_layers(tmp_path: Path, make: Make) -> None:
     with ExitStack() as stack:
         fds = []
         for number in range(mount.OVERLAY_LAYERS):
@@ -129,7 +137,7 @@ def test_a_read_only_overlay_of_the_most_layers(tmp_path: Path) -> None:
             (tmp_path / str(number) / f"file{number}").touch()
             fds.append(directory(tmp_path / str(number)))
             stack.callback(os.close, fds[-1])
-        made = mount.overlay(lower_fds=fds, upper_fd=None, work_fd=None, source="many")
+        made = make(lower_fds=fds, upper_fd=None, work_fd=None, source="many")
         stack.callback(os.close, made)
         assert len(names(made)) == mount.OVERLAY_LAYERS
         with pytest.raises(OSError, match="1 to 128"):

@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from demo.hosts import inside, new_network
-from vm import disks
 
 from insula.kernel.netlink import Route, namespace_entered
+from vm import disks
 
 AGENT_PORT = 5000
 PEER_PORT = 7443
@@ -149,7 +149,9 @@ class Guest:
         try:
             return self._ask({"words": words, "seconds": seconds, "log": ""}, seconds=seconds + 30.0)
         except (OSError, ValueError) as error:
-            raise GuestFailed(f"{self.name} does not answer `{' '.join(words)}`: {error}\n{self.last_words()}") from error
+            raise GuestFailed(
+                f"{self.name} does not answer `{' '.join(words)}`: {error}\n{self.last_words()}"
+            ) from error
 
     def run(self, *words: str, seconds: float = COMMAND_SECONDS) -> str:
         """Run a command in the guest and return its output.  Raises: GuestFailed if its exit code is not 0."""
@@ -183,13 +185,20 @@ class Guest:
 
     def shut_down(self) -> None:
         """End insulad, write everything to the disk and switch the machine off."""
-        self.run("/bin/sh", "-c", "kill $(cat /run/insula/insulad.pid) || true; sync; mount -o remount,ro / || sync")
+        self.run(
+            "/bin/sh",
+            "-c",
+            "kill $(cat /run/insula/insulad.pid) || true; sync; mount -o remount,ro / || sync",
+        )
         self._switch_off()
 
     def _switch_off(self) -> None:
         try:
             # Nobody answers any more once it is off.
-            self._ask({"words": ["/bin/sh", "-c", "echo o > /proc/sysrq-trigger"], "seconds": 5.0, "log": ""}, seconds=5.0)
+            self._ask(
+                {"words": ["/bin/sh", "-c", "echo o > /proc/sysrq-trigger"], "seconds": 5.0, "log": ""},
+                seconds=5.0,
+            )
         except (OSError, ValueError):
             pass
         self._wait_off(OFF_SECONDS)
@@ -252,7 +261,10 @@ class Laboratory:
 
     def _lay_cable(self, wire: str, number: int) -> None:
         tap = f"{wire}-{number}"
-        for words in (("tuntap", "add", "dev", tap, "mode", "tap"), ("link", "set", tap, "master", wire, "up")):
+        for words in (
+            ("tuntap", "add", "dev", tap, "mode", "tap"),
+            ("link", "set", tap, "master", wire, "up"),
+        ):
             subprocess.run(inside(self.outside, "ip", *words), check=True, stdin=subprocess.DEVNULL)
 
     def __exit__(self, *_: object) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from insula.boot.protocol import FilePlan, MountPlan, StartPlan
-from insula.kernel import idmap, libc, mount, paths
+from insula.kernel import idmap, libc, mount, overlay, paths
 
 ID_COUNT = 65536
 _TTY_GROUP = 5
@@ -126,7 +126,7 @@ def prepare_root(plan: StartPlan, userns: int) -> int:
         writable = _keep(held, idmap.idmapped_clone(source, userns))
         upper = _keep(held, os.open(upper_name, _PATH_DIRECTORY, dir_fd=writable))
         work = _keep(held, os.open(work_name, _PATH_DIRECTORY, dir_fd=writable))
-        return mount.overlay(
+        return overlay.make(
             lower_fds=lower,
             upper_fd=upper,
             work_fd=work,

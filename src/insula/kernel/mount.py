@@ -103,7 +103,7 @@ def overlay(
         if upper_fd is not None and work_fd is not None:
             context.set_directory("upperdir", upper_fd)
             context.set_directory("workdir", work_fd)
-        with _Identity(owner):
+        with Identity(owner):
             context.create()
         return context.mount(attributes)
 
@@ -305,7 +305,7 @@ def _set_lower(context: _FileSystem, lower_fds: Sequence[int]) -> None:
         context.set_directory("lowerdir+", fd)
 
 
-class _Identity:
+class Identity:
     """Act on files as another uid and gid, but with every capability that the process is permitted.
 
     An overlay keeps the credentials of the one who created it and uses them on its layers.  On an id-mapped upper mount

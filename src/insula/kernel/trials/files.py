@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from insula.kernel import idmap, libc, mount, namespace
+from insula.kernel.overlay import make as make_overlay
 from insula.kernel.trials import in_child
 
 #: insula's state folder, or before the first start the nearest folder above it that exists.
@@ -82,7 +83,7 @@ def overlay_idmapped() -> str:
 
 def _overlay_beneath(base: int, owner: tuple[int, int] | None, stack: ExitStack) -> None:
     lower, upper, work = (_open_at(base, name, stack) for name in ("lower", "upper", "work"))
-    made = mount.overlay(lower_fds=(lower,), upper_fd=upper, work_fd=work, source="insula-probe", owner=owner)
+    made = make_overlay(lower_fds=(lower,), upper_fd=upper, work_fd=work, source="insula-probe", owner=owner)
     os.close(made)
 
 
