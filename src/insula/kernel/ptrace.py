@@ -214,9 +214,9 @@ class Inside:
     def _exchange_mask(self, mask: int) -> int:
         # Where a call has exchanged the mask for its time (ppoll, sigsuspend), the kernel gives the program's own, and
         # the restarted call exchanges it again (since Linux 5.2).
-        before = bytearray(_SIGNALS.size)
+        before, after = bytearray(_SIGNALS.size), _SIGNALS.pack(mask)
         libc.ptrace(PTRACE_GETSIGMASK, self.tid, _SIGNALS.size, libc.address_of(before))
-        libc.ptrace(PTRACE_SETSIGMASK, self.tid, _SIGNALS.size, libc.address_of(_SIGNALS.pack(mask)))
+        libc.ptrace(PTRACE_SETSIGMASK, self.tid, _SIGNALS.size, libc.address_of(after))
         return int(_SIGNALS.unpack(before)[0])
 
     def _wind_back(self) -> None:

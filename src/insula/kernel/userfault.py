@@ -74,7 +74,7 @@ def _take(inside: ptrace.Inside, number: int) -> int:
 def register(handle: int, start: int, *, end: int) -> None:
     """Have the kernel watch a mapping: from now on each page of it counts as written until it is protected.
 
-    Raises: OSError: ESRCH if that memory is gone (the process ended, or executes another program); EINVAL where there is no
+    Raises: OSError: ENOMEM if that memory is gone (the process ended, or executes another program); EINVAL where there is no
     mapping, or one that cannot be watched; EBUSY if somebody else watches it.
     """
     words = f"mapping {start:#x}"

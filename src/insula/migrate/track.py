@@ -108,37 +108,33 @@ class UserfaultTracker:
                 return intersect(pages.present(), mappings)
             unwatched = intersect(pages.unwatched(), mappings)
             if protect and unwatched:
-                self._watch(pid, _holding(mappings, unwatched))
-                if pid in self._handles and not pages.has_watched():
-                    self._forget(pid)  # it left the memory that it shared (vfork, then exec): this one is not its own
+                self._watch(pid, pages, mappings=_holding(mappings, unwatched))
             written = pages.protect_written() if protect else pages.written()
             return merge((*written, *unwatched))
 
-    def _watch(self, pid: int, mappings: Sequence[Range]) -> None:
+    def _watch(self, pid: int, pages: PageMap, *, mappings: Sequence[Range]) -> None:
         """Register mappings; what cannot be stays unwatched, and is found so each time."""
         if pid in self._handles:
-            with contextlib.suppress(*_GONE):
-                return self._register(pid, mappings)
+            self._register(pid, mappings)
+            if pages.has_watched():
+                return
             self._forget(pid)  # it executes another program, or is another process of the same id
         rest = self._rests.setdefault(pid, _Rest())
-        if rest.is_over():
-            try:
-                self._handles[pid] = userfault.open_in(pid, deadline_seconds=_ATTACH_SECONDS)
-            except OSError:
-                rest.lengthen()
-                return None
-            del self._rests[pid]
-            self._register(pid, mappings)
-        return None
+        if not rest.is_over():
+            return
+        try:
+            self._handles[pid] = userfault.open_in(pid, deadline_seconds=_ATTACH_SECONDS)
+        except OSError:
+            rest.lengthen()
+            return
+        del self._rests[pid]
+        self._register(pid, mappings)
 
     def _register(self, pid: int, mappings: Sequence[Range]) -> None:
         for each in mappings:
-            try:
+            # Refused: unmapped meanwhile, of a kind that the kernel does not watch, or the memory is another by now.
+            with contextlib.suppress(OSError):
                 userfault.register(self._handles[pid], each.start, end=each.end)
-            except _GONE:
-                raise
-            except OSError:  # unmapped meanwhile, or of a kind that the kernel does not watch
-                continue
 
     def _forget(self, pid: int) -> None:
         os.close(self._handles.pop(pid))
@@ -201,7 +197,9 @@ class SoftDirtyTracker:
 
 def _birth_of(pid: int) -> str:
     # Tells a process from a later one with its id: field 22 of proc_pid_stat(5).
-    return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+    return (
+        Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+    )
 
 
 class WholeTracker:
