@@ -8,8 +8,9 @@ from aiohttp import web
 
 from insula.api.bodies import HostView, PairRequest
 from insula.api.call import Call, answer, empty
+from insula.api.verbs import Reporter, Result, Work
 from insula.model.record import HostRecord
-from insula.model.spec import HostWish
+from insula.model.spec import DrainWish, HostWish
 
 
 async def list_all(call: Call) -> web.StreamResponse:
@@ -34,6 +35,32 @@ async def add(call: Call) -> web.StreamResponse:
 async def remove(call: Call) -> web.StreamResponse:
     await call.run(call.api.pairing.remove, call.ref)
     return empty()
+
+
+async def drain(call: Call) -> web.StreamResponse:
+    wish = await call.body(DrainWish, may_be_empty=True)
+    if wish.plan:
+        return answer(await call.run(call.api.verbs.plan_drain, call.grant, wish))
+
+    def work(reporter: Reporter) -> Result:
+        return call.api.verbs.drain(call.grant, wish, reporter=reporter)
+
+    return _begin(call, work, kind="drain")
+
+
+async def undrain(call: Call) -> web.StreamResponse:
+    def work(reporter: Reporter) -> Result:
+        return call.api.verbs.undrain(call.grant, reporter=reporter)
+
+    return _begin(call, work, kind="undrain")
+
+
+def _begin(call: Call, work: Work, *, kind: str) -> web.StreamResponse:
+    tenant = call.grant.principal.tenant
+    started = call.api.operations.start(
+        work, kind=kind, tenant=tenant, subject=call.api.identity.name, may_cancel=True
+    )
+    return answer(started, status=202)
 
 
 async def pair(call: Call) -> web.StreamResponse:

@@ -79,6 +79,11 @@ def _add_program(parser: ArgumentParser) -> None:
         help="signal that asks it to end (default: the image's, else TERM)",
     )
     add("--stop-timeout", metavar="TIME", help="how long it may take to end before KILL (default: 10s)")
+    add(
+        "--max-pause",
+        metavar="TIME",
+        help="how long it may stand still when it is migrated; longer moves are refused (default: 300ms)",
+    )
 
 
 def _add_files_and_network(parser: ArgumentParser) -> None:
@@ -193,6 +198,7 @@ def _limits(options: Namespace) -> Json:
         "memory_swap_bytes": parse_size(options.memory_swap) if options.memory_swap else None,
         "cpus_milli": parse_cpus(options.cpus) if options.cpus else None,
         "pids": _number(options.pids, "processes") if options.pids else None,
+        "max_pause_ms": round(parse_duration(options.max_pause) * 1000) if options.max_pause else None,
         "stop_timeout_s": round(parse_duration(options.stop_timeout)) if options.stop_timeout else None,
     }
 

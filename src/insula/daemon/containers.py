@@ -136,7 +136,7 @@ class Containers:
         return restore(grant, self.runtime, ref, wish=wish, reporter=reporter)
 
     def migrate(self, grant: Grant, ref: str, *, wish: MigrateWish, reporter: Reporter) -> Result:
-        return migrate(grant, self.runtime, ref, target=wish.target, peers=self.peers, reporter=reporter)
+        return migrate(grant, self.runtime, ref, wish=wish, peers=self.peers, reporter=reporter)
 
     def receive_migration(self, grant: Grant, connection: Socket) -> None:
         receive(grant, self.runtime, connection=connection, peers=self.peers)

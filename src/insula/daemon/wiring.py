@@ -9,6 +9,7 @@ from insula.api.call import Api, HostIdentity
 from insula.api.changes import Changes
 from insula.daemon.arrivals import Arrivals
 from insula.daemon.containers import Containers
+from insula.daemon.draining import Draining
 from insula.daemon.operations import OperationRegistry
 from insula.daemon.options import Options
 from insula.daemon.pairing import PairingDesk
@@ -34,7 +35,7 @@ from insula.tenant.idmap import uid_base
 
 
 @dataclass
-class DaemonVerbs(Things, Containers):
+class DaemonVerbs(Things, Containers, Draining):
     """All verbs, as `api.verbs.Verbs` wants them."""
 
 

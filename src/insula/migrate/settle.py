@@ -28,6 +28,7 @@ from insula.runtime import dump
 from insula.runtime.context import Runtime
 from insula.runtime.delete import remove_moved
 from insula.runtime.recover import TAKEN
+from insula.runtime.undo import attempt
 
 LOG = logging.getLogger(__name__)
 
@@ -124,12 +125,12 @@ def confirm_or_take_back(
 
 
 def thaw(runtime: Runtime, container_id: str) -> None:
-    """Let a source run on, connections intact."""
+    """Let a source run on, connections intact.  What fails on the way is logged: who calls has an error to tell."""
     record = runtime.store.get_container(container_id)
-    dump.release_network(record)
+    attempt(dump.release_network, record)
     group = runtime.group(container_id)
     if group.exists():
-        group.thaw()
+        attempt(group.thaw)
     if record.status in (Status.MIGRATING, Status.MOVED):
         runtime.store.change_container(container_id, lambda now: replace(now, status=Status.RUNNING))
 

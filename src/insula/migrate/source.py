@@ -37,6 +37,7 @@ from insula.model.migration import (
     Tree,
 )
 from insula.model.record import ContainerRecord
+from insula.model.spec import MigrateWish
 from insula.runtime import dump
 from insula.runtime.context import Runtime
 from insula.runtime.delete import remove_moved
@@ -59,7 +60,7 @@ class Reporter(Protocol):
 
 
 def migrate(
-    grant: Grant, runtime: Runtime, ref: str, *, target: str, peers: Peers, reporter: Reporter
+    grant: Grant, runtime: Runtime, ref: str, *, wish: MigrateWish, peers: Peers, reporter: Reporter
 ) -> Result:
     """Move a running container to a paired host.
 
@@ -67,7 +68,7 @@ def migrate(
     MigrationFailed: in every case it runs on here.
     """
     found = runtime.find(grant, ref)
-    host = peers.find(target)
+    host = peers.find(wish.target)
     with runtime.locked(found.id):
         record = runtime.store.get_container(found.id)
         status = after(record.status, Event.MIGRATE, name=record.name)

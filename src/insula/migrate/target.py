@@ -15,6 +15,7 @@ from insula.kernel import announce
 from insula.migrate.fault import Point, fault
 from insula.migrate.pages import feed_page_server
 from insula.migrate.preflight import check, check_identity
+from insula.migrate.recall import serve_recall
 from insula.migrate.settle import answer_question, learn_commit
 from insula.migrate.wire import Peers, Socket, StreamFile, Wire
 from insula.model.errors import InsulaError, MigrationFailed, NameTaken, ProtocolError
@@ -30,6 +31,7 @@ from insula.model.migration import (
     Offer,
     Pages,
     Question,
+    Recall,
     Refuse,
     Restore,
     Resumed,
@@ -57,6 +59,8 @@ def receive(grant: Grant, runtime: Runtime, *, connection: Socket, peers: Peers)
                 _receive_container(runtime, first, wire=wire, peer=grant.principal.name, peers=peers)
             case Question():
                 wire.send(answer_question(runtime, first.container))
+            case Recall():
+                serve_recall(grant, runtime, first, wire=wire, peer=grant.principal.name, peers=peers)
             case _:
                 raise ProtocolError(f"cannot begin with {type(first).__name__}")
     except InsulaError as error:
@@ -121,6 +125,7 @@ def _reserve(runtime: Runtime, offer: Offer, *, peer: str, undo: ExitStack) -> C
         uid_base=runtime.uid_base_of(offered.tenant),
         attachment=attachment,
         owner=peer,
+        came_from=peer,
         pid=0,
         ports=(),
     )

@@ -102,6 +102,15 @@ class Pages(Fact, kw_only=True, frozen=True, tag=True):
     """The stream of CRIU's page server protocol follows."""
 
 
+class Memory(Fact, kw_only=True, frozen=True, tag=True):
+    """Pages of one process follow, one after the other."""
+
+    pid: int
+    """In the container's pid namespace."""
+    ranges: tuple[tuple[int, int], ...]
+    """Address of the first byte, number of pages of 4 KiB; sorted, without overlaps."""
+
+
 class Answer(Fact, kw_only=True, frozen=True, tag=True):
     """How the page server ended."""
 
@@ -173,6 +182,7 @@ Message = (
     | Refuse
     | Layer
     | Pages
+    | Memory
     | Answer
     | Tree
     | File

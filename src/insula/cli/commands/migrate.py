@@ -7,6 +7,7 @@ import json
 
 from insula.cli.progress import watch
 from insula.client.http import quote
+from insula.model.units import parse_duration
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,17 +23,49 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--format", choices=("table", "json"), default="table", help="how to print the summary"
     )
+    parser.add_argument(
+        "--mode",
+        choices=("auto", "stop-copy", "pre-copy", "post-copy"),
+        default="auto",
+        help="what travels before it stops: nothing (stop-copy), or memory and files in rounds (default: auto)",
+    )
+    parser.add_argument(
+        "--max-pause",
+        metavar="TIME",
+        help="refuse, before anything stops, if it would stand still for longer (default: its own, or 300ms)",
+    )
+    parser.add_argument(
+        "--plan", action="store_true", help="measure and say what it would be like; move nothing"
+    )
     parser.add_argument("container", metavar="CONTAINER", help="name or id")
     parser.add_argument("host", metavar="HOST", help="a paired host, see `insula host ls`")
 
 
 def run(options: Namespace, client: Client) -> int:
     where = f"/v1/containers/{quote(options.container)}/migrate"
-    operation = client.call("POST", where, body={"target": options.host})
+    wish: dict[str, object] = {"target": options.host, "mode": options.mode, "plan": options.plan}
+    if options.max_pause:
+        wish["max_pause_ms"] = round(parse_duration(options.max_pause) * 1000)
+    operation = client.call("POST", where, body=wish)
     ended = watch(client, operation, title=f"migrate {options.container}")
     result = ended["result"]
-    print(json.dumps(result) if options.format == "json" else summary(options.container, result))
+    if options.format == "json":
+        print(json.dumps(result))
+    else:
+        print((planned if options.plan else summary)(options.container, result))
     return 0
+
+
+def planned(name: str, result: Json) -> str:
+    """Return what a move would be like, as a few lines."""
+    return (
+        f"{name} to {result['target']}, {result['mode']}:\n"
+        f"  to carry   {result['memory_bytes'] / MEGABYTE:.1f} MB of memory, {result['file_bytes'] / MEGABYTE:.1f} MB of files\n"
+        f"  link       {result['link_bytes_per_s'] / MEGABYTE:.0f} MB/s\n"
+        f"  written    {result['written_bytes_per_s'] / MEGABYTE:.1f} MB/s ({result['tracker']})\n"
+        f"  pause      about {result['pause_ms']:.0f} ms (at most {result['max_pause_ms']} ms are allowed)\n"
+        f"  verdict    {result['verdict']}"
+    )
 
 
 def summary(name: str, result: Json) -> str:

@@ -118,6 +118,11 @@ class Group:
         if limits.cpuset is not None:
             self._limit_cpuset(limits.cpuset)
 
+    def limit_cpu(self, limits: Limits) -> None:
+        """Set the limits of processor time alone, of a container that runs.  Raises: as `set_limits`."""
+        check(limits)
+        self._limit("cpu", limits, is_asked=(limits.cpu_quota_us or limits.cpu_weight) is not None)
+
     def freeze(self) -> None:
         """Ask the kernel to stop every process; `wait_frozen` tells when they stand.  Undo: `thaw`."""
         v2.freeze(self.v2_directory(), value="1")

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The API's verbs for emptying this host and filling it again, tied to `cluster/` and `migrate/`."""
+
+from dataclasses import dataclass
+
+from insula.api.verbs import Reporter, Result
+from insula.cluster.drain import Outcome, Part, carry_all, place
+from insula.migrate.recall import recall
+from insula.migrate.source import migrate
+from insula.migrate.wire import Peers
+from insula.model.errors import Cancelled, ContainerNotFound, InsulaError, MigrationFailed
+from insula.model.grant import Grant
+from insula.model.lifecycle import Status
+from insula.model.record import PlannedMove
+from insula.model.spec import DrainWish, MigrateWish
+from insula.runtime.context import Runtime
+
+AWAY = "away:"
+"""In the journal: a container that a drain carried off → the host that took it."""
+
+
+@dataclass(kw_only=True)
+class Draining:
+    """What can be done to this host as a whole."""
+
+    runtime: Runtime
+    peers: Peers
+
+    def plan_drain(self, grant: Grant, wish: DrainWish) -> list[PlannedMove]:
+        """Say which container would go where.  Raises: HostNotFound, TargetUnreachable."""
+        del grant
+        running = [each for each in self.runtime.store.list_containers() if each.status is Status.RUNNING]
+        return place(running, self._hosts(wish))
+
+    def drain(self, grant: Grant, wish: DrainWish, *, reporter: Reporter) -> Result:
+        """Carry every running container off.
+
+        Raises: Cancelled; MigrationFailed naming those that stay; HostNotFound, TargetUnreachable.
+        """
+        hosts = self._hosts(wish)
+
+        def carry(move: PlannedMove, part: Part) -> None:
+            moving = MigrateWish(target=move.target, max_pause_ms=wish.max_pause_ms)
+            migrate(grant, self.runtime, move.container, wish=moving, peers=self.peers, reporter=part)
+            self.runtime.store.write_journal(AWAY + move.container, move.target.encode())
+
+        reporter.phase("drain")
+        moves = self.plan_drain(grant, wish)
+        outcome = carry_all(moves, carry, hosts=hosts, reporter=reporter, parallel=wish.parallel)
+        return _told(outcome, verb="drain this host")
+
+    def undrain(self, grant: Grant, *, reporter: Reporter) -> Result:
+        """Bring back what a drain carried off.
+
+        Raises: Cancelled; MigrationFailed naming those that did not come.
+        """
+        del grant
+        reporter.phase("undrain")
+        store = self.runtime.store
+        away = [key.removeprefix(AWAY) for key in store.list_journal(AWAY)]
+        moves = [
+            PlannedMove(container=each, name=each[:12], tenant="", target=self._host_of(each))
+            for each in away
+        ]
+
+        def carry(move: PlannedMove, part: Part) -> None:
+            try:
+                recall(self.peers, host=move.target, container=move.container, reporter=part)
+            except ContainerNotFound:
+                part.message(f"is no longer on `{move.target}`")
+            store.delete_journal(AWAY + move.container)
+
+        return _told(carry_all(moves, carry, hosts=(), reporter=reporter), verb="fill this host again")
+
+    def _host_of(self, container: str) -> str:
+        return (self.runtime.store.read_journal(AWAY + container) or b"").decode()
+
+    def _hosts(self, wish: DrainWish) -> list[str]:
+        """Return the hosts that may take something: those wished, or all that answer."""
+        names = wish.to or tuple(each.name for each in self.runtime.store.list_hosts())
+        found = []
+        for name in names:
+            host = self.peers.find(name)
+            try:
+                self.peers.open(host).close()
+            except InsulaError:
+                if wish.to:
+                    raise
+                continue
+            found.append(name)
+        return found
+
+
+def _told(outcome: Outcome, *, verb: str) -> Result:
+    if outcome.left:
+        named = "; ".join(f"`{each.name}` stays: {each.reason}" for each in outcome.left[:5])
+        more = f" and {len(outcome.left) - 5} more" if len(outcome.left) > 5 else ""
+        raise MigrationFailed(
+            f"cannot {verb} wholly: {outcome.moved} moved, {len(outcome.left)} not; {named}{more}",
+            hint="cure these and do it again; what moved stays moved",
+        )
+    if outcome.is_cancelled:
+        raise Cancelled(f"cancelled after {outcome.moved} containers; `insula undrain` brings them back")
+    return {"moved": outcome.moved}

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory and files on their way while the program still runs, and, when it stands, the rest of them.
+
+Round 1 carries everything, each further one what was written meanwhile, until `rounds.py` says that the program may be
+frozen, must be slowed down, or cannot be moved within its pause.  A page is protected before it is read, so what is
+written during the reading belongs to the next round.
+"""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from insula.kernel.cgroup import Group
+from insula.kernel.cgroup.values import CPU_PERIOD_US, Limits
+from insula.kernel.pagemap import PAGE_BYTES, merge
+from insula.migrate.rounds import THROTTLES, Forecast, Round, Step, decide, forecast
+from insula.migrate.track import Range, Tracker, read_pages
+from insula.migrate.wire import Wire
+from insula.model.errors import PauseTooLong
+from insula.model.migration import Memory
+from insula.model.units import format_size
+
+RANGES_AT_ONCE = 10_000
+"""Of one message, which must fit into a frame."""
+PAGES_AT_ONCE = 16_384
+"""Of one message: 64 MiB, so that a program that is read is never far behind."""
+
+SLOWEST = 0.1
+"""Processors that it is thought to use at least."""
+
+Written = Mapping[int, Sequence[Range]]
+"""Process → its pages."""
+
+
+class Reporter(Protocol):
+    """How it is told how far this is, and asked whether to go on."""
+
+    def check(self) -> None: ...
+    def progress(self, done: int, total: int, *, unit: str = "bytes") -> None: ...
+    def message(self, text: str) -> None: ...
+
+
+class Tree(Protocol):
+    """A tree of files that travels in rounds: `files.FileSource`."""
+
+    def send_round(self, wire: Wire) -> int: ...
+    def dirty_estimate(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What a pause may cost."""
+
+    max_pause_s: float
+    """Infinite: whatever it takes."""
+    fixed_s: float
+    """Of a pause without any memory."""
+    name: str
+    """Of the container, for people."""
+
+
+class Precopy:
+    """The rounds of one move."""
+
+    def __init__(
+        self,
+        wire: Wire,
+        *,
+        tracker: Tracker,
+        trees: Sequence[Tree],
+        brake: "Brake",
+        rules: Rules,
+        reporter: Reporter,
+    ) -> None:
+        self._wire = wire
+        self._tracker = tracker
+        self._trees = trees
+        self._brake = brake
+        self._rules = rules
+        self._reporter = reporter
+        self._left: Written = {}
+        self.rounds: list[Round] = []
+        self.memory_bytes = 0
+        """Of pages, as often as they were sent."""
+
+    def run(self) -> Forecast:
+        """Send rounds until the rest fits into the pause.
+
+        Raises: PauseTooLong if it never will; Cancelled; MigrationFailed.
+        """
+        self._left = self._tracker.scan()
+        while True:
+            self._round()
+            seen = forecast(self.rounds, fixed_s=self._rules.fixed_s)
+            self._reporter.message(self._sentence(seen))
+            match decide(
+                self.rounds,
+                max_pause_s=self._rules.max_pause_s,
+                fixed_s=self._rules.fixed_s,
+                throttled=self._brake.step,
+            ):
+                case Step.FREEZE:
+                    return seen
+                case Step.THROTTLE:
+                    self._brake.tighten()
+                case Step.REFUSE:
+                    raise self._refusal(seen)
+                case Step.AGAIN:
+                    pass
+
+    def finish(self) -> None:
+        """Send what is left, now that nothing runs any more."""
+        last = self._tracker.scan(protect=False)
+        self._left = {pid: merge((*self._left.get(pid, ()), *ranges)) for pid, ranges in last.items()}
+        self._send_memory(self._left)
+        for tree in self._trees:
+            tree.send_round(self._wire)
+
+    def _round(self) -> None:
+        began, sent_before = time.monotonic(), self._wire.sent_bytes
+        self._send_memory(self._left)
+        for tree in self._trees:
+            self._reporter.check()
+            tree.send_round(self._wire)
+        self._left = self._tracker.scan()
+        self.rounds.append(
+            Round(
+                sent_bytes=self._wire.sent_bytes - sent_before,
+                seconds=time.monotonic() - began,
+                left_bytes=bytes_of(self._left) + sum(each.dirty_estimate() for each in self._trees),
+            )
+        )
+
+    def _send_memory(self, written: Written) -> None:
+        total, done = bytes_of(written), 0
+        for pid, ranges in written.items():
+            inside = inner_pid(pid)
+            if inside is None:
+                continue
+            for part in batches(ranges):
+                self._reporter.check()
+                self._wire.send(Memory(pid=inside, ranges=tuple((each.start, each.pages) for each in part)))
+                self._wire.send_stream(read_pages(pid, part))
+                done += bytes_of({pid: part})
+                self.memory_bytes += bytes_of({pid: part})
+                self._reporter.progress(done, total)
+
+    def _sentence(self, seen: Forecast) -> str:
+        return (
+            f"round {len(self.rounds)}: writes {format_size(int(seen.written))}/s, left"
+            f" {format_size(self.rounds[-1].left_bytes)}, pause about {seen.pause_s * 1000:.0f} ms"
+        )
+
+    def _refusal(self, seen: Forecast) -> PauseTooLong:
+        return PauseTooLong(
+            f"cannot move `{self._rules.name}` within {self._rules.max_pause_s * 1000:.0f} ms: it would stand still for"
+            f" about {seen.pause_s * 1000:.0f} ms; it writes {format_size(int(seen.written))}/s and the link carries"
+            f" {format_size(int(seen.link))}/s",
+            hint="try --max-pause with more, when it writes less, or --mode stop-copy",
+        )
+
+
+class Brake:
+    """Slows a container down by a CPU quota, step by step, and lets it go again."""
+
+    def __init__(self, group: Group, *, limits: Limits) -> None:
+        """limits: those it has."""
+        self._group = group
+        self._limits = limits
+        self._began, self._used_us = time.monotonic(), group.stats().cpu_usage_us
+        self._processors = 0.0
+        self.step = 0
+
+    def tighten(self) -> None:
+        """Give it the next smaller share of what it had."""
+        if not self.step:
+            seconds = time.monotonic() - self._began
+            used_s = (self._group.stats().cpu_usage_us - self._used_us) / 1e6
+            self._processors = max(SLOWEST, used_s / max(seconds, SLOWEST))
+        quota = int(THROTTLES[self.step] * self._processors * CPU_PERIOD_US)
+        self.step += 1
+        self._group.limit_cpu(
+            self._limits._replace(cpu_quota_us=max(1000, quota), cpu_period_us=CPU_PERIOD_US)
+        )
+
+    def release(self) -> None:
+        """Give it back what it had."""
+        if self.step:
+            self.step = 0
+            self._group.limit_cpu(self._limits)
+
+
+def batches(ranges: Iterable[Range]) -> Iterable[tuple[Range, ...]]:
+    """Cut ranges into parts that fit into one message each.  Pure."""
+    part: list[Range] = []
+    pages = 0
+    for each in ranges:
+        start, left = each.start, each.pages
+        while left:
+            step = min(left, PAGES_AT_ONCE - pages)
+            part.append(Range(start, step))
+            pages += step
+            start += step * PAGE_BYTES
+            left -= step
+            if pages == PAGES_AT_ONCE or len(part) == RANGES_AT_ONCE:
+                yield tuple(part)
+                part, pages = [], 0
+    if part:
+        yield tuple(part)
+
+
+def bytes_of(written: Written) -> int:
+    """Return how much that is."""
+    return sum(each.pages for ranges in written.values() for each in ranges) * PAGE_BYTES
+
+
+def inner_pid(pid: int) -> int | None:
+    """Return a process's id in its own pid namespace; None if it has ended.  Source: proc_pid_status(5)."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as status:
+            for line in status:
+                if line.startswith("NSpid:"):
+                    return int(line.split()[-1])
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None
