@@ -24,6 +24,7 @@ from insula.runtime.context import Runtime
 from insula.runtime.plan import start_plan
 from insula.runtime.seal import Protection, Sealer, Secret, secret_of_file, secret_of_host
 from insula.runtime.trees import remove_tree
+from insula.runtime.undo import attempt
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
 UPPER_TAR = "upper.tar"
@@ -151,14 +152,13 @@ def _dump(
 
     with ExitStack() as held:
         images = held.enter_context(dump.memory_folder()) if sealer.is_encrypting else folder
-        try:
+        with ExitStack() as undo:
+            undo.callback(attempt, dump.release_network, record)
             dump.dump(
                 runtime, record, plan, images=images, leave_running=leave_running,
                 on_frozen=frozen, on_dumped=dumped,
             )  # fmt: skip
-        except Exception:
-            dump.release_network(record)
-            raise
+            undo.pop_all()
         if leave_running:
             dump.release_network(record)
         frozen_ms = round((time.monotonic() - began) * 1000, 1)
