@@ -3,6 +3,7 @@
 
 import os
 import stat
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -147,3 +148,24 @@ def test_exec_after_the_program_exchanged_what_exec_uses(host: Spawned, victim: 
     with pytest.raises(Refused):
         host.execute(container, "/bin/true", user="user")
     assert _tree(victim) == before
+
+
+@pytest.mark.parametrize("name", ["dev", "proc", "sys"])
+def test_an_image_with_a_link_for_a_mount_point_is_refused(host: Spawned, name: str) -> None:
+    layer = host.state / uuid.uuid4().hex
+    layer.mkdir(mode=0o755)
+    (layer / name).symlink_to("/tmp")
+    with pytest.raises(Refused) as refused:
+        host.start("/bin/true", lower=(str(layer), str(host.root)))
+    assert refused.value.failure.code == "invalid_image"
+    assert f"`/{name}`" in refused.value.failure.message
+
+
+def test_what_is_mounted_on_dev_null_masks_nothing(host: Spawned) -> None:
+    mine = host.state / uuid.uuid4().hex
+    mine.write_text("mine\n")
+    volume = MountPlan(kind="bind", source=str(mine), target="/dev/null")
+    ended = host.run_shell(
+        "cat /dev/null /proc/keys /proc/timer_list; stat -c %t,%T /proc/keys", mounts=(volume,)
+    )
+    assert ended.out.splitlines() == ["mine", "1,3"]

@@ -10,11 +10,13 @@ devices and masked paths.  Standard library only.
 """
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from insula.boot.program import StepFailed
 from insula.boot.protocol import FilePlan, MountPlan, StartPlan
 from insula.kernel import idmap, libc, mount, overlay, paths
 
@@ -43,7 +45,7 @@ MASKED = (
     "proc/scsi", "proc/timer_list", "proc/timer_stats", "sys/firmware", "sys/devices/virtual/powercap",
 )  # fmt: skip
 READ_ONLY = ("proc/bus", "proc/fs", "proc/irq", "proc/sys", "proc/sysrq-trigger")
-_EMPTY = "dev/.empty"
+_EMPTY = ".empty"
 """The folder of our own /dev that covers masked folders."""
 
 _PATH_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
@@ -61,6 +63,17 @@ class Prepared(NamedTuple):
         for descriptor in (self.root, self.devices, *self.mounts):
             if descriptor >= 0:
                 os.close(descriptor)
+
+
+class Masks(NamedTuple):
+    """What covers masked files and folders: ours, opened before anything of the container's could be mounted on it."""
+
+    null: int
+    empty: int
+
+    def close(self) -> None:
+        os.close(self.null)
+        os.close(self.empty)
 
 
 class IdMaps:
@@ -148,7 +161,7 @@ def prepare_devices(uid_base: int) -> int:
             os.mknod(name, stat.S_IFCHR | 0o666, os.makedev(major, minor), dir_fd=device_mount)
         for name, target in DEVICE_LINKS:
             os.symlink(target, name, dir_fd=device_mount)
-        for name in ("pts", "shm", "mqueue", ".empty"):
+        for name in ("pts", "shm", "mqueue", _EMPTY):
             os.mkdir(name, 0o755, dir_fd=device_mount)
         os.umask(before)
     except OSError:
@@ -171,18 +184,21 @@ def _prepare_mount(plan: MountPlan, userns: int) -> int:
         )
 
 
-def assemble(plan: StartPlan, prepared: Prepared, *, stage: int) -> None:
+def assemble(plan: StartPlan, prepared: Prepared, *, stage: int) -> Masks:
     """In the child: build the tree at `stage` (an empty folder) and make its root the working directory.
 
     stage: opened in the child's mount namespace while it still had the host's ids: nobody else may reach that folder.
-    Raises: OSError naming call and path.
+    Raises: StepFailed for an image that has something else where our mounts go; OSError naming call and path.
     """
     mount.set_propagation("/", propagation=mount.MS_PRIVATE)
     mount.attach(prepared.root, stage)
     os.fchdir(prepared.root)
     root = os.open(".", _PATH_DIRECTORY)
     try:
+        for name in ("dev", "proc", "sys"):
+            _need_directory(root, name)
         _attach_at(root, "dev", prepared.devices)
+        masks = _open_masks(prepared.devices)
         for name, made in (("proc", mount.proc()), ("sys", mount.sysfs())):
             _attach_at(root, name, made, close=True)
         _attach_at(root, "dev/pts", mount.devpts(gid=_TTY_GROUP), close=True)
@@ -192,8 +208,29 @@ def assemble(plan: StartPlan, prepared: Prepared, *, stage: int) -> None:
             _attach_wished(root, each, descriptor)
         for file in plan.files:
             write_file(root, file)
+        return masks
     finally:
         os.close(root)
+
+
+def _need_directory(root: int, name: str) -> None:
+    # Through a link our mounts would stand elsewhere, and what is masked would not be where it is looked for.
+    try:
+        os.mkdir(name, 0o755, dir_fd=root)
+    except FileExistsError:
+        if not stat.S_ISDIR(os.stat(name, dir_fd=root, follow_symlinks=False).st_mode):
+            raise StepFailed(
+                f"cannot use the image: its `/{name}` is no directory", code="invalid_image"
+            ) from None
+
+
+def _open_masks(devices: int) -> Masks:
+    null = os.open("null", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=devices)
+    found = os.fstat(null)
+    if not stat.S_ISCHR(found.st_mode) or found.st_rdev != os.makedev(1, 3):
+        os.close(null)
+        raise OSError(errno.ENODEV, "open: it is not the null device", "dev/null")
+    return Masks(null, os.open(_EMPTY, _PATH_DIRECTORY | os.O_NOFOLLOW, dir_fd=devices))
 
 
 def _attach_at(root: int, path: str, made: int, *, close: bool = False) -> None:
@@ -249,12 +286,10 @@ def pivot() -> None:
     os.chdir("/")
 
 
-def hide() -> None:
-    """Mask and write-protect what is the host's business in /proc and /sys.  After `pivot`."""
-    null = os.open("/dev/null", os.O_PATH | os.O_CLOEXEC)
-    empty = os.open("/" + _EMPTY, _PATH_DIRECTORY)
+def hide(masks: Masks) -> None:
+    """Mask and write-protect what is the host's business in /proc and /sys.  After `pivot`; closes the masks."""
     for path in MASKED:
-        _cover(path, null=null, empty=empty)
+        _cover(path, null=masks.null, empty=masks.empty)
     for path in READ_ONLY:
         try:
             place = os.open("/" + path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -264,8 +299,7 @@ def hide() -> None:
         mount.attach(made, place)
         os.close(made)
         os.close(place)
-    os.close(null)
-    os.close(empty)
+    masks.close()
 
 
 def _cover(path: str, *, null: int, empty: int) -> None:

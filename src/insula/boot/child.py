@@ -95,13 +95,13 @@ def start(
             namespace_of_cgroup()
             libc.sethostname(plan.hostname.encode(), len(plan.hostname.encode()))
         with report.named("rootfs"):
-            build.assemble(plan, prepared, stage=stage_fd)
+            masks = build.assemble(plan, prepared, stage=stage_fd)
             build.pivot()
         with report.named("network"):
             report.wait_for(NET)
             configure_network(plan)
         with report.named("mask"):
-            build.hide()
+            build.hide(masks)
             if plan.root.read_only:
                 build.protect_root()
         _run(plan.program, report, stdio=stdio, filter_program=filter_program)
