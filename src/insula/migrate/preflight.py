@@ -22,6 +22,7 @@ from insula.model.record import ContainerRecord, ImageRecord
 from insula.model.spec import MountKind
 from insula.runtime.context import Runtime
 from insula.runtime.create import check_spec
+from insula.runtime.obstacles import refuse_obstacles
 
 SPARE_BYTES = 64 << 20
 """Of disk and memory, beyond what the container needs."""
@@ -42,6 +43,7 @@ def describe(runtime: Runtime, record: ContainerRecord) -> Offer:
                 hint="use a volume instead",
             )
     _refuse_shared_volumes(runtime, record)
+    refuse_obstacles(record.name, runtime.group(record.id).pids(), init=record.pid, verb="migrate")
     folders = [runtime.folders.upper(record.id), *(runtime.volumes.path(each) for each in volumes)]
     return Offer(
         version=VERSION,

@@ -21,6 +21,7 @@ from insula.model.record import CheckpointRecord, ContainerRecord
 from insula.model.spec import CheckpointWish
 from insula.runtime import dump
 from insula.runtime.context import Runtime
+from insula.runtime.obstacles import refuse_obstacles
 from insula.runtime.plan import start_plan
 from insula.runtime.seal import Protection, Sealer, Secret, secret_of_file, secret_of_host
 from insula.runtime.trees import remove_tree
@@ -57,6 +58,7 @@ def checkpoint(
     with runtime.locked(found.id), ExitStack() as undo:
         record = runtime.store.get_container(found.id)
         status = after(record.status, Event.CHECKPOINT, name=record.name)
+        refuse_obstacles(record.name, runtime.group(record.id).pids(), init=record.pid, verb="checkpoint")
         folder = _make_folder(runtime, record, name)
         undo.callback(remove_tree, folder)
         runtime.store.update_container(replace(record, status=status))
