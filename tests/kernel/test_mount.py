@@ -144,6 +144,16 @@ def test_a_read_only_overlay_of_the_most_layers(tmp_path: Path, make: Make) -> N
             mount.overlay(lower_fds=[*fds, fds[0]], upper_fd=None, work_fd=None, source="many")
 
 
+@WAYS
+def test_an_overlay_of_plain_folders(base: Path, make: Make) -> None:
+    with ExitStack() as stack:
+        fds = [directory(base / name) for name in ("low", "top/upper", "top/work")]
+        fds.append(make(lower_fds=fds[:1], upper_fd=fds[1], work_fd=fds[2], source="plain"))
+        for fd in fds:
+            stack.callback(os.close, fd)
+        assert names(fds[-1]) == ["etc", "gone", "only"]
+
+
 def test_the_kernels_own_words_are_in_the_error() -> None:
     with pytest.raises(OSError, match=r"fsconfig: .*nonsense"):
         mount.filesystem("tmpfs", source="x", options=["nonsense=1"])

@@ -124,6 +124,7 @@ class _Attached:
         self._paths = {fd: os.readlink(f"/proc/self/fd/{fd}") for fd in fds}
         self._roots = {fd: _root_of(fd) for fd in fds}  # closed by the child's end
         self._places: dict[tuple[int, int, int], str] = {}
+        self._bound: dict[str, str] = {}
 
     def name_of(self, fd: int) -> str:
         """Attach the mount of a directory, unless that is done, and return the directory's name."""
@@ -147,11 +148,14 @@ class _Attached:
         return place
 
     def _bind(self, fd: int) -> str:
-        # Of a mount of the host's own tree, which this namespace has a copy of.
-        place = str(len(os.listdir()))
-        os.mkdir(place)
-        libc.mount(os.fsencode(self._paths[fd]), os.fsencode(place), None, mount.MS_BIND, None)
-        return place
+        # Of a mount of the host's own tree, which this namespace has a copy of: its parent, for upper and work
+        # folder must be beneath one mount.
+        parent, name = os.path.split(self._paths[fd])
+        if parent not in self._bound:
+            self._bound[parent] = str(len(os.listdir()))
+            os.mkdir(self._bound[parent])
+            libc.mount(os.fsencode(parent), os.fsencode(self._bound[parent]), None, mount.MS_BIND, None)
+        return f"{self._bound[parent]}/{name}"
 
 
 def _root_of(fd: int) -> int:
