@@ -10,14 +10,15 @@ import os
 import select
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from insula.boot.stdio import RECORD
+from insula.boot.stdio import LOG_BYTES, RECORD
 from insula.model import stream
+from insula.model.errors import ProtocolError
 from insula.model.grant import Grant
-from insula.model.record import LogLine
+from insula.model.record import ContainerRecord, LogLine
 from insula.runtime.context import Runtime
 
 BATCH_BYTES = 1 << 20
@@ -26,6 +27,12 @@ MAX_TAIL_BATCHES = 64
 UNFINISHED_S = 0.05
 MAX_LINE_BYTES = 1 << 20
 """A longer line is given in pieces, so that a program that never ends one costs no memory."""
+
+KEPT_BYTES = 2 * LOG_BYTES
+"""Of a log that moves with its container: what two files hold, after however many moves."""
+MAX_MOVED_BYTES = 3 * LOG_BYTES
+"""What is taken from another host."""
+MAX_RECORD_BYTES = 1 << 20
 
 _STREAMS = {stream.STDOUT: "stdout", stream.STDERR: "stderr"}
 
@@ -57,6 +64,75 @@ def open_logs(
         until=until,
         streams=frozenset(wanted | ({"stderr"} if stderr else set())),
     )
+
+
+def export_logs(runtime: Runtime, record: ContainerRecord) -> Iterator[bytes]:
+    """Give what a container wrote, as records, for `import_logs` on another host: the newest KEPT_BYTES.
+
+    Whole once its processes stand still; of a running container it is what was there in passing.
+    """
+    files, left = _Files(runtime.folders.log(record.id)), MAX_MOVED_BYTES
+    excess = files.size() - KEPT_BYTES
+    try:
+        while records := files.read():
+            for each in records:
+                packed = RECORD.pack(each.time, each.kind, len(each.data)) + each.data
+                if excess > 0:
+                    excess -= len(packed)
+                    continue
+                left -= len(packed)
+                if left < 0:
+                    return
+                yield packed
+    finally:
+        files.close()
+
+
+def import_logs(runtime: Runtime, record: ContainerRecord, chunks: Iterable[bytes]) -> int:
+    """Put a log that came from another host before what the container writes here.  Returns: its size in bytes.
+
+    The spawner may hold the log open already: only the older half, `log.1`, is written, all at once or not at all.
+    Raises: ProtocolError for more than MAX_MOVED_BYTES or what is no log.
+    """
+    path = runtime.folders.log(record.id)
+    older, arriving = path.with_name(path.name + ".1"), path.with_name(path.name + ".arriving")
+    count = 0
+    try:
+        with open(
+            os.open(arriving, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb"
+        ) as file:
+            for piece in _checked(chunks, name=record.name):
+                count += len(piece)
+                file.write(piece)
+        if count:
+            arriving.replace(older)
+    finally:
+        arriving.unlink(missing_ok=True)
+    return count
+
+
+def _checked(chunks: Iterable[bytes], *, name: str) -> Iterator[bytes]:
+    """Cut a stream into its records, however it was cut on the way, and let nothing else through."""
+    buffer, left = b"", MAX_MOVED_BYTES
+    for chunk in chunks:
+        left -= len(chunk)
+        if left < 0:
+            raise ProtocolError(
+                f"cannot take the log of `{name}`: it is greater than {MAX_MOVED_BYTES} bytes"
+            )
+        buffer, at = buffer + chunk, 0
+        while len(buffer) - at >= RECORD.size:
+            _moment, kind, length = RECORD.unpack_from(buffer, at)
+            if kind not in _STREAMS or length > MAX_RECORD_BYTES:
+                raise ProtocolError(f"cannot take the log of `{name}`: it holds what is no record")
+            end = at + RECORD.size + length
+            if end > len(buffer):
+                break
+            yield buffer[at:end]
+            at = end
+        buffer = buffer[at:]
+    if buffer:
+        raise ProtocolError(f"cannot take the log of `{name}`: its end is missing")
 
 
 class LogReader:
@@ -204,6 +280,10 @@ class _Files:
             else:
                 self._buffer = b""
                 os.close(self._open.pop(0))
+
+    def size(self) -> int:
+        """Return the bytes of what is there now."""
+        return sum(os.fstat(each).st_size for each in self._open)
 
     def wait(self, seconds: float) -> bool:
         """Wait for more.  Answers whether it came."""
