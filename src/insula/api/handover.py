@@ -9,6 +9,7 @@ A client sends nothing after the request until it has seen `101`: aiohttp would 
 """
 
 import os
+import threading
 from collections.abc import Callable
 
 from aiohttp import web
@@ -48,9 +49,11 @@ async def hand_over(call: Call, give: Callable[[int], object], *, upgrade: str) 
     if transport.get_extra_info("ssl_object") is not None:
         raise BadRequest("cannot stream over TLS", hint="use the unix socket of that host")
     transport.pause_reading()
+    copy = Copy(transport.get_extra_info("socket").fileno())
     try:
-        await call.run(_give, os.dup(transport.get_extra_info("socket").fileno()), give=give)
+        await call.run(copy.give, give)
     except BaseException:
+        copy.drop()
         if not transport.is_closing():
             transport.resume_reading()
         raise
@@ -58,8 +61,29 @@ async def hand_over(call: Call, give: Callable[[int], object], *, upgrade: str) 
     return HandedOver()
 
 
-def _give(descriptor: int, *, give: Callable[[int], object]) -> None:
-    try:
-        give(descriptor)
-    finally:
-        os.close(descriptor)
+class Copy:
+    """A duplicate of a descriptor: closed by the thread that gives it away, or by `drop` if that never begins."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = os.dup(descriptor)
+        self._is_taken = False
+        self._guard = threading.Lock()
+
+    def _take(self) -> bool:
+        with self._guard:
+            was_taken, self._is_taken = self._is_taken, True
+        return not was_taken
+
+    def give(self, give: Callable[[int], object]) -> None:
+        """Let `give` have it, then close it.  After `drop`: nothing."""
+        if not self._take():
+            return
+        try:
+            give(self._descriptor)
+        finally:
+            os.close(self._descriptor)
+
+    def drop(self) -> None:
+        """Close it unless it is being given, or was."""
+        if self._take():
+            os.close(self._descriptor)

@@ -19,6 +19,7 @@ from insula.model.grant import Grant
 from insula.model.lifecycle import ALIVE
 from insula.model.record import ContainerRecord
 from insula.network.attach import Networks
+from insula.runtime.locks import Locks
 from insula.runtime.store import Store
 from insula.runtime.supervise import SpawnerClient
 from insula.runtime.volumes import Volumes
@@ -73,22 +74,15 @@ class Runtime:
     uid_base_of: Callable[[str], int]
     """Tenant → first uid of its range.  Raises: UidRangeExhausted."""
     closing: threading.Event = field(default_factory=threading.Event)
-    _locks: dict[str, threading.RLock] = field(default_factory=dict)
-    _guard: threading.Lock = field(default_factory=threading.Lock)
+    _locks: Locks = field(default_factory=Locks)
     ended: threading.Condition = field(default_factory=threading.Condition)
     """Notified whenever a container's end has been written down."""
 
     @contextmanager
     def locked(self, container_id: str) -> Iterator[None]:
         """Hold a container: one verb at a time changes it."""
-        with self._guard:
-            lock = self._locks.setdefault(container_id, threading.RLock())
-        with lock:
+        with self._locks.hold(container_id):
             yield
-
-    def forget_lock(self, container_id: str) -> None:
-        with self._guard:
-            self._locks.pop(container_id, None)
 
     def find(self, grant: Grant, ref: str) -> ContainerRecord:
         """Find a container of the grant's tenant; `*` (an admin's) is every one.

@@ -25,7 +25,6 @@ def remove_ended(runtime: Runtime, record: ContainerRecord, *, volumes: bool) ->
         runtime.networks.release(now.id)
         remove_tree(runtime.folders.container(now.id))
         runtime.store.delete_container(now.id)
-    runtime.forget_lock(record.id)
     with runtime.ended:
         runtime.ended.notify_all()
     if volumes:
