@@ -2,8 +2,10 @@
 """insulad's end of the talk: answers that come too late, spawners of other versions, a spawner that is killed."""
 
 import os
+import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +17,7 @@ import pytest
 
 import insula
 from insula.boot import protocol
+from insula.boot.stdio import make_pipes
 from insula.model.errors import SpawnerGone, Unsupported
 from insula.runtime import supervise
 from insula.runtime.supervise import Exit, SpawnerClient
@@ -140,3 +143,32 @@ def test_containers_end_with_their_spawner(run_folder: Path) -> None:
         with pytest.raises(SpawnerGone):
             client.forget(plan.key)
         group.delete(DEADLINE_S + os.times().elapsed)
+
+
+def test_descriptors_beside_what_is_no_message_are_closed(host: Spawned) -> None:
+    before = len(os.listdir(f"/proc/{host.process.pid}/fd"))
+    for data in (b"no json", b"[]"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stranger:
+            stranger.settimeout(DEADLINE_S)
+            stranger.connect(str(host.run / "spawner.sock"))
+            socket.send_fds(stranger, [data], [0, 0])
+            assert stranger.recv(10) == b"", "it is hung up on"
+    assert host.client.ask("hello")["pid"] == host.process.pid
+    assert len(os.listdir(f"/proc/{host.process.pid}/fd")) == before
+
+
+def test_pipes_that_cannot_all_be_made_leave_no_descriptor() -> None:
+    before = sorted(os.listdir("/proc/self/fd"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(each) for each in before)
+    gaps = highest + 1 - len(before)  # numbers below the limit that are free
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1 + 3, hard))
+    fillers = [os.dup(0) for _ in range(gaps)]
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            make_pipes(uid=0, with_stdin=True)
+        assert len(os.listdir("/proc/self/fd")) == len(before) + len(fillers)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for each in fillers:
+            os.close(each)

@@ -155,18 +155,19 @@ def prepare_devices(uid_base: int) -> int:
         size_bytes=65536, mode=0o755, inodes=256, uid=uid_base, gid=uid_base, source="dev",
         attributes=mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NOEXEC,
     )  # fmt: skip
+    before = os.umask(0)
     try:
-        before = os.umask(0)
         for name, major, minor in DEVICES:
             os.mknod(name, stat.S_IFCHR | 0o666, os.makedev(major, minor), dir_fd=device_mount)
         for name, target in DEVICE_LINKS:
             os.symlink(target, name, dir_fd=device_mount)
         for name in ("pts", "shm", "mqueue", _EMPTY):
             os.mkdir(name, 0o755, dir_fd=device_mount)
-        os.umask(before)
     except OSError:
         os.close(device_mount)
         raise
+    finally:
+        os.umask(before)
     return device_mount
 
 

@@ -22,6 +22,7 @@ Descriptors travel as SCM_RIGHTS beside the message that names them.  Plans are 
 import array
 import dataclasses
 import json
+import os
 import socket
 import types
 import typing
@@ -234,7 +235,12 @@ def receive(connection: socket.socket, *, size: int = MAX_MESSAGE) -> Message:
     for level, kind, payload in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             descriptors.frombytes(payload[: len(payload) - len(payload) % descriptors.itemsize])
-    fields = json.loads(data) if data else {}
-    if not isinstance(fields, dict):
-        raise ValueError("a message that is no object")
+    try:
+        fields = json.loads(data) if data else {}
+        if not isinstance(fields, dict):
+            raise ValueError("a message that is no object")
+    except ValueError:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        raise
     return Message(fields, descriptors.tolist())

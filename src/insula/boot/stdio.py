@@ -8,6 +8,7 @@ like a full pipe does, after BACKLOG_BYTES; a log is turned over at LOG_BYTES, s
 A log file is a sequence of records `>dBxxxI` (UTC seconds, stream, length) and their bytes.  Standard library only.
 """
 
+import contextlib
 import os
 import selectors
 import socket
@@ -347,10 +348,19 @@ def make_pipes(*, uid: int, with_stdin: bool) -> tuple[tuple[int, int, int], tup
 
     Returns: (inner stdin or -1, stdout, stderr), (outer stdin or -1, stdout, stderr).
     """
-    out_read, out_write = os.pipe2(os.O_CLOEXEC)
-    err_read, err_write = os.pipe2(os.O_CLOEXEC)
-    in_read, in_write = os.pipe2(os.O_CLOEXEC) if with_stdin else (-1, -1)
-    for descriptor in (out_write, err_write, in_read):
-        if descriptor >= 0:
-            os.fchown(descriptor, uid, uid)
+    with contextlib.ExitStack() as undo:
+        out_read, out_write = _make_pipe(undo)
+        err_read, err_write = _make_pipe(undo)
+        in_read, in_write = _make_pipe(undo) if with_stdin else (-1, -1)
+        for descriptor in (out_write, err_write, in_read):
+            if descriptor >= 0:
+                os.fchown(descriptor, uid, uid)
+        undo.pop_all()
     return (in_read, out_write, err_write), (in_write, out_read, err_read)
+
+
+def _make_pipe(undo: contextlib.ExitStack) -> tuple[int, int]:
+    ends = os.pipe2(os.O_CLOEXEC)
+    for each in ends:
+        undo.callback(os.close, each)
+    return ends
