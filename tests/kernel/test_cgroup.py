@@ -4,9 +4,11 @@
 import errno
 import os
 import select
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -167,18 +169,52 @@ def test_statistics_are_plausible(group: Group) -> None:
     end(group, child)
 
 
-def test_only_harmless_devices_are_left(group: Group) -> None:
-    if not group.deny_devices():
+@pytest.fixture(params=["v1", "v2"])
+def device_group(request: pytest.FixtureRequest) -> Iterator[Group]:
+    """With the v1 controller `devices`, and as on a host without it."""
+    hierarchies = Hierarchies.detect()
+    if request.param == "v1" and hierarchies.find_v1("devices") is None:
         pytest.skip("cgroup v1 controller `devices` is missing")
+    if request.param == "v2":
+        v1 = tuple(
+            each._replace(controllers=frozenset(each.controllers - {"devices"})) for each in hierarchies.v1
+        )
+        hierarchies = hierarchies._replace(v1=v1)
+    parent = f"insula-test-{uuid.uuid4().hex[:8]}"
+    made = Group(hierarchies, parent, "one")
+    made.create()
+    yield made
+    made.kill()
+    made.delete(soon())
+    delete_parent(hierarchies, parent)
+
+
+def test_only_harmless_devices_are_left(device_group: Group, tmp_path: Path) -> None:
+    device_group.deny_devices()
+    device_group.deny_devices()  # of a group that was there already
 
     def child() -> None:
-        os.close(os.open("/dev/null", os.O_RDWR))
-        try:
-            os.open("/dev/kmsg", os.O_RDONLY)
-        except PermissionError:
-            os._exit(42)
+        for name in ("null", "zero", "full", "random", "urandom"):
+            os.close(os.open(f"/dev/{name}", os.O_RDWR))
+        os.close(os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY))
+        os.mknod(tmp_path / "kmsg", stat.S_IFCHR | 0o600, os.makedev(1, 11))
+        os.mknod(
+            tmp_path / "disk", stat.S_IFBLK | 0o600, os.makedev(1, 3)
+        )  # the number of null, but a block device
+        refused = 0
+        for path, flags in (
+            ("/dev/kmsg", os.O_RDONLY),
+            ("/dev/kmsg", os.O_WRONLY),
+            (tmp_path / "kmsg", os.O_RDONLY),
+            (tmp_path / "disk", os.O_RDONLY),
+        ):
+            try:
+                os.open(path, flags)
+            except PermissionError:
+                refused += 1
+        os._exit(40 + refused)
 
-    assert os.waitstatus_to_exitcode(os.waitpid(start(group, child), 0)[1]) == 42
+    assert os.waitstatus_to_exitcode(os.waitpid(start(device_group, child), 0)[1]) == 44
 
 
 def test_the_v2_id_is_the_inode_of_the_directory(group: Group) -> None:

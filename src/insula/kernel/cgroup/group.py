@@ -11,9 +11,10 @@ import select
 import time
 from typing import NamedTuple
 
+from insula.kernel import bpf
 from insula.kernel.cgroup import files, v1, v2
 from insula.kernel.cgroup.hierarchy import Hierarchies
-from insula.kernel.cgroup.values import CpuStats, Limits, MemoryStats, Stats, check
+from insula.kernel.cgroup.values import HARMLESS_DEVICES, CpuStats, Limits, MemoryStats, Stats, check
 
 #: How often a removal is tried again while the kernel still counts a dead process.
 _RETRY_MS = 1
@@ -152,12 +153,15 @@ class Group:
         """Wait until no process is left.  deadline: monotonic seconds.  Raises: TimeoutError."""
         v2.wait_event(self.v2_directory(), key="populated", value=0, deadline=deadline)
 
-    def deny_devices(self) -> bool:
-        """Forbid all but the harmless devices.  Returns: False where only eBPF could (pure v2)."""
-        if "devices" not in self._directories:
-            return False
-        v1.deny_devices(self._directories["devices"])
-        return True
+    def deny_devices(self) -> None:
+        """Forbid all but the harmless devices: by the v1 controller, or on v2 by an eBPF program.
+
+        Raises: OSError: ENOTSUP where neither is; EPERM if this process may not load programs.
+        """
+        if "devices" in self._directories:
+            v1.deny_devices(self._directories["devices"])
+        else:
+            bpf.limit_devices(self.v2_directory(), HARMLESS_DEVICES)
 
     def delete(self, deadline: float) -> None:
         """Remove the group, and those made below it, everywhere; no group is no error.

@@ -7,17 +7,17 @@ Source: `Documentation/admin-guide/cgroup-v1/{memory,pids,cpusets,devices}.rst`,
 import os
 
 from insula.kernel.cgroup import files
-from insula.kernel.cgroup.values import CPU_PERIOD_US, CpuStats, Limits, MemoryStats
+from insula.kernel.cgroup.values import CPU_PERIOD_US, HARMLESS_DEVICES, CpuStats, Limits, MemoryStats
 
 #: Those that every group gets.  cpuset comes when a limit asks for it; freezing is v2's.
 CONTROLLERS = ("cpu", "cpuacct", "memory", "pids", "devices")
 
-#: Character devices that hold nothing of the host: null zero full random urandom tty console ptmx pts; and mknod of any
-#: device, which gives nothing without the right to open it.
+#: mknod of any device gives nothing without the right to open it.
 _ALLOWED_DEVICES = (
-    "c *:* m", "b *:* m", "c 1:3 rwm", "c 1:5 rwm", "c 1:7 rwm", "c 1:8 rwm", "c 1:9 rwm", "c 5:0 rwm", "c 5:1 rwm",
-    "c 5:2 rwm", "c 136:* rwm",
-)  # fmt: skip
+    "c *:* m",
+    "b *:* m",
+    *(f"c {major}:{'*' if minor is None else minor} rwm" for major, minor in HARMLESS_DEVICES),
+)
 
 
 def limit_memory(directory: str, limits: Limits) -> None:

@@ -51,6 +51,12 @@ class MemoryStats(NamedTuple):
     oom_kills: int
 
 
+#: Character devices that hold nothing of the host, by major and minor number (None: all): null zero full random urandom
+#: tty console ptmx pts.
+HARMLESS_DEVICES: tuple[tuple[int, int | None], ...] = (
+    (1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (136, None),
+)  # fmt: skip
+
 #: Linux's default, and docker's.
 CPU_PERIOD_US = 100_000
 
