@@ -36,18 +36,30 @@ def make(
 ) -> int:
     """Make an overlay: `mount.overlay`, or where this kernel wants attached layers, in the way for that."""
     try:
-        return mount.overlay(
-            lower_fds=lower_fds, upper_fd=upper_fd, work_fd=work_fd, source=source, options=options,
-            owner=owner, attributes=attributes,
-        )  # fmt: skip
+        if not _found.wants_attached:
+            return mount.overlay(
+                lower_fds=lower_fds, upper_fd=upper_fd, work_fd=work_fd, source=source, options=options,
+                owner=owner, attributes=attributes,
+            )  # fmt: skip
     except OSError as error:
         # EOPNOTSUPP: no descriptors at all (before 6.5); EINVAL: not of detached mounts (before 6.15).
         if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP) or len(lower_fds) > mount.OVERLAY_LAYERS:
             raise
-    return make_attached(
+    made = make_attached(
         lower_fds=lower_fds, upper_fd=upper_fd, work_fd=work_fd, source=source, options=options,
         owner=owner, attributes=attributes,
     )  # fmt: skip
+    _found.wants_attached = True
+    return made
+
+
+class _Found:
+    """What this process has learned of its kernel: a try that fails leaves a line in the kernel's log."""
+
+    wants_attached = False
+
+
+_found = _Found()
 
 
 def make_attached(

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from insula.image.host import HOST_IMAGE
+from insula.migrate.processor import processor_flags
 from insula.model.errors import (
     IncompatibleCpu,
     MigrationFailed,
@@ -83,15 +84,6 @@ def _network_need(runtime: Runtime, record: ContainerRecord) -> NetworkNeed | No
         return None
     network = runtime.store.get_network(record.attachment.network)
     return NetworkNeed(name=network.name, subnet=network.subnet, uplink=bool(network.uplink))
-
-
-def processor_flags() -> tuple[str, ...]:
-    """Return the features of the first processor, sorted."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() in ("flags", "Features"):
-            return tuple(sorted(value.split()))
-    return ()
 
 
 def tree_bytes(folder: Path) -> int:
