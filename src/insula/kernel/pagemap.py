@@ -11,9 +11,11 @@ linux/fs.h; CRIU's criu/pagemap-cache.c, criu/include/vma.h.
 import errno
 import fcntl
 import functools
+import itertools
 import os
 import re
 import struct
+from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from enum import IntFlag
@@ -26,9 +28,11 @@ PAGE_BYTES = 4096
 PAGEMAP_SCAN = 0xC0606610
 PM_SCAN_WP_MATCHING = 1
 _ENTRY_BYTES = 8
+_VECTORS_AT_MOST = 1024
+"""UIO_MAXIOV of process_vm_readv(2)."""
 _REGIONS = 4096
 """Regions in one answer of PAGEMAP_SCAN; the scan goes on behind the last one."""
-_REGION = struct.Struct("=QQQ")
+_REGION_WORDS = 3
 _SCAN_ARGUMENT = struct.Struct("=12Q")
 _WALK_END = 4
 _ENDS = ((1 << 56) - PAGE_BYTES, 1 << 48, (1 << 47) - PAGE_BYTES)
@@ -75,12 +79,13 @@ def merge(ranges: Iterable[Range]) -> tuple[Range, ...]:
     """Sort ranges, and join those that touch or overlap.  Pure."""
     merged: list[Range] = []
     start = end = 0
-    for each in sorted(ranges):
-        if each.start > end:
+    for first, pages in sorted(ranges):
+        if first > end:
             if end > start:
                 merged.append(Range(start, (end - start) // PAGE_BYTES))
-            start = each.start
-        end = max(end, each.end)
+            start = first
+        if (last := first + pages * PAGE_BYTES) > end:
+            end = last
     if end > start:
         merged.append(Range(start, (end - start) // PAGE_BYTES))
     return tuple(merged)
@@ -150,6 +155,8 @@ def clear_soft_dirty(pid: int) -> None:
 class PageMap:
     """The page map of a process as it is when opened: after an exec it is a map of nothing.
 
+    Ranges come sorted; some may touch.
+
     Raises: OSError: ESRCH or ENOENT if the process is gone, a zombie among them.
     """
 
@@ -195,8 +202,8 @@ class PageMap:
         limit: int = 0,
     ) -> tuple[Range, ...]:
         found: list[Range] = []
-        buffer = bytearray(_REGIONS * _REGION.size)
-        start, end, address = 0, _end_of_addresses(), libc.address_of(buffer)
+        regions = array("Q", bytes(_REGIONS * _REGION_WORDS * 8))
+        start, end, address = 0, _end_of_addresses(), regions.buffer_info()[0]
         while start < end:
             # struct pm_scan_arg: size, flags, start, end, walk_end, vec, vec_len, max_pages, category_inverted,
             #                     category_mask, category_anyof_mask, return_mask
@@ -207,12 +214,11 @@ class PageMap:
                 )
             )
             count = _scan_once(self._handle, argument)
-            regions = _REGION.iter_unpack(memoryview(buffer)[: count * _REGION.size])
-            found.extend(Range(low, (high - low) // PAGE_BYTES) for low, high, _ in regions)
+            found.extend(_ranges_of(regions, count))
             if limit and found:
                 break
             start = _SCAN_ARGUMENT.unpack(argument)[_WALK_END]
-        return merge(found)
+        return tuple(found)
 
     def entries(self, mapping: Range) -> Iterator[tuple[int, bytes]]:
         """Read the entries of a mapping in pieces: the address of a piece's first page, and 8 bytes for each page."""
@@ -226,6 +232,14 @@ class PageMap:
             address += len(data) // _ENTRY_BYTES * PAGE_BYTES
 
 
+def _ranges_of(regions: "array[int]", count: int) -> Iterator[Range]:
+    # struct page_region: start, end, categories.  They come sorted, and joined but where the kernel empties its buffer.
+    starts = regions[0 : count * _REGION_WORDS : _REGION_WORDS]
+    ends = regions[1 : count * _REGION_WORDS : _REGION_WORDS]
+    sizes = [(end - start) // PAGE_BYTES for start, end in zip(starts, ends, strict=True)]
+    return map(Range, starts, sizes)
+
+
 def _scan_once(handle: int, argument: bytearray) -> int:
     try:
         count: int = fcntl.ioctl(handle, PAGEMAP_SCAN, argument)
@@ -237,7 +251,7 @@ def _scan_once(handle: int, argument: bytearray) -> int:
 @functools.cache
 def _end_of_addresses() -> int:
     """Return the end of what a program may address: a larger one is refused (EFAULT)."""
-    vector = bytearray(_REGION.size)
+    vector = bytearray(_REGION_WORDS * 8)
     with open("/proc/self/pagemap", "rb", buffering=0) as own:
         for end in _ENDS:
             fields = (_SCAN_ARGUMENT.size, 0, end - PAGE_BYTES, end, 0, libc.address_of(vector), 1, 0)
@@ -262,42 +276,64 @@ def read_pages(pid: int, ranges: Sequence[Range], *, piece_bytes: int = 1 << 20)
     except (FileNotFoundError, ProcessLookupError):
         handle = None
     try:
-        piece = bytearray(piece_bytes)
-        filled = 0
-        for start, length in _cut(ranges, piece_bytes):
-            view = memoryview(piece)[filled : filled + length]
-            _read_into(handle, view, start)
-            filled += length
-            if filled == piece_bytes:
-                yield bytes(piece)
-                filled = 0
-        if filled:
-            yield bytes(memoryview(piece)[:filled])
+        for wanted in _cut(ranges, piece_bytes):
+            yield _read_piece(pid, handle, wanted)
     finally:
         if handle is not None:
             os.close(handle)
 
 
-def _cut(ranges: Sequence[Range], piece_bytes: int) -> Iterator[tuple[int, int]]:
-    # Addresses and lengths so that no length crosses the end of a piece.
-    room = piece_bytes
-    for each in ranges:
-        address = each.start
-        while address < each.end:
-            length = min(room, each.end - address)
-            yield address, length
+def _cut(ranges: Sequence[Range], piece_bytes: int) -> Iterator[list[tuple[int, int]]]:
+    # Addresses and lengths of each piece, few enough for one call.
+    room, wanted = piece_bytes, list[tuple[int, int]]()
+    for start, pages in ranges:
+        address, end = start, start + pages * PAGE_BYTES
+        while address < end:
+            length = min(room, end - address)
+            wanted.append((address, length))
             address += length
-            room = room - length or piece_bytes
+            room -= length
+            if not room:
+                yield wanted
+                room, wanted = piece_bytes, []
+    if wanted:
+        yield wanted
+
+
+def _read_piece(pid: int, handle: int | None, wanted: Sequence[tuple[int, int]]) -> bytes:
+    data = bytearray(sum(length for _, length in wanted))
+    view, base, offset, index = memoryview(data), libc.address_of(data), 0, 0
+    while index < len(wanted):
+        batch = wanted[index : index + _VECTORS_AT_MOST]
+        read = _read_vectors(pid, base + offset, batch) if handle is not None else 0
+        for address, length in batch:
+            if read < length:  # here the call ended: go on one by one
+                _read_into(handle, view[offset + read : offset + length], address + read)
+            index, offset, read = index + 1, offset + length, max(read - length, 0)
+            if not read:
+                break
+    return bytes(data)
+
+
+def _read_vectors(pid: int, target: int, wanted: Sequence[tuple[int, int]]) -> int:
+    """Read many places at once.  Returns: how many bytes, whole pages; 0 if not even the first one."""
+    size = sum(length for _, length in wanted)
+    remote = array("Q", itertools.chain.from_iterable(wanted))
+    local = array("Q", (target, size))
+    try:
+        count = libc.process_vm_readv(pid, local.buffer_info()[0], 1, remote.buffer_info()[0], len(wanted), 0)
+    except OSError as error:
+        if error.errno not in (errno.EFAULT, errno.ESRCH, errno.ENOMEM, errno.EPERM):
+            raise
+        return 0
+    return count - count % PAGE_BYTES
 
 
 def _read_into(handle: int | None, view: memoryview, start: int) -> None:
     done = 0
     while done < len(view):
-        count = _read_some(handle, view[done:], start + done)
-        if not count:  # the page at which the read ended is not there
-            count = min(PAGE_BYTES, len(view) - done)
-            view[done : done + count] = bytes(count)
-        done += count
+        # What cannot be read stays zero, as it was: go on with the next page.
+        done += _read_some(handle, view[done:], start + done) or min(PAGE_BYTES, len(view) - done)
 
 
 def _read_some(handle: int | None, view: memoryview, address: int) -> int:
@@ -309,4 +345,4 @@ def _read_some(handle: int | None, view: memoryview, address: int) -> int:
         if error.errno not in (errno.EIO, errno.EFAULT, errno.ENOMEM, errno.ESRCH):
             raise
         return 0
-    return count - count % PAGE_BYTES if count < len(view) else count
+    return count - count % PAGE_BYTES

@@ -110,7 +110,7 @@ class UserfaultTracker:
             if protect and unwatched:
                 self._watch(pid, pages, mappings=_holding(mappings, unwatched))
             written = pages.protect_written() if protect else pages.written()
-            return merge((*written, *unwatched))
+            return merge((*written, *unwatched)) if unwatched else merge(written)
 
     def _watch(self, pid: int, pages: PageMap, *, mappings: Sequence[Range]) -> None:
         """Register mappings; what cannot be stays unwatched, and is found so each time."""
