@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""rtnetlink, announcements and holds on the real kernel, in throwaway namespaces."""
+"""rtnetlink, announcements on the real kernel, in throwaway namespaces."""
 
 import errno
 import socket
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from insula.kernel import nft
-from insula.kernel.announce import PacketHold, announce
+from insula.kernel.announce import announce
 from insula.kernel.netlink import Route, namespace_entered
 from insula.model.record import Attachment
 from netns import World, connect, listener, world
@@ -131,55 +131,11 @@ def _mac_of(route: Route, address: str) -> str:
     return found
 
 
-def test_a_hold_keeps_frames_and_gives_them_back(two: tuple[World, int, int]) -> None:
-    _, one, other = two
-    with listener(other, port=80) as server, connect(one, "10.9.0.3", port=80) as client:
-        accepted, _ = server.accept()
-        with accepted, Route() as route:
-            accepted.settimeout(10)
-            client.sendall(b"warm")
-            assert accepted.recv(4) == b"warm"
-            with PacketHold("iv00000000002", mac=MACS[1]) as hold:
-                route.set_master("iv00000000003", None)
-                with _datagrams(one) as sender, _datagrams(other) as receiver:
-                    receiver.bind(("10.9.0.3", 99))
-                    for number in range(20):
-                        sender.sendto(b"%d" % number, ("10.9.0.3", 99))
-                    client.sendall(bytes(50_000))
-                    route.set_master("iv00000000003", BRIDGE)
-                    held = hold.reinject("iv00000000003")
-                    got = [receiver.recv(16) for _ in range(20)]
-            assert got == [b"%d" % number for number in range(20)]
-            assert held.delivered >= 20
-            assert held.lost == 0
-            assert _receive(accepted, 50_000) == 50_000
-
-
-def test_a_hold_is_bounded(two: tuple[World, int, int]) -> None:
-    _, one, _ = two
-    with (
-        PacketHold("iv00000000002", mac=MACS[1], limit_bytes=65536) as hold,
-        _datagrams(one) as sender,
-    ):
-        for _ in range(500):
-            sender.sendto(bytes(1000), ("10.9.0.3", 99))
-        held = hold.reinject("iv00000000003")
-    assert held.lost > 0
-    assert held.delivered < 500
-
-
 def _datagrams(namespace: int) -> socket.socket:
     with namespace_entered(namespace):
         made = socket.socket(type=socket.SOCK_DGRAM)
     made.settimeout(10)
     return made
-
-
-def _receive(stream: socket.socket, count: int) -> int:
-    got = 0
-    while got < count:
-        got += len(stream.recv(65536)) or count
-    return got
 
 
 def test_nft_refuses_as_a_whole_and_elements_come_and_go() -> None:

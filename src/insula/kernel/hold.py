@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keep what neighbours send to a container while it moves, and give it to the container when it runs again.
+
+A frame that is lost in the pause costs its sender a retransmission, 200 ms and more for TCP, and for ever for UDP.  So,
+while the container's port is off its bridge, a packet socket on the bridge keeps every frame for its hardware address,
+and every question by ARP for its address, in the kernel's memory, bounded; nothing needs to run meanwhile:
+
+    source    start before the port leaves the bridge
+              failed: port back on the bridge, `replay` into it.  Committed: `frames` until the target has resumed and
+              announced itself and a little longer, each batch by `pack` over the wire
+    target    `unpack`, `replay` into the host's end of the container's veth, when the container runs
+
+The bridge is made promiscuous by the socket, because a bridge shows its own device only what is meant for the host; what
+the host itself sends is seen as outgoing.  Frames keep their offload header: one between two local namespaces has no
+checksum yet and may be 64 KiB long.  A frame may come twice (to the port before it left the bridge, and from here), as on
+any network.  Out of scope: when to do so (`migrate`).
+
+Sources: packet(7); `include/uapi/linux/{if_packet,virtio_net,filter}.h`; `net/bridge/br_input.c` (IFF_PROMISC).
+"""
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterable
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from insula.kernel import libc
+from insula.kernel.netlink import pack_address, pack_mac
+
+SOL_PACKET = 263
+PACKET_ADD_MEMBERSHIP = 1
+PACKET_STATISTICS = 6
+PACKET_VNET_HDR = 15
+PACKET_MR_PROMISC = 1
+SO_ATTACH_FILTER = 26
+SO_RCVBUFFORCE = 33
+ETH_P_ALL = 0x0003
+
+VNET_HEADER = 10
+MAX_FRAME = VNET_HEADER + 14 + 65536
+MIN_FRAME = VNET_HEADER + 14
+LIMIT_BYTES = 8 << 20
+LIMIT_FRAMES = 16384
+_LENGTH = struct.Struct("!I")
+
+
+class Replayed(NamedTuple):
+    """What became of held frames."""
+
+    delivered: int
+    lost: int
+    """Refused by the interface."""
+
+
+class Hold:
+    """The frames for one container that a bridge sees, from `start` to `stop`."""
+
+    def __init__(self, bridge: str, *, mac: str, address: str, limit_bytes: int = LIMIT_BYTES) -> None:
+        """bridge: its name.  mac, address: of the container.  limit_bytes: of kernel memory; what exceeds it is lost."""
+        self._bridge = bridge
+        self._filter = _filter(pack_mac(mac), pack_address(address)[1])
+        self._limit = limit_bytes
+        self._socket: socket.socket | None = None
+        self.lost = 0
+        """Frames that came when the limit was reached; known after `frames` or `stop`."""
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Hold from now on.  Raises: OSError (ENODEV, EPERM)."""
+        self.stop()
+        made = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+        try:
+            made.setblocking(False)
+            _attach(made, self._filter)
+            made.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
+            made.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, self._limit)
+            _bind(made, self._bridge, protocol=ETH_P_ALL)
+            index = socket.if_nametoindex(self._bridge)
+            wish = struct.pack("=iHH8x", index, PACKET_MR_PROMISC, 0)
+            made.setsockopt(SOL_PACKET, PACKET_ADD_MEMBERSHIP, wish)
+        except OSError:
+            made.close()
+            raise
+        self._socket = made
+
+    def frames(self, *, limit: int = LIMIT_FRAMES) -> list[bytes]:
+        """Take what has come so far, in order; each with its offload header.  Goes on holding."""
+        found: list[bytes] = []
+        if self._socket is None:
+            return found
+        while len(found) < limit:
+            try:
+                found.append(self._socket.recv(MAX_FRAME))
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno != errno.ENETDOWN:  # the bridge has gone; what came before is ours
+                    raise
+                break
+        self._count_lost()
+        return found
+
+    def stop(self) -> None:
+        """Hold no more; what was not taken is dropped.  May be called again."""
+        if self._socket is not None:
+            self._count_lost()
+            self._socket.close()
+            self._socket = None
+
+    def fileno(self) -> int:
+        """Readable when a frame has come.  Raises: ValueError if it does not hold."""
+        if self._socket is None:
+            raise ValueError("not holding")
+        return self._socket.fileno()
+
+    def _count_lost(self) -> None:
+        if self._socket is not None:
+            _, dropped = struct.unpack("=II", self._socket.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
+            self.lost += dropped
+
+
+def replay(frames: Iterable[bytes], interface: str) -> Replayed:
+    """Send frames out of an interface, in order: the host's end of a veth gives them to the container.
+
+    Raises: OSError (ENODEV, ENETDOWN).  A frame that the interface refuses is lost, and counted.
+    """
+    delivered = lost = 0
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as sender:
+        sender.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
+        _bind(sender, interface, protocol=0)
+        for frame in frames:
+            try:
+                sender.send(frame)
+                delivered += 1
+            except OSError as error:
+                if error.errno not in (errno.ENOBUFS, errno.EMSGSIZE, errno.EINVAL):
+                    raise
+                lost += 1
+    return Replayed(delivered, lost)
+
+
+def pack(frames: Iterable[bytes]) -> bytes:
+    """Make one message of frames."""
+    return b"".join(_LENGTH.pack(len(each)) + each for each in frames)
+
+
+def unpack(data: bytes, *, limit_frames: int = LIMIT_FRAMES, limit_bytes: int = LIMIT_BYTES) -> list[bytes]:
+    """Take a peer's message of frames apart.  Raises: ValueError for what `pack` could not have made."""
+    if len(data) > limit_bytes:
+        raise ValueError(f"{len(data)} bytes of frames, more than {limit_bytes}")
+    found: list[bytes] = []
+    at = 0
+    while at < len(data):
+        if at + _LENGTH.size > len(data):
+            raise ValueError("a frame without its length")
+        (length,) = _LENGTH.unpack_from(data, at)
+        at += _LENGTH.size
+        if not MIN_FRAME <= length <= MAX_FRAME or at + length > len(data) or len(found) >= limit_frames:
+            raise ValueError("a frame that cannot be one")
+        found.append(data[at : at + length])
+        at += length
+    return found
+
+
+def _bind(packet_socket: socket.socket, interface: str, *, protocol: int) -> None:
+    try:
+        packet_socket.bind((interface, protocol))
+    except OSError as error:
+        raise OSError(error.errno, f"bind: {os.strerror(error.errno or 0)}", interface) from None
+
+
+def _filter(mac: bytes, address: bytes) -> bytes:
+    """Classic BPF: not from the container itself; to its hardware address, or an ARP question for its address."""
+    high, low = struct.unpack("!HI", mac)
+    (wanted,) = struct.unpack("!I", address)
+    load_word, load_half, equal, give = 0x20, 0x28, 0x15, 0x06
+    program = (
+        (load_word, 0, 0, 8),  # source, its last four bytes
+        (equal, 0, 2, low),
+        (load_half, 0, 0, 6),
+        (equal, 8, 0, high),  # its own: drop
+        (load_word, 0, 0, 2),  # destination
+        (equal, 0, 2, low),
+        (load_half, 0, 0, 0),
+        (equal, 5, 0, high),  # keep
+        (load_half, 0, 0, 12),  # type
+        (equal, 0, 2, 0x0806),
+        (load_word, 0, 0, 38),  # address that is asked for
+        (equal, 1, 0, wanted),  # keep
+        (give, 0, 0, 0),
+        (give, 0, 0, 0xFFFFFFFF),
+    )
+    return b"".join(struct.pack("=HBBI", *each) for each in program)
+
+
+def _attach(packet_socket: socket.socket, program: bytes) -> None:
+    kept = bytearray(program)
+    description = struct.pack("HxxxxxxQ", len(program) // 8, libc.address_of(kept))
+    packet_socket.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, description)
