@@ -121,6 +121,12 @@ def launch(host: Host, body: dict[str, Any], descriptors: list[int]) -> birth.An
     return {"pid": born.pid, "external": external_paths(plan) if plan is not None else {}}, []
 
 
+def group_of(key: str) -> Group | None:
+    """Return the cgroups of a room; None if there is none."""
+    room = _rooms.get(key)
+    return room.group if room is not None else None
+
+
 def external_paths(plan: StartPlan) -> dict[str, str]:
     """Return where each external mount of a container waits for a restore: its name → path in CRIU's view."""
     places = {"dev": f"{EXTERNAL}/dev"}

@@ -112,6 +112,7 @@ class Host:
         self._busy: set[str] = set()
         self._births = 0
         self.engines: set[int] = set()
+        self.fillers: set[int] = set()
         self._engine_run = -1
 
     def get(self, key: str) -> Container | Job:
@@ -225,7 +226,7 @@ class Host:
             self.loop.call_at(time.monotonic() + _STRAY_SECONDS[-1], self.reap_strays)
             return
         known = {each.pid for each in (*self.containers.values(), *self.jobs.values()) if each.alive}
-        for pid in child_pids() - known - self.engines:
+        for pid in child_pids() - known - self.engines - self.fillers:
             with contextlib.suppress(ChildProcessError):
                 os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
 

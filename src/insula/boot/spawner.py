@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from insula.boot import birth, engine, protocol
+from insula.boot import birth, engine, filling, protocol
 from insula.boot.birth import Answer
 from insula.boot.jobs import Container, Host, Job
 from insula.boot.loop import EventLoop, Task, log
@@ -53,6 +53,8 @@ class Spawner:
             "plug": self._plug,
             "adopt": self._adopt,
             "discard": self._discard,
+            "fill": self._fill,
+            "filling": self._filling,
             "view": self._view,
             "shutdown": self._shutdown,
         }
@@ -119,7 +121,7 @@ class Spawner:
 
     def _report_exit(self, container: Container) -> None:
         for peer in list(self._peers):
-            peer.send({"event": "exited", **container.describe()})
+            peer.send({"event": "exited", **container.describe(), "reason": filling.reason_of(container.key)})
 
     def _hello(self, _body: dict[str, Any], _descriptors: list[int]) -> Answer:
         containers = [each.describe() for each in self.host.containers.values()]
@@ -173,6 +175,8 @@ class Spawner:
 
     def _forget(self, body: dict[str, Any], _descriptors: list[int]) -> Task[Answer]:
         forgotten = yield from self._alone(body["key"], self.host.forget(body["key"]))
+        if forgotten:
+            filling.stop(body["key"])
         return {"forgotten": forgotten}, []
 
     def _criu(self, body: dict[str, Any], descriptors: list[int]) -> Answer:
@@ -193,8 +197,15 @@ class Spawner:
         return {"pid": container.pid}, []
 
     def _discard(self, body: dict[str, Any], _descriptors: list[int]) -> Task[Answer]:
+        filling.stop(body["key"])
         yield from self._alone(body["key"], engine.discard(self.host, body["key"]))
         return {}, []
+
+    def _fill(self, body: dict[str, Any], descriptors: list[int]) -> Answer:
+        return filling.fill(self.host, body, descriptors)
+
+    def _filling(self, body: dict[str, Any], _descriptors: list[int]) -> Answer:
+        return filling.describe(body["key"])
 
     def _view(self, body: dict[str, Any], _descriptors: list[int]) -> Answer:
         return {}, [birth.view(self.host, decode(StartPlan, body["plan"]))]

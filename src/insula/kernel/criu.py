@@ -54,6 +54,10 @@ class Options(NamedTuple):
     external: tuple[str, ...] = ()
     inherit_fd: tuple[tuple[str, int], ...] = ()
     ps_fd: int = -1
+    lazy_pages: bool = False
+    """Leave private anonymous memory out of a dump; expect it by userfaultfd in a restore."""
+    config_file: str = ""
+    """Options that the RPC does not have."""
     rst_sibling: bool = False
     orphan_pts_master: bool = True
     ghost_limit: int = 1 << 30
@@ -93,7 +97,12 @@ class Options(NamedTuple):
             fields.append((38, namespace.CLONE_NEWNET))
         if self.freeze_cgroup:
             fields.append((44, self.freeze_cgroup))
-        fields += [(45, self.timeout_s), (50, self.orphan_pts_master), (64, NETWORK_LOCK_SKIP)]
+        fields.append((45, self.timeout_s))
+        if self.lazy_pages:
+            fields.append((48, True))
+        fields += [(50, self.orphan_pts_master), (64, NETWORK_LOCK_SKIP)]
+        if self.config_file:
+            fields.append((51, self.config_file))
         return protobuf.encode(fields)
 
 

@@ -21,11 +21,14 @@ from insula.boot.protocol import StartPlan
 from insula.kernel import criu, mount, netlink, protobuf, tcp_repair
 from insula.model.errors import CheckpointFailed, InsulaError, RestoreFailed
 from insula.model.record import ContainerRecord, Fact
+from insula.runtime import lazy
 from insula.runtime.context import Runtime
 
 LOG = logging.getLogger(__name__)
 
 REPAIR_SECONDS = 2.0
+FILLED_SECONDS = 60.0
+"""As long is waited before a dump for memory that is still being filled."""
 
 STATE_FILE = "insula.json"
 IMAGE_MODE = 0o644
@@ -72,15 +75,18 @@ def dump(
     on_frozen: Stage = _nothing,
     on_dumped: Stage = _nothing,
     page_socket: int = -1,
+    is_lazy: bool = False,
 ) -> None:
     """Dump a running container into the folder behind a descriptor.
 
     on_frozen: called when every process has stopped.  on_dumped: called when all is written and the processes still
     stand; what it raises makes them run on, connections intact.
     page_socket: where memory goes instead of the folder (CRIU's page server protocol).
+    is_lazy: leave private anonymous memory out; the images tell which pages are missing (`lazy.py`).
     Raises: CheckpointFailed naming resource and cure; what the stages raise.
     """
     program = runtime.need_criu()
+    lazy.wait_filled(runtime, record, seconds=FILLED_SECONDS)
     state = DumpState(stdio=stdio_of(record.pid))
 
     def handle(stage: criu.Notification) -> bool:
@@ -99,9 +105,11 @@ def dump(
         leave_running=leave_running,
         external=tuple(f"mnt[{place}]:{name}" for name, place in external_mounts(plan).items()),
         ps_fd=FIRST_INHERITED_FD if page_socket >= 0 else -1,
+        lazy_pages=is_lazy,
+        config_file=lazy.CONFIG_FILE if is_lazy else "",
     )
-    extra = (page_socket,) if page_socket >= 0 else ()
     with ExitStack() as held:
+        extra = (page_socket,) if page_socket >= 0 else lazy.dump_descriptors(held) if is_lazy else ()
         ours = _launch(runtime, held, argv=(*program.argv, "swrk", str(RPC_FD)), images=images, extra=extra)
         try:
             response = criu.request(ours, criu.DUMP, options, handle=handle)
@@ -137,26 +145,31 @@ def restore(
     images: int,
     on_restored: Stage = _nothing,
     on_resume: Stage = _nothing,
+    memory: lazy.Memory | None = None,
 ) -> int:
     """Restore a container whose cgroups and pipes are prepared (`SpawnerClient.prepare`).
 
     on_restored: called when everything is as it was and stands still; what it raises undoes the restore.
     on_resume: called right before the sockets speak again and the processes run.
+    memory: what a lazy dump left out; it is brought while the program runs.
     Returns: the pid of its pid 1.  Raises: RestoreFailed; what the stages raise.
     """
     program = runtime.need_criu()
     state = msgspec.json.decode(read_file(images, STATE_FILE), type=DumpState)
     rewrite_user_namespaces(images, uid_base=record.uid_base)
     terminal = -1
+    filled = lazy.Restore(runtime, record, images=images, memory=memory)
 
     def handle(stage: criu.Notification) -> bool:
         nonlocal terminal
         match stage.stage:
             case "setup-namespaces":
+                filled.permit()
                 runtime.spawner.plug(record.id, stage.pid)
             case "orphan-pts-master" if stage.descriptors:
                 terminal = stage.descriptors[0]
             case "post-restore":
+                filled.check()
                 on_restored()
             case "network-unlock":
                 release_network(record)
@@ -166,18 +179,12 @@ def restore(
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ExitStack() as held:
         held.callback(ours.close)
+        held.enter_context(filled)
         with theirs:
             places = runtime.spawner.launch_criu(
                 (*program.argv, "swrk", str(RPC_FD)), rpc=theirs.fileno(), images=images, restore=plan
             )
-        options = criu.Options(
-            images_dir=_IMAGES,
-            log_file=RESTORE_LOG,
-            root=ROOT,
-            external=tuple(f"mnt[{name}]:{path}" for name, path in places.items()),
-            inherit_fd=inherited_pipes(state),
-            rst_sibling=True,
-        )
+        options = _restore_options(state, places, is_lazy=memory is not None)
         try:
             response = criu.request(ours, criu.RESTORE, options, handle=handle)
         except criu.CriuGone as error:
@@ -188,6 +195,18 @@ def restore(
         if terminal >= 0:
             os.close(terminal)
     return response.pid
+
+
+def _restore_options(state: DumpState, places: Mapping[str, str], *, is_lazy: bool) -> criu.Options:
+    return criu.Options(
+        images_dir=_IMAGES,
+        log_file=RESTORE_LOG,
+        root=ROOT,
+        external=tuple(f"mnt[{name}]:{path}" for name, path in places.items()),
+        inherit_fd=inherited_pipes(state),
+        rst_sibling=True,
+        lazy_pages=is_lazy,
+    )
 
 
 def open_page_server(runtime: Runtime, images: int) -> socket.socket:

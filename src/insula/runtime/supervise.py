@@ -51,6 +51,19 @@ class Exit:
     exit_code: int | None
     started_at: float
     ended_at: float
+    reason: str = ""
+    """Why the spawner killed it; empty if it did not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filling:
+    """How far the memory of a restored container is filled: state is filling, filled or failed."""
+
+    state: str
+    memories: int = 0
+    left_bytes: int = 0
+    is_running: bool = False
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,6 +333,15 @@ class SpawnerClient:
             body["restore"] = protocol.encode(restore)
         return dict(self._ask("criu", descriptors=(rpc, images, *extra), **body).fields["external"])
 
+    def fill(self, key: str, *, images: int, store: int, slots: Mapping[int, int]) -> None:
+        """Begin to fill the memory of the container that is about to be restored into its room."""
+        self._ask("fill", descriptors=(images, store), key=key, slots={str(pid): slots[pid] for pid in slots})
+
+    def filling(self, key: str) -> tuple[Filling, int]:
+        """Ask how far a container is filled.  Returns: that, and while it goes on a pidfd to wait by, the caller's; else -1."""
+        answer = self._ask("filling", key=key)
+        return Filling(**answer.fields), answer.descriptors[0] if answer.descriptors else -1
+
     def prepare(self, plan: StartPlan) -> None:
         """Make the room for a restore."""
         self._ask("prepare", undo=("discard", {"key": plan.key}), plan=protocol.encode(plan))
@@ -383,4 +405,5 @@ def _exit_of(fields: Mapping[str, Any]) -> Exit:
         exit_code=None if code is None else int(code),
         started_at=float(fields["started_at"]),
         ended_at=float(fields["ended_at"]),
+        reason=str(fields.get("reason", "")),
     )

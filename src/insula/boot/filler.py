@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process that fills the memory of a restored container while it runs already.
+
+It takes the place of `criu lazy-pages` (whose pages must lie in one file in the order of addresses, so that all memory would
+have to be copied once more while the program stands): pages come from a sparse store in which the byte at `SLOT * SLOT_BYTES
++ address` is the memory's byte at that address, in whatever order they were brought.
+
+    criu restore ──connect──► lazy-pages.socket:  { i32 pid, 1 byte + userfaultfd } per process, i32 -pid per zombie
+                 ──────────►  "RSTF": the program runs; from here on it is also filled without being asked
+    a fault      ──────────►  that page and those around it
+    keeper       ◄──────────  a copy of every userfaultfd: with all copies gone, missing pages would read as zeros
+
+Ends with 0 when nothing is missing any more.  Standard library only.
+Sources: CRIU's `criu/uffd.c`; `kernel/missing_pages.py`;
+"""
+
+import contextlib
+import errno
+import mmap
+import os
+import resource
+import selectors
+import socket
+import struct
+from collections.abc import Mapping
+
+from insula.kernel import criu_images, libc, missing_pages
+from insula.kernel.missing_pages import SLOT_BYTES, Event, Gone, Kind
+from insula.kernel.pieces import Piece, Pieces
+
+SOCKET_NAME = "lazy-pages.socket"
+CHUNK_BYTES = 512 << 10
+"""As much is filled between two looks at who waits."""
+AROUND_BYTES = 64 << 10
+"""Whose page is missing gets its neighbours, too."""
+PAGE_BYTES = criu_images.PAGE_BYTES
+_PID = struct.Struct("=i")
+_FINISHED = 0x52535446
+_PASS_SECONDS = 10.0
+
+
+class Progress:
+    """What the spawner may know at any time, in memory that both share."""
+
+    _LAYOUT = struct.Struct("=QQQ")
+
+    def __init__(self) -> None:
+        self._shared = mmap.mmap(-1, mmap.PAGESIZE)
+
+    def write(self, *, memories: int, left_bytes: int, is_running: bool) -> None:
+        self._LAYOUT.pack_into(self._shared, 0, memories, left_bytes, is_running)
+
+    def read(self) -> tuple[int, int, bool]:
+        """Return how many memories there are, how many bytes are missing, whether the program runs already."""
+        memories, left_bytes, is_running = self._LAYOUT.unpack_from(self._shared, 0)
+        return memories, left_bytes, bool(is_running)
+
+    def fail(self, reason: str) -> None:
+        data = reason.encode(errors="replace")[:500]
+        self._shared[64 : 64 + len(data)] = data
+
+    @property
+    def failure(self) -> str:
+        return self._shared[64:600].rstrip(b"\0").decode(errors="replace")
+
+
+class Memory:
+    """The memory of one process, with what is missing in it."""
+
+    def __init__(self, handle: int, missing: Pieces) -> None:
+        self.handle = handle
+        self.missing = missing
+        self.waiting: list[int] = []
+        """Pages that somebody waits for, which could not be brought before later events were read."""
+
+
+class Filler:
+    """All memories of one container.  listener: where CRIU connects.  store: the pages.  keeper: takes the copies."""
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        *,
+        store: int,
+        images: int,
+        keeper: socket.socket,
+        slots: Mapping[int, int],
+        progress: Progress,
+    ) -> None:
+        self._listener = listener
+        self._store = store
+        self._images = images
+        self._keeper = keeper
+        self._slots = slots
+        self._progress = progress
+        self._selector = selectors.DefaultSelector()
+        self._memories: dict[int, Memory] = {}
+        self._is_running = False
+        self._may_free = True
+        self._seen = 0
+        self._buffer = bytearray(CHUNK_BYTES)
+        self._address = libc.address_of(self._buffer)
+
+    def run(self) -> None:
+        """Serve until nothing is missing.  Raises: OSError, ValueError; EOFError if CRIU gave up."""
+        connection, _ = self._listener.accept()
+        self._listener.close()
+        connection.settimeout(_PASS_SECONDS)
+        self._selector.register(connection, selectors.EVENT_READ, None)
+        while not (self._is_running and not self._memories):
+            ready = self._selector.select(0 if self._is_running else None)
+            for key, _events in ready:
+                if key.data is None:
+                    self._hear(connection)
+                elif key.fd in self._memories:
+                    self._serve(key.data)
+            if self._is_running and not ready:
+                self._fill_some()
+            self._tell()
+
+    def _tell(self) -> None:
+        left = sum(each.missing.total_bytes for each in self._memories.values())
+        self._progress.write(memories=self._seen, left_bytes=left, is_running=self._is_running)
+
+    def _hear(self, connection: socket.socket) -> None:
+        data = connection.recv(_PID.size, socket.MSG_WAITALL)
+        if len(data) != _PID.size:
+            if not self._is_running:
+                raise EOFError("CRIU ended before the restore did")
+            self._selector.unregister(connection)
+            connection.close()
+            return
+        number = _PID.unpack(data)[0]
+        if number == _FINISHED:
+            self._is_running = True
+        elif number > 0:
+            _byte, handles, _flags, _from = socket.recv_fds(connection, 1, 1)
+            if len(handles) != 1:
+                raise EOFError("CRIU sent no userfaultfd")
+            self._take(handles[0], self._missing_of(number))
+
+    def _take(self, handle: int, missing: Pieces) -> None:
+        socket.send_fds(self._keeper, [b"u"], [handle])
+        memory = Memory(handle, missing)
+        self._memories[handle] = memory
+        self._seen += 1
+        self._selector.register(handle, selectors.EVENT_READ, memory)
+
+    def _missing_of(self, pid: int) -> Pieces:
+        """Read what a process lacks out of CRIU's images."""
+        missing = Pieces()
+        entries = criu_images.decode_pagemap(self._read_image(f"pagemap-{pid}.img"))
+        lazy = [each for each in entries if each.flags & criu_images.PE_LAZY]
+        if lazy:
+            base = self._slots[pid] * SLOT_BYTES
+            for entry in lazy:
+                missing.add(entry.vaddr, entry.vaddr + entry.pages * PAGE_BYTES, source=base + entry.vaddr)
+        return missing
+
+    def _read_image(self, name: str) -> bytes:
+        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._images)
+        with os.fdopen(descriptor, "rb") as file:
+            return file.read()
+
+    def _drop(self, memory: Memory) -> None:
+        self._selector.unregister(memory.handle)
+        del self._memories[memory.handle]
+        os.close(memory.handle)
+
+    def _serve(self, memory: Memory) -> None:
+        try:
+            for event in missing_pages.read_events(memory.handle):
+                self._handle(memory, event)
+            again, memory.waiting = memory.waiting, []
+            for page in again:
+                self._answer(memory, page)
+        except Gone:
+            self._drop(memory)
+
+    def _handle(self, memory: Memory, event: Event) -> None:
+        missing = memory.missing
+        match event.kind:
+            case Kind.FAULT:
+                self._answer(memory, event.second // PAGE_BYTES * PAGE_BYTES)
+            case Kind.FORK:
+                self._may_free = False  # the child reads the same pages once more
+                self._take(event.first & 0xFFFFFFFF, missing.copy())
+            case Kind.REMAP:
+                start, to, length = event.first, event.second, event.third
+                moved = missing.cut(start, start + length)
+                missing.cut(to, to + length)
+                for piece in moved:
+                    missing.add(piece.start + to - start, piece.end + to - start, source=piece.source)
+            case Kind.REMOVE | Kind.UNMAP:
+                missing.cut(event.first, event.second)
+
+    def _answer(self, memory: Memory, page: int) -> None:
+        """Bring a page that somebody waits for, first, and then those around it."""
+        wanted = memory.missing.cut(page, page + PAGE_BYTES)
+        if not wanted:
+            done, reason = missing_pages.zero(memory.handle, page, length=PAGE_BYTES)
+            if reason == errno.EAGAIN:
+                memory.waiting.append(page)
+            elif not done:
+                missing_pages.wake(memory.handle, page, length=PAGE_BYTES)
+            return
+        if not self._copy(memory, wanted[0]):
+            memory.waiting.append(page)
+            return
+        start = page // AROUND_BYTES * AROUND_BYTES
+        for piece in memory.missing.cut(start, start + AROUND_BYTES):
+            self._copy(memory, piece)
+
+    def _fill_some(self) -> None:
+        for memory in list(self._memories.values()):
+            piece = memory.missing.cut_last(CHUNK_BYTES)
+            try:
+                if piece is not None:
+                    self._copy(memory, piece)
+                    return
+            except Gone:
+                pass
+            self._drop(memory)
+
+    def _copy(self, memory: Memory, piece: Piece) -> bool:
+        """Fill a piece.  Returns: False if some of it is missing again, until what happened was read."""
+        length = piece.end - piece.start
+        if os.preadv(self._store, [memoryview(self._buffer)[:length]], piece.source) != length:
+            raise EOFError("the store of pages is cut short")
+        done, step = 0, length
+        while done < length:
+            step = min(step, length - done)
+            copied, reason = missing_pages.copy(
+                memory.handle, piece.start + done, source=self._address + done, length=step
+            )
+            done += copied
+            if reason == errno.EEXIST:
+                missing_pages.wake(memory.handle, piece.start + done, length=PAGE_BYTES)
+                done += PAGE_BYTES
+            elif reason == errno.ENOENT and step > PAGE_BYTES:  # the end of a mapping lies within
+                step = max(PAGE_BYTES, step // 2 // PAGE_BYTES * PAGE_BYTES)
+                continue
+            elif reason == errno.ENOENT and self._is_running:  # unmapped
+                done += PAGE_BYTES
+            elif reason:  # there is something to read, or it is not registered yet
+                memory.missing.add(piece.start + done, piece.end, source=piece.source + done)
+                break
+            step = length
+        self._free(piece, min(done, length))
+        return done >= length
+
+    def _free(self, piece: Piece, length: int) -> None:
+        if self._may_free and length:
+            with mmap.mmap(self._store, length, offset=piece.source) as window:
+                window.madvise(mmap.MADV_REMOVE)
+
+
+def close_all_but(kept: tuple[int, ...]) -> None:
+    """Close every descriptor but these and standard error."""
+    first = 0
+    for descriptor in sorted({2, *kept}):
+        if descriptor > first:
+            libc.close_range(first, descriptor - 1, 0)
+        first = descriptor + 1
+    libc.close_range(first, 0xFFFFFFFF, 0)
+
+
+def serve(
+    listener: socket.socket,
+    *,
+    store: int,
+    images: int,
+    keeper: socket.socket,
+    slots: Mapping[int, int],
+    progress: Progress,
+) -> int:
+    """Fill, as a process of its own.  Returns: the exit code."""
+    with contextlib.suppress(OSError, ValueError):
+        _raise_descriptor_limit()
+    try:
+        Filler(listener, store=store, images=images, keeper=keeper, slots=slots, progress=progress).run()
+    except (OSError, ValueError, EOFError, KeyError) as error:
+        progress.fail(f"{type(error).__name__}: {error}")
+        return 1
+    return 0
+
+
+def _raise_descriptor_limit() -> None:
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

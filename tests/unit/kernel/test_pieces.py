@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sets of pieces, held against a dictionary of bytes."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from insula.kernel.pieces import Pieces
+
+SPAN = 64
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["add", "cut", "last"]),
+        st.integers(0, SPAN - 1),
+        st.integers(1, 20),
+        st.integers(0, 5),
+    ),
+    max_size=40,
+)
+
+
+@given(STEPS)
+def test_pieces_are_what_a_dictionary_is(steps: list[tuple[str, int, int, int]]) -> None:
+    pieces, model = Pieces(), dict[int, int]()
+    for verb, start, length, shift in steps:
+        places = range(start, start + length)
+        match verb:
+            case "add":
+                new = sum(each not in model for each in places)
+                assert pieces.add(start, start + length, source=start + 100 * shift) == new
+                model |= {each: each + 100 * shift for each in places}
+            case "cut":
+                found = {
+                    each: piece.source + each - piece.start
+                    for piece in pieces.cut(start, start + length)
+                    for each in range(piece.start, piece.end)
+                }
+                assert found == {each: model.pop(each) for each in places if each in model}
+            case _:
+                piece = pieces.cut_last(length)
+                assert (piece is None) == (not model)
+                if piece is not None:
+                    assert piece.end == max(model) + 1 and piece.end - piece.start <= length
+                    for each in range(piece.start, piece.end):
+                        assert model.pop(each) == piece.source + each - piece.start
+        assert pieces.total_bytes == len(model)
+        gaps = {each for low, high in pieces.gaps(0, 2 * SPAN) for each in range(low, high)}
+        assert gaps == set(range(2 * SPAN)) - model.keys()
+
+
+@given(st.permutations(range(10)))
+def test_neighbours_become_one(order: list[int]) -> None:
+    pieces = Pieces()
+    for each in order:
+        pieces.add(each, each + 1, source=50 + each)
+    assert len(pieces) == 1 and pieces.cut(0, 10) == [(0, 10, 50)]
+
+
+def test_a_copy_is_its_own() -> None:
+    pieces = Pieces()
+    pieces.add(0, 10, source=0)
+    copy = pieces.copy()
+    pieces.cut(0, 5)
+    assert copy.total_bytes == 10 and copy.gaps(0, 10) == []
