@@ -5,7 +5,7 @@ PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup venv demo test test-unit test-kernel test-system bench bench-start bench-migrate lint format lock clean
+.PHONY: help setup venv demo test test-unit test-kernel test-system bench bench-start bench-migrate bench-track lint format lock clean
 
 # Ends make with the code of a recipe that failed (3: this machine lacks something), not with 2: see the C file.
 -load .stamps/make_exit.so
@@ -37,13 +37,16 @@ test-kernel: setup ## tests against this machine's real kernel (root)
 test-system: setup ## tests of daemons through their sockets (root)
 	@$(PYTEST) tests/system
 
-bench: bench-start bench-migrate ## both figures below
+bench: bench-start bench-migrate bench-track ## all figures below
 
 bench-start: setup ## how long create + start + exit takes, beside the peers that are installed
 	@$(PYTHON) bench/start.py
 
 bench-migrate: setup ## the longest gap that a Redis client sees while its server moves
 	@$(PYTHON) bench/migrate.py
+
+bench-track: setup ## how much slower a program runs while its memory is tracked
+	@$(PYTHON) bench/track.py $(PASS_ON)
 
 lint: venv ## formatting, lint, types
 	@$(PYTHON) -m ruff format --check .

@@ -29,7 +29,7 @@ from insula.migrate.track import Range, Tracker, read_pages
 
 DEADLINE_SECONDS = 30.0
 ZEROS = bytes(PAGE_BYTES)
-MIB = 1 << 20
+UNIFIED = next(path for path in map(Path, ("/sys/fs/cgroup/unified", "/sys/fs/cgroup")) if path.is_dir())
 
 
 def _has_userfault() -> bool:
@@ -358,7 +358,11 @@ def test_nothing_of_ours_stays(puppet: Puppet, tracker: Tracker) -> None:
 
 def _state(pid: int) -> tuple[object, ...]:
     status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-    kept = re.findall(r"^(?:TracerPid|Sig\w+|ShdPnd|Seccomp\w*|Threads|FDSize):.*$", status, re.MULTILINE)
+    kept = re.findall(
+        r"^(?:TracerPid|SigPnd|SigBlk|SigIgn|SigCgt|ShdPnd|Seccomp\w*|Threads|FDSize):.*$",
+        status,
+        re.MULTILINE,
+    )
     return sorted(os.listdir(f"/proc/{pid}/fd")), kept
 
 
@@ -463,6 +467,28 @@ def test_a_stopped_process_is_tracked_and_stays_stopped(puppet: Puppet, tracker:
     os.kill(puppet.pid, signal.SIGCONT)
     puppet.do(f"put({start}, 3)")
     assert _pages_within(tracker.scan()[puppet.pid], start, pages=50) == {3}
+
+
+def test_a_frozen_process_counts_whole_and_is_unharmed(puppet: Puppet, tracker: Tracker) -> None:
+    start = puppet.number("new(50)")
+    puppet.do(f"fill({start}, 50)")
+    group = UNIFIED / f"insula-test-track-{os.getpid()}"
+    group.mkdir()
+    try:
+        (group / "cgroup.procs").write_text(str(puppet.pid), encoding="ascii")
+        (group / "cgroup.freeze").write_text("1", encoding="ascii")
+        _wait(lambda: "frozen 1" in (group / "cgroup.events").read_text(encoding="ascii"))
+        for _ in range(2):
+            assert len(_pages_within(tracker.scan()[puppet.pid], start, pages=50)) == 50
+        (group / "cgroup.freeze").write_text("0", encoding="ascii")
+        for _ in range(3):
+            tracker.scan()
+        puppet.do(f"put({start}, 3)")
+        assert _pages_within(tracker.scan()[puppet.pid], start, pages=50) == {3}
+    finally:
+        puppet.end()
+        _wait(lambda: "populated 0" in (group / "cgroup.events").read_text(encoding="ascii"))
+        group.rmdir()
 
 
 def test_a_process_that_somebody_else_traces_counts_whole(puppet: Puppet, tracker: Tracker) -> None:

@@ -212,6 +212,13 @@ _MOVE_FEATURES = (
         probe=memory.userfaultfd_wp_async,
     ),
     _optional(
+        "tracking from outside",
+        "memory that moves before the freeze",
+        consequence="all memory moves frozen, unless there is soft-dirty",
+        cure="x86_64, CONFIG_CHECKPOINT_RESTORE; run as root",
+        probe=memory.tracking_from_outside,
+    ),
+    _optional(
         "soft-dirty",
         "memory that moves before the freeze",
         consequence="the other tracker is used, or all memory moves frozen",

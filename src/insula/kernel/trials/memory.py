@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trials of the two trackers of changed memory: userfaultfd WP_ASYNC with PAGEMAP_SCAN, and soft-dirty.
+"""Trials of the two trackers of changed memory: userfaultfd WP_ASYNC with PAGEMAP_SCAN, put into a process from outside, and
+soft-dirty.
 
 Sources: `include/uapi/linux/userfaultfd.h`, `include/uapi/linux/fs.h` (PAGEMAP_SCAN), proc_pid_pagemap(5),
 `Documentation/admin-guide/mm/soft-dirty.rst`.
@@ -10,7 +11,7 @@ import mmap
 import os
 import struct
 
-from insula.kernel import libc
+from insula.kernel import libc, userfault
 from insula.kernel.trials import Absent, in_child
 
 _UFFD_USER_MODE_ONLY = 1
@@ -59,6 +60,23 @@ def _scan_own_page() -> None:
 def _page_in(memory: bytearray) -> int:
     # The first whole page inside a buffer of two.
     return -(-libc.address_of(memory) // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
+def tracking_from_outside() -> str:
+    """Put a userfaultfd into another process and take it out."""
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    child = os.fork()
+    if child == 0:
+        os.close(writer)
+        os.read(reader, 1)
+        os._exit(0)
+    os.close(reader)
+    try:
+        os.close(userfault.open_in(child))
+    finally:
+        os.close(writer)
+        os.waitpid(child, 0)
+    return "ptrace, pidfd_getfd"
 
 
 def soft_dirty() -> str:
