@@ -23,6 +23,8 @@ _CREDENTIALS = struct.Struct("3i")
 """struct ucred: pid, uid, gid."""
 _TENANT_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 """Names that are safe as a folder and in a message; who is called otherwise is `uid<N>`."""
+_UID_NAME = re.compile(r"uid[0-9]+")
+"""Belongs to that uid: a user who is called so and has another is named by his own."""
 
 NOBODY = Principal(name="")
 
@@ -41,7 +43,7 @@ def tenant_name(uid: int) -> str:
         name = pwd.getpwuid(uid).pw_name
     except KeyError:
         return f"uid{uid}"
-    return name if _TENANT_NAME.fullmatch(name) else f"uid{uid}"
+    return name if _TENANT_NAME.fullmatch(name) and not _UID_NAME.fullmatch(name) else f"uid{uid}"
 
 
 def user(uid: int, *, admins: frozenset[str] = frozenset()) -> Principal:
