@@ -35,8 +35,9 @@ class Display:
         progress = record.get("progress") or {}
         phase, message = str(progress.get("phase", "")), str(progress.get("message", ""))
         if self._is_live:
-            width = (terminal_width() or 80) - 1
-            sys.stderr.write("\r\x1b[K" + clip(printable(f"{self._title}: {describe(progress)}"), width))
+            width, seconds = (terminal_width() or 80) - 1, int(monotonic() - self._started)
+            words = f"{self._title}: {describe(progress)}" + (f" ({seconds} s)" if seconds else "")
+            sys.stderr.write("\r\x1b[K" + clip(printable(words), width))
         elif phase and (phase, message) != (self._phase, self._message):
             words = f"{phase}: {message}" if message else phase
             sys.stderr.write(f"{self._title}: {printable(words)}\n")

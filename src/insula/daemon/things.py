@@ -58,9 +58,13 @@ class Things:
 
     def build_image(self, grant: Grant, wish: ImageBuildWish, *, reporter: Reporter) -> Result:
         full_name(wish.name)
-        reporter.phase("build")
+        reporter.phase(phase := "build")
 
         def tell(progress: Progress) -> None:
+            nonlocal phase
+            if progress.phase not in ("", phase):
+                phase = progress.phase
+                reporter.phase(phase)
             reporter.progress(progress.done, progress.total, unit=progress.unit)
             if progress.message:
                 reporter.message(progress.message)

@@ -152,15 +152,13 @@ class _Output:
         self._is_cancelled = is_cancelled
         self._progress = progress
         self._done = 0
-        self._started = time.monotonic()
 
     def read(self, size: int, /) -> bytes:
         pipe = self._process.stdout
         if pipe is None:
             return b""
         while not select.select([pipe], [], [], _STALL_CHECK_S)[0]:
-            phase, elapsed = "packages" if not self._done else "unpack", int(time.monotonic() - self._started)
-            self._progress(Progress(phase=phase, done=self._done, message=f"{elapsed} s"))
+            self._progress(Progress(phase="unpack" if self._done else "packages", done=self._done))
             if self._is_cancelled():
                 raise Cancelled("cannot finish the build: it was cancelled")
             if time.monotonic() > self._deadline:

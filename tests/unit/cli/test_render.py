@@ -113,6 +113,13 @@ def test_progress_as_a_line() -> None:
     assert progress.describe({}) == "starting"
 
 
+def test_a_long_phase_in_a_pipe_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    display = progress.Display("build web", is_live=False)
+    for phase, done in (("packages", 0), ("packages", 0), ("unpack", 5), ("unpack", 9)):
+        display.update({"progress": {"phase": phase, "done": done}})
+    assert capsys.readouterr().err == "build web: packages\nbuild web: unpack\n"
+
+
 def test_progress_in_a_pipe_is_a_line_for_each_phase(capsys: pytest.CaptureFixture[str]) -> None:
     display = progress.Display("migrate web", is_live=False)
     for phase, done in (("preflight", 0), ("freeze", 0), ("transfer", 1), ("transfer", 2)):
