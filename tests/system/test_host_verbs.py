@@ -258,3 +258,17 @@ def test_only_one_of_many_gets_a_name(alice: Person) -> None:
         codes.append(process.returncode)
     assert sorted(codes) == [0, 125, 125, 125, 125, 125]
     assert len(alice("ps", "-aq").split()) == 1
+
+
+def test_removing_what_is_not_there_by_force_tells_and_is_no_failure(alice: Person) -> None:
+    alice("create", "--name", "there", "box", "true")
+    done = alice.give("rm", "-f", "missing", "there")
+    assert (done.code, done.out) == (0, "there\n")
+    assert "cannot find container `missing`" in done.err
+    assert "cannot find" in alice.fails("rm", "missing")
+
+
+def test_a_tmpfs_has_the_size_that_was_wished(alice: Person) -> None:
+    for mount in ("--mount=type=tmpfs,target=/t,size=3m", "--tmpfs=/t:size=3m"):
+        assert "3.0M" in alice("run", "--rm", mount, "box", "df", "-h", "/t")
+    assert "only a tmpfs" in alice.fails("run", "--rm", "--mount=target=/t,size=3m", "box", "true", code=125)

@@ -106,14 +106,16 @@ def help_text() -> str:
     lines = [
         "Usage: insula [-H unix:///PATH] COMMAND ...",
         "",
-        "One Linux host becomes many isolated systems that can be carried, running, to another host.",
+        "One Linux host becomes many isolated systems that can be carried, running, to",
+        "another host.",
     ]
     for title, commands in GROUPS:
         lines += ["", f"{title}:", *(f"  {name:<12}{line}" for name, line in commands)]
     lines += [
         "",
         "Options:",
-        "  -H, --host unix:///PATH   socket of insulad (default: $INSULA_HOST, /run/insula/api.sock)",
+        "  -H, --host unix:///PATH   socket of insulad (default: $INSULA_HOST, else",
+        "                            unix:///run/insula/api.sock)",
         "  -h, --help                this page; `insula COMMAND --help` tells more",
         "  -v, --version             version of this program",
         "",

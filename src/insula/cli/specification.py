@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 
+from insula.cli.options import add_environment, add_place, add_streams
 from insula.cli.parser import UsageError
 from insula.model.errors import InvalidSpec
 from insula.model.units import (
@@ -42,25 +43,9 @@ def add_options(parser: ArgumentParser) -> None:
 def _add_program(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("--name", default="", help="name of the container (default: one is made up)")
-    add("-i", "--interactive", action="store_true", help="pass your input on to it")
-    add("-t", "--tty", action="store_true", help="give the program a terminal (with -i: yours)")
-    add(
-        "-e",
-        "--env",
-        action="append",
-        default=[],
-        metavar="NAME[=VALUE]",
-        help="set an environment variable; without VALUE: as in your shell",
-    )
-    add(
-        "--env-file",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="set environment variables from a file of NAME=VALUE lines",
-    )
-    add("-w", "--workdir", default="", metavar="FOLDER", help="working directory in the container")
-    add("-u", "--user", default="", metavar="USER[:GROUP]", help="user to run as, by name or id")
+    add_streams(parser)
+    add_environment(parser)
+    add_place(parser)
     add("--entrypoint", metavar="PROGRAM", help="program in place of the image's entrypoint; empty for none")
     add("--init", action="store_true", help="system container: COMMAND is its init, pid 1 (as /sbin/init)")
     add("--hostname", default="", metavar="NAME", help="host name inside (default: the short id)")

@@ -31,7 +31,7 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("exec", "run another program in a running container"),
             ("cp", "copy files into or out of a container"),
             ("diff", "list the files that a container changed"),
-            ("inspect", "print everything known of containers, images, networks, volumes as JSON"),
+            ("inspect", "print all that is known of containers, images and so on, as JSON"),
             ("stats", "show CPU, memory and traffic of containers"),
             ("top", "list the processes of a container"),
         ),

@@ -39,11 +39,33 @@ def parse(arguments: Sequence[str]) -> Options:
     """Read the command line.  Ends the process with a message if it makes no sense."""
     parser = argparse.ArgumentParser(prog="insula daemon", description="run insulad, the daemon of this host")
     add = parser.add_argument
-    add("--state", type=Path, default=Path("/var/lib/insula"), help="state folder (default: %(default)s)")
-    add("--run", type=Path, default=Path("/run/insula"), help="folder of the sockets (default: %(default)s)")
-    add("--name", default=socket.gethostname(), help="this host's name among hosts (default: %(default)s)")
+    add(
+        "--state",
+        metavar="FOLDER",
+        type=Path,
+        default=Path("/var/lib/insula"),
+        help="state folder (default: %(default)s)",
+    )
+    add(
+        "--run",
+        metavar="FOLDER",
+        type=Path,
+        default=Path("/run/insula"),
+        help="folder of the sockets (default: %(default)s)",
+    )
+    add(
+        "--name",
+        metavar="NAME",
+        default=socket.gethostname(),
+        help="this host's name among hosts (default: %(default)s)",
+    )
     add("--listen", metavar="HOST:PORT", default="", help="TLS listener for paired hosts (default: none)")
-    add("--group", default="", help=f"group that may use the socket (default: {DEFAULT_GROUP}, if it exists)")
+    add(
+        "--group",
+        metavar="GROUP",
+        default="",
+        help=f"group that may use the socket (default: {DEFAULT_GROUP}, if it exists)",
+    )
     add(
         "--admin",
         action="append",
@@ -53,12 +75,19 @@ def parse(arguments: Sequence[str]) -> Options:
     )
     add(
         "--pool",
+        metavar="SUBNET",
         type=IPv4Network,
         default=DEFAULT_POOL,
         help="where subnets come from (default: %(default)s)",
     )
-    add("--cgroup-parent", default="", help="cgroup of all containers (default: insula-NAME)")
-    add("--ready-fd", type=int, default=None, help="descriptor that gets a line when insulad is ready")
+    add("--cgroup-parent", metavar="NAME", default="", help="cgroup of all containers (default: insula-NAME)")
+    add(
+        "--ready-fd",
+        metavar="FD",
+        type=int,
+        default=None,
+        help="descriptor that gets a line when insulad is ready",
+    )
     add(
         "--teardown",
         action="store_true",

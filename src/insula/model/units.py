@@ -155,13 +155,15 @@ def parse_mount(text: str) -> dict[str, str | bool | int]:
             fields[_MOUNT_KEYS[key]] = value
         elif key in ("readonly", "ro") and value in ("", "true", "1"):
             fields["read_only"] = True
-        elif key == "tmpfs-size" and value:
+        elif key in ("tmpfs-size", "size") and value:
             fields["size_bytes"] = parse_size(value)
         else:
             raise InvalidSpec(
                 f"cannot mount `{text}`: unknown part `{word}`",
-                hint="type=, source=, target=, readonly, tmpfs-size=",
+                hint="type=, source=, target=, readonly, size=",
             )
+    if "size_bytes" in fields and fields["kind"] != "tmpfs":
+        raise InvalidSpec(f"cannot mount `{text}`: only a tmpfs has a size", hint="type=tmpfs")
     if "target" not in fields:
         raise InvalidSpec(f"cannot mount `{text}`: no target")
     return fields

@@ -196,3 +196,14 @@ def test_the_bash_script_asks_the_hidden_command(tmp_path: Path) -> None:
         ["bash", "-c", words], env={"PYTHONPATH": str(SOURCE)}, capture_output=True, text=True, check=True
     )
     assert done.stdout == "import inspect\n"
+
+
+@pytest.mark.parametrize("command", [*table.SUMMARIES, ""])
+def test_help_fits_a_terminal_of_80_columns(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    main.main([command, "--help"] if command else ["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines
+    assert [line for line in lines if len(line) > 80] == []

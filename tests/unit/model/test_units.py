@@ -98,3 +98,11 @@ def test_a_formatted_size_is_short_and_reads_back_near_the_number(count: int) ->
     text = units.format_size(count)
     assert len(text) <= 12
     assert units.parse_size(text) == pytest.approx(count, rel=0.05, abs=1)
+
+
+def test_a_tmpfs_mount_has_a_size() -> None:
+    for word in ("size=64m", "tmpfs-size=64m"):
+        mount = units.parse_mount(f"type=tmpfs,target=/t,{word}")
+        assert mount == {"kind": "tmpfs", "target": "/t", "size_bytes": 64 << 20}
+    with pytest.raises(InvalidSpec, match="only a tmpfs"):
+        units.parse_mount("type=bind,source=/a,target=/b,size=1m")

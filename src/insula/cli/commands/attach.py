@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import sys
 
+from insula.cli.options import add_detach_keys, add_signals
 from insula.client.http import quote
 from insula.model.errors import WrongState
 
@@ -20,24 +21,8 @@ HELP = "stand at a running container's terminal or pipes"
 
 def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--no-stdin", action="store_true", help="only show its output, send no input")
-    parser.add_argument(
-        "--no-sig-proxy",
-        dest="sig_proxy",
-        action="store_false",
-        help="keep signals to yourself: ctrl-c ends only this command",
-    )
-    parser.add_argument(
-        "--sig-proxy",
-        dest="sig_proxy",
-        action="store_true",
-        help="pass signals such as ctrl-c on to the program (default)",
-    )
-    parser.add_argument(
-        "--detach-keys",
-        default="ctrl-p,ctrl-q",
-        metavar="KEYS",
-        help="keys that let go of it while it runs on (default: ctrl-p,ctrl-q)",
-    )
+    add_signals(parser)
+    add_detach_keys(parser)
     parser.add_argument("container", metavar="CONTAINER", help="name or id")
 
 

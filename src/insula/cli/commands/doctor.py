@@ -16,7 +16,8 @@ EXIT_USAGE = 2
 USAGE = """\
 usage: insula doctor [--format table|json]
 
-Try every kernel feature and tool that insula uses and show what is missing, what that costs and how to cure it.
+Try every kernel feature and tool that insula uses and show what is missing,
+what that costs and how to cure it.
 """
 _NAME_WIDTH = 27
 _STATE_WIDTH = 9

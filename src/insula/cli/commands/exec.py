@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 
+from insula.cli.options import add_detach_keys, add_environment, add_place, add_streams
 from insula.cli.parser import UsageError
 from insula.cli.specification import environment
 from insula.client.http import quote
@@ -21,31 +22,10 @@ HELP = "run another program in a running container"
 def arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("-d", "--detach", action="store_true", help="start it and return at once")
-    add("-i", "--interactive", action="store_true", help="pass your input on to it")
-    add("-t", "--tty", action="store_true", help="give the program a terminal (with -i: yours)")
-    add(
-        "-e",
-        "--env",
-        action="append",
-        default=[],
-        metavar="NAME[=VALUE]",
-        help="set an environment variable; without VALUE: as in your shell",
-    )
-    add(
-        "--env-file",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="set environment variables from a file of NAME=VALUE lines",
-    )
-    add("-w", "--workdir", default="", metavar="FOLDER", help="working directory in the container")
-    add("-u", "--user", default="", metavar="USER[:GROUP]", help="user to run as, by name or id")
-    add(
-        "--detach-keys",
-        default="ctrl-p,ctrl-q",
-        metavar="KEYS",
-        help="keys that let go of it while it runs on (default: ctrl-p,ctrl-q)",
-    )
+    add_streams(parser)
+    add_environment(parser)
+    add_place(parser)
+    add_detach_keys(parser)
     add("container", metavar="CONTAINER", help="name or id")
     command = add("command", metavar="COMMAND", nargs="...", help="program and its arguments")
     command.required = False

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from insula.client.http import Client, Json
 
-HELP = "print everything known of containers, images, networks, volumes as JSON"
+HELP = "print all that is known of containers, images and so on, as JSON"
 KINDS = ("container", "image", "network", "volume")
 
 

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from insula.cli.many import on_each
+from insula.cli.options import add_stop, stop_wish
 from insula.client.http import quote
-from insula.model.units import parse_duration
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,23 +17,11 @@ HELP = "stop and start containers"
 
 
 def arguments(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "-s",
-        "--signal",
-        default="",
-        metavar="SIGNAL",
-        help="signal in place of the container's own stop signal",
-    )
-    parser.add_argument(
-        "-t", "--time", metavar="TIME", help="time until KILL (default: the container's, 10s)"
-    )
-    parser.add_argument("containers", metavar="CONTAINER", nargs="+", help="name or id")
+    add_stop(parser)
 
 
 def run(options: Namespace, client: Client) -> int:
-    wish: dict[str, object] = {"signal": options.signal} if options.signal else {}
-    if options.time is not None:
-        wish["timeout_s"] = round(parse_duration(options.time))
+    wish = stop_wish(options)
     return on_each(
         options.containers,
         lambda name: client.call("POST", f"/v1/containers/{quote(name)}/restart", body=wish),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from insula.cli.main import report
 from insula.cli.many import on_each
 from insula.client.http import quote
 from insula.model.errors import NotFound
@@ -27,11 +28,16 @@ def arguments(parser: ArgumentParser) -> None:
 def run(options: Namespace, client: Client) -> int:
     query = {"force": "1" if options.force else "", "volumes": "1" if options.volumes else ""}
 
+    # As docker: with --force one that is not there is told, and is no failure.
+    # Source: github.com/docker/cli, cli/command/container/rm.go, runRm
     def remove(name: str) -> None:
         try:
             client.call("DELETE", f"/v1/containers/{quote(name)}", query=query)
-        except NotFound:
+        except NotFound as error:
             if not options.force:
                 raise
+            report(error)
+        else:
+            print(name, flush=True)
 
-    return on_each(options.containers, remove)
+    return on_each(options.containers, remove, prints=False)

@@ -7,6 +7,7 @@ import os
 import sys
 
 from insula.cli import specification
+from insula.cli.options import add_detach_keys, add_signals
 from insula.cli.parser import UsageError
 from insula.client.http import quote
 from insula.model.errors import NotFound
@@ -22,24 +23,8 @@ HELP = "create and start a container, and stay attached to it"
 
 def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("-d", "--detach", action="store_true", help="do not attach: print the id and return")
-    parser.add_argument(
-        "--detach-keys",
-        default="ctrl-p,ctrl-q",
-        metavar="KEYS",
-        help="keys that let go of it while it runs on (default: ctrl-p,ctrl-q)",
-    )
-    parser.add_argument(
-        "--no-sig-proxy",
-        dest="sig_proxy",
-        action="store_false",
-        help="keep signals to yourself: ctrl-c ends only this command",
-    )
-    parser.add_argument(
-        "--sig-proxy",
-        dest="sig_proxy",
-        action="store_true",
-        help="pass signals such as ctrl-c on to the program (default)",
-    )
+    add_detach_keys(parser)
+    add_signals(parser)
     specification.add_options(parser)
 
 

@@ -11,8 +11,9 @@ EXIT_MISSING = 3
 USAGE = """\
 usage: insula setup
 
-Find a CRIU that works on this kernel, or bring Debian's newest one into /usr/local/lib/insula/criu (by apt, verified;
-nothing of the system is changed).  Needs root.  The second call only looks.
+Find a CRIU that works on this kernel, or bring Debian's newest one into
+/usr/local/lib/insula/criu (by apt, verified; nothing of the system is changed).
+Needs root.  The second call only looks.
 """
 
 

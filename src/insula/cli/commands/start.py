@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from insula.cli.many import on_each
+from insula.cli.options import add_detach_keys
 from insula.cli.parser import UsageError
 from insula.client.http import quote
 
@@ -21,12 +22,7 @@ def arguments(parser: ArgumentParser) -> None:
         "-a", "--attach", action="store_true", help="stay attached to its output (one container)"
     )
     parser.add_argument("-i", "--interactive", action="store_true", help="forward stdin too")
-    parser.add_argument(
-        "--detach-keys",
-        default="ctrl-p,ctrl-q",
-        metavar="KEYS",
-        help="keys that let go of it while it runs on (default: ctrl-p,ctrl-q)",
-    )
+    add_detach_keys(parser)
     parser.add_argument("containers", metavar="CONTAINER", nargs="+", help="name or id")
 
 
