@@ -107,3 +107,13 @@ def test_bind_without_mapping_shows_foreign_owners(host: Spawned, tmp_path: Path
     ended = host.run_shell("stat -c %u /data/file; echo x > /data/file", mounts=mounts)
     assert ended.out == "65534\n" and ended.code != 0
     assert (tmp_path / "file").read_text() == "host"
+
+
+def test_a_container_goes_before_the_spawner_when_memory_runs_out(host: Spawned) -> None:
+    container = host.start("/bin/sleep", "1000", user="user")
+    added, _ = host.execute(container, "/bin/sleep", "1000")
+    scores = [
+        int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+        for pid in (host.process.pid, container.pid, added)
+    ]
+    assert scores[0] < scores[1] == scores[2], scores

@@ -16,7 +16,7 @@ import termios
 from collections.abc import Iterator
 from typing import NoReturn
 
-from insula.boot import build, program
+from insula.boot import build, oom, program
 from insula.boot.protocol import ProgramPlan, StartPlan
 from insula.kernel import libc, namespace, netlink
 from insula.kernel.cgroup import Doors
@@ -141,6 +141,7 @@ def execute(
 def _enter_groups(doors: Doors) -> None:
     doors.enter()
     doors.close()
+    oom.go_first()
 
 
 def _continue_inside(connection: socket.socket) -> None:
