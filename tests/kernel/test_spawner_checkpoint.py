@@ -204,6 +204,15 @@ def test_program_as_a_user_with_a_volume(host: Spawned, images: int) -> None:
     assert host.execute_shell(container, "test -d /usr/bin && id -u", user="user").out == "1000\n"
 
 
+def test_a_users_stdout_can_be_opened_again_after_a_restore(host: Spawned, images: int) -> None:
+    script = 'i=0; while true; do echo "at-$i" > /dev/stdout; i=$((i+1)); sleep 0.02; done'
+    container = host.start("/bin/sh", "-c", script, user="user")
+    _wait_logged(container, "at-3\n")
+    _carry(host, container, images)
+    before = int(container.logged().split()[-1].removeprefix("at-"))
+    _wait_logged(container, f"at-{before + 5}\n")
+
+
 #: name → Python that prints `ready`, waits for /root/go (made after the restore), then prints `good`.
 PROGRAMS = {
     "pipe": """

@@ -51,6 +51,9 @@ class Room:
         self.outer = (-1, -1, -1)
         if not plan.program.tty:
             self.inner, self.outer = make_pipes(uid=plan.uid_base, with_stdin=True)
+            for each in self.inner:
+                # Whoever the program has become may open /dev/stdout again.  /proc/PID/fd is closed to all others.
+                os.fchmod(each, 0o666)
 
     def close_inner(self) -> None:
         """Let go of what the restored processes hold by now."""
