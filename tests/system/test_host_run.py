@@ -201,6 +201,20 @@ def test_always_comes_back_until_somebody_stops_it(alice: Person) -> None:
     assert alice.look("phoenix")["status"] == "exited"
 
 
+def test_a_bind_mount_of_root_is_roots_inside(root: Person, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("of root")
+    (tmp_path / "secret").chmod(0o600)
+    words = ("run", "--rm", "-v", f"{tmp_path}:/host", "box", "sh", "-c")
+    assert root(*words, "stat -c %u /host/secret; cat /host/secret; echo new > /host/new") == "0\nof root"
+    made = (tmp_path / "new").stat()
+    assert (made.st_uid, made.st_gid) == (0, 0)
+
+
+def test_a_bind_mount_without_id_mapping_is_nobodys(root: Person) -> None:
+    seen = root("run", "--rm", "-v", "/proc/sys/kernel:/host:ro", "box", "stat", "-c", "%u", "/host/ostype")
+    assert seen == "65534"
+
+
 def test_a_restart_that_fails_is_tried_again(host: Host, alice: Person) -> None:
     alice("run", "-d", "--name", "web", "--restart", "always", "-p", "18080:80", "box", "sleep", "1000")
     with host.entered():

@@ -175,14 +175,26 @@ def _prepare_mount(plan: MountPlan, userns: int) -> int:
     if plan.kind != "bind":
         return -1
     with _opened(plan.source, os.O_PATH | os.O_CLOEXEC) as source:
-        if plan.idmapped:
-            made = idmap.idmapped_clone(source, userns, read_only=plan.read_only)
+        if plan.idmapped and (made := _idmapped(source, userns, read_only=plan.read_only)) is not None:
             mount.set_attributes(made, set=mount.MOUNT_ATTR_NODEV | mount.MOUNT_ATTR_NOSUID)
             return made
         attributes = mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NODEV
         return mount.bind_fd(
             source, attributes=attributes | (mount.MOUNT_ATTR_RDONLY if plan.read_only else 0)
         )
+
+
+def _idmapped(source: int, userns: int, *, read_only: bool) -> int | None:
+    """Clone a mount with the container's ids, so that root's files are root's inside; None: its file system cannot.
+
+    Then the files of a bind mount are seen as nobody's.  Source: mount_setattr(2), MOUNT_ATTR_IDMAP, "EINVAL".
+    """
+    try:
+        return idmap.idmapped_clone(source, userns, read_only=read_only)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return None
 
 
 def assemble(plan: StartPlan, prepared: Prepared, *, stage: int) -> Masks:

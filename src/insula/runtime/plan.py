@@ -154,15 +154,15 @@ def capabilities_of(spec: Spec) -> tuple[str, ...]:
 
 
 def _mount_plan(runtime: Runtime, tenant: str, wish: MountWish) -> MountPlan:
-    source, idmapped = wish.source, False
+    source = wish.source
     if wish.kind is MountKind.VOLUME:
-        source, idmapped = str(runtime.volumes.path(runtime.store.get_volume(tenant, wish.source))), True
+        source = str(runtime.volumes.path(runtime.store.get_volume(tenant, wish.source)))
     return MountPlan(
         kind="tmpfs" if wish.kind is MountKind.TMPFS else "bind",
         source=source,
         target=wish.target,
         read_only=wish.read_only,
-        idmapped=idmapped,
+        idmapped=wish.kind is not MountKind.TMPFS,
         size_bytes=wish.size_bytes,
     )
 
