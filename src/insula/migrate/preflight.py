@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from insula.image.host import HOST_IMAGE
+from insula.kernel.cgroup.room import memory_room
 from insula.migrate.processor import processor_flags
 from insula.model.errors import (
     IncompatibleCpu,
@@ -24,6 +25,9 @@ from insula.model.spec import MountKind
 from insula.runtime.context import Runtime
 from insula.runtime.create import check_spec
 from insula.runtime.obstacles import refuse_obstacles
+
+OLDEST_KERNEL = (5, 12)
+"""The first with id-mapped mounts, which every container stands on."""
 
 SPARE_BYTES = 64 << 20
 """Of disk and memory, beyond what the container needs."""
@@ -150,8 +154,26 @@ def check(runtime: Runtime, offer: Offer) -> None:
             f"cannot take `{name}`: it runs from its host's own files, and this host's differ",
             hint="use an image: insula image build",
         )
+    check_kernel(name, offered=offer.kernel_release, here=os.uname().release)
     _check_room(runtime, offer)
     _check_network(runtime, offer)
+
+
+def check_kernel(name: str, *, offered: str, here: str) -> None:
+    """Refuse a kernel that is older by a major version: programs have seen features there that this one lacks.
+
+    Raises: Unsupported.
+    """
+    if _release(here) < OLDEST_KERNEL or _release(here)[0] < _release(offered)[0]:
+        raise Unsupported(
+            f"cannot take `{name}`: the kernel is {here} here and {offered} there",
+            hint="move it to a host with the same or a newer kernel",
+        )
+
+
+def _release(text: str) -> tuple[int, int]:
+    found = re.match(r"(\d+)\.(\d+)", text)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def _major(version: str) -> str:
@@ -159,22 +181,38 @@ def _major(version: str) -> str:
 
 
 def _check_room(runtime: Runtime, offer: Offer) -> None:
-    disk = os.statvfs(runtime.folders.state)
     missing = {each.digest for each in offer.image.layers if not runtime.images.layers.has(each.digest)}
     layers = sum(each.size_bytes for each in offer.image.layers if each.digest in missing)
-    needed = offer.disk_bytes + layers + SPARE_BYTES
+    check_disk(runtime.folders.state, offer.record.name, needed=offer.disk_bytes + layers + SPARE_BYTES)
+    available = available_memory()
+    room = memory_room(runtime.hierarchies(), runtime.cgroup_parent)
+    check_memory(
+        offer.record.name,
+        # Twice: once as images in memory, once as the processes themselves.
+        needed=offer.memory_bytes * 2 + SPARE_BYTES,
+        available=available if room is None else min(available, room),
+    )
+
+
+def check_disk(folder: Path, name: str, *, needed: int) -> None:
+    """Refuse what does not fit on the file system of a folder.  Raises: TargetFull."""
+    disk = os.statvfs(folder)
     free = disk.f_bavail * disk.f_frsize
     if needed > free:
         raise TargetFull(
-            f"cannot take `{offer.record.name}`: it needs {needed >> 20} MiB of disk, {free >> 20} MiB are free"
+            f"cannot take `{name}`: it needs {needed >> 20} MiB of disk, {free >> 20} MiB are free",
+            hint="remove images or checkpoints that are not needed: insula image rm",
         )
-    # Twice: once as images in memory, once as the processes themselves.
-    memory = offer.memory_bytes * 2 + SPARE_BYTES
-    available = available_memory()
-    if memory > available:
+    if disk.f_files and not disk.f_favail:
+        raise TargetFull(f"cannot take `{name}`: the file system of `{folder}` has no inode left")
+
+
+def check_memory(name: str, *, needed: int, available: int) -> None:
+    """Refuse what this host has no memory for.  Raises: TargetFull."""
+    if needed > available:
         raise TargetFull(
-            f"cannot take `{offer.record.name}`: it needs {memory >> 20} MiB of memory on the way,"
-            f" {available >> 20} MiB are free"
+            f"cannot take `{name}`: it needs {needed >> 20} MiB of memory on the way, {available >> 20} MiB are free",
+            hint="move or stop something else there first",
         )
 
 
