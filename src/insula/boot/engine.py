@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """CRIU as a child of the spawner, and the place into which it restores a container.
 
-CRIU runs in its own session and mount namespace, with a tmpfs as /run, where it keeps what it learned of the kernel
+CRIU runs in its own session and mount namespace, with a tmpfs as /run, where the last one left what it learned of the kernel
 (33 ms per run without it).  A restore happens in a room that is made ahead:
 
     prepare   cgroups and pipes, kept under a key
@@ -112,7 +112,7 @@ def launch(host: Host, body: dict[str, Any], descriptors: list[int]) -> birth.An
     inherited = list(descriptors)
     if room is not None:
         inherited += [each for each in room.inner if each >= 0]
-    host.engine_run()  # made here, not in the child, so that it lasts
+    host.renew_engine_run()
     doors = room.group.open_doors() if room is not None else Doors(-1, ())
     born = namespace.spawn(0, cgroup_fd=doors.v2)
     if born.pid == 0:
@@ -154,7 +154,7 @@ def _become_criu(
         child.reset_signals()
         libc.unshare(namespace.CLONE_NEWNS)
         mount.set_propagation("/", propagation=mount.MS_PRIVATE)
-        _mount_run(host)
+        mount.attach(host.engine_run, "/run")
         if plan is not None and prepared is not None:
             _stage(plan, prepared)
             doors.enter()
@@ -165,14 +165,6 @@ def _become_criu(
     except BaseException as error:  # noqa: BLE001  the spawner's log is all that is left
         os.write(2, f"spawner: {step}: {error!r}\n".encode())
     os._exit(127)
-
-
-def _mount_run(host: Host) -> None:
-    """Give CRIU its own /run, a tmpfs that outlives it, made once by the spawner."""
-    kept = host.engine_run()
-    clone = mount.clone(kept)
-    mount.attach(clone, "/run")
-    os.close(clone)
 
 
 def _stage(plan: StartPlan, prepared: build.Prepared) -> None:

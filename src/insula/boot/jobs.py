@@ -33,6 +33,10 @@ TURN_SECONDS = 10.0
 _RETRY_SECONDS = 0.002
 _STRAY_SECONDS = (0.05, 0.5, 3.0)
 
+#: What CRIU keeps in /run, `kdat_save_cache` in criu/kerndat.c: written beside it, then renamed.
+_CRIU_CACHE = "criu.kdat"
+_CACHE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+
 
 class Job:
     """One program that is our child."""
@@ -113,7 +117,9 @@ class Host:
         self._births = 0
         self.engines: set[int] = set()
         self.fillers: set[int] = set()
-        self._engine_run = -1
+        self.engine_run = -1
+        """The tmpfs that the last CRIU got as /run."""
+        self._engine_cache = b""
 
     def get(self, key: str) -> Container | Job:
         """Return a container or an added program.  Raises: KeyError."""
@@ -230,11 +236,24 @@ class Host:
             with contextlib.suppress(ChildProcessError):
                 os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
 
-    def engine_run(self) -> int:
-        """Return the tmpfs that CRIU sees as /run: its cache of the kernel's features stays there between runs."""
-        if self._engine_run < 0:
-            self._engine_run = mount.tmpfs(mode=0o755, source="criu", size_bytes=16 << 20)
-        return self._engine_run
+    def renew_engine_run(self) -> None:
+        """Make the tmpfs that the next CRIU sees as /run; what the last one learned of the kernel is in it.
+
+        Each has its own, since kernels before 6.15 neither clone a detached mount nor attach one twice.
+        """
+        made = mount.tmpfs(mode=0o755, source="criu", size_bytes=16 << 20)
+        try:
+            if self.engine_run >= 0:
+                self._engine_cache = _read_at(self.engine_run, _CRIU_CACHE) or self._engine_cache
+            if self._engine_cache:
+                with open(os.open(_CRIU_CACHE, _CACHE_FLAGS, 0o600, dir_fd=made), "wb") as file:
+                    file.write(self._engine_cache)
+        except OSError:
+            os.close(made)
+            raise
+        if self.engine_run >= 0:
+            os.close(self.engine_run)
+        self.engine_run = made
 
     def forget(self, key: str) -> Task[bool]:
         """Let go of an ended container.  One that runs is kept.  Returns: whether there is none now."""
@@ -246,6 +265,14 @@ class Host:
         del self.containers[key]
         yield from self.delete_group(container.group)
         return True
+
+
+def _read_at(folder: int, name: str) -> bytes:
+    try:
+        with open(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder), "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        return b""
 
 
 def child_pids() -> set[int]:
