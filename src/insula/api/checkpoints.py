@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoint, restore, migrate: long actions on one container, each an operation."""
 
+from typing import Protocol, TypeVar
+
 from aiohttp import web
 
 from insula.api.call import Call, answer, empty
 from insula.api.verbs import Reporter, Result
+from insula.model.grant import Grant
 from insula.model.spec import CheckpointWish, MigrateWish, RestoreWish
+
+WishType = TypeVar("WishType", contravariant=True)
 
 ACCEPTED = 202
 
@@ -22,39 +27,33 @@ async def delete(call: Call) -> web.StreamResponse:
 
 async def checkpoint(call: Call) -> web.StreamResponse:
     wish = await call.body(CheckpointWish, may_be_empty=True)
-    record = await call.find()
-
-    def work(reporter: Reporter) -> Result:
-        return call.api.verbs.checkpoint(call.grant, record.id, wish=wish, reporter=reporter)
-
-    operation = call.api.operations.start(
-        work, kind="checkpoint", tenant=record.tenant, subject=record.name, may_cancel=False
-    )
-    return answer(operation, status=ACCEPTED)
+    return await _begin(call, call.api.verbs.checkpoint, wish=wish, kind="checkpoint")
 
 
 async def restore(call: Call) -> web.StreamResponse:
     wish = await call.body(RestoreWish, may_be_empty=True)
-    record = await call.find()
-
-    def work(reporter: Reporter) -> Result:
-        return call.api.verbs.restore(call.grant, record.id, wish=wish, reporter=reporter)
-
-    operation = call.api.operations.start(
-        work, kind="restore", tenant=record.tenant, subject=record.name, may_cancel=False
-    )
-    return answer(operation, status=ACCEPTED)
+    return await _begin(call, call.api.verbs.restore, wish=wish, kind="restore")
 
 
 async def migrate(call: Call) -> web.StreamResponse:
     wish = await call.body(MigrateWish)
-    record = await call.find()
     await call.run(call.api.store.get_host, wish.target)
+    return await _begin(call, call.api.verbs.migrate, wish=wish, kind="migrate", may_cancel=True)
+
+
+class _Verb(Protocol[WishType]):
+    def __call__(self, grant: Grant, ref: str, /, *, wish: WishType, reporter: Reporter) -> Result: ...
+
+
+async def _begin(
+    call: Call, verb: _Verb[WishType], *, wish: WishType, kind: str, may_cancel: bool = False
+) -> web.StreamResponse:
+    record = await call.find()
 
     def work(reporter: Reporter) -> Result:
-        return call.api.verbs.migrate(call.grant, record.id, wish=wish, reporter=reporter)
+        return verb(call.grant, record.id, wish=wish, reporter=reporter)
 
     operation = call.api.operations.start(
-        work, kind="migrate", tenant=record.tenant, subject=record.name, may_cancel=True
+        work, kind=kind, tenant=record.tenant, subject=record.name, may_cancel=may_cancel
     )
     return answer(operation, status=ACCEPTED)
