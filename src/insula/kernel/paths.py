@@ -44,6 +44,16 @@ def open_in_root(
     return _open(root_fd, os.fsencode(path), flags=flags, mode=mode)
 
 
+def open_beneath(root_fd: int, path: bytes, *, flags: int) -> int:
+    """Open a path below a folder: no link on the way, no `..` out of it, no other mount.
+
+    Returns: a descriptor that the caller closes.
+    Raises: OSError: ELOOP for a link, EXDEV for a way out or another mount, ENOENT.
+    """
+    resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV
+    return _open(root_fd, path, flags=flags, resolve=resolve)
+
+
 def make_directories_in_root(root_fd: int, path: str | bytes, *, mode: int) -> int:
     """Make every missing directory of a path, as `mkdir -p` of a process whose root is `root_fd`.
 
@@ -79,12 +89,17 @@ def _open_or_make(root_fd: int, path: bytes, *, parent_fd: int, name: bytes, mod
     return _open(root_fd, path, flags=_DIRECTORY)
 
 
-def _open(root_fd: int, path: bytes, *, flags: int, mode: int = 0) -> int:
+def _open(
+    root_fd: int,
+    path: bytes,
+    *,
+    flags: int,
+    mode: int = 0,
+    resolve: int = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS,
+) -> int:
     # struct open_how { __u64 flags; __u64 mode; __u64 resolve; }
     creates = flags & os.O_CREAT or flags & os.O_TMPFILE == os.O_TMPFILE
-    how = struct.pack(
-        "=QQQ", flags | os.O_CLOEXEC, mode if creates else 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
-    )
+    how = struct.pack("=QQQ", flags | os.O_CLOEXEC, mode if creates else 0, resolve)
     address = libc.address_of(how)
     for attempt in range(_RACE_RETRIES):
         try:

@@ -98,10 +98,6 @@ class Layer(Fact, kw_only=True, frozen=True, tag=True):
     digest: str
 
 
-class Pages(Fact, kw_only=True, frozen=True, tag=True):
-    """The stream of CRIU's page server protocol follows."""
-
-
 class Memory(Fact, kw_only=True, frozen=True, tag=True):
     """Pages of one process follow, one after the other."""
 
@@ -111,14 +107,22 @@ class Memory(Fact, kw_only=True, frozen=True, tag=True):
     """Address of the first byte, number of pages of 4 KiB; sorted, without overlaps."""
 
 
-class Answer(Fact, kw_only=True, frozen=True, tag=True):
-    """How the page server ended."""
+class Probe(Fact, kw_only=True, frozen=True, tag=True):
+    """A stream follows that is thrown away: how fast is the link?  Answered by `Answer`."""
 
-    status: int
+
+class Answer(Fact, kw_only=True, frozen=True, tag=True):
+    """Done."""
 
 
 class Tree(Fact, kw_only=True, frozen=True, tag=True):
     """A folder as a tar follows: the writable layer (empty name), or a volume."""
+
+    volume: str = ""
+
+
+class FileRound(Fact, kw_only=True, frozen=True, tag=True):
+    """What changed in a folder since its last round follows (`migrate/edits.py`).  volume: as in `Tree`."""
 
     volume: str = ""
 
@@ -129,8 +133,19 @@ class File(Fact, kw_only=True, frozen=True, tag=True):
     name: str
 
 
+class Prepare(Fact, kw_only=True, frozen=True, tag=True):
+    """The freeze is near: make everything that can be made before it.  Answered by `Answer`."""
+
+
 class Restore(Fact, kw_only=True, frozen=True, tag=True):
     """Everything was sent."""
+
+
+class Missing(Fact, kw_only=True, frozen=True, tag=True):
+    """These pages are wanted, and no round has brought them; after they came, `Restore` again."""
+
+    pages: dict[int, tuple[tuple[int, int], ...]]
+    """Pid in the container → ranges as of `Memory`."""
 
 
 class Held(Fact, kw_only=True, frozen=True, tag=True):
@@ -181,12 +196,15 @@ Message = (
     | Accept
     | Refuse
     | Layer
-    | Pages
     | Memory
+    | Probe
     | Answer
     | Tree
+    | FileRound
     | File
+    | Prepare
     | Restore
+    | Missing
     | Held
     | Commit
     | Resumed
