@@ -14,7 +14,7 @@ import pytest
 from insula.boot.engine import IMAGES_FD, RPC_FD
 from insula.kernel import caps, criu
 from insula.kernel.criu_find import find_criu
-from insula.runtime.obstacles import find_obstacles
+from insula.runtime.obstacles import find_obstacles, watched_folders
 from spawned import PYTHON, Spawned, Started, is_alive, wait_until
 
 PROLOGUE = """
@@ -192,3 +192,29 @@ def test_two_hundred_processes_are_looked_at_and_none_of_the_dead(host: Spawned)
     gone.wait()
     assert find_obstacles([gone.pid]) == ()
     assert find_obstacles([]) == ()
+
+
+def test_a_program_that_runs_from_memory_is_found(host: Spawned) -> None:
+    """CRIU dumps it, and cannot restore it: nobody could go back any more."""
+    container = _run(
+        host,
+        """
+fd = os.memfd_create("b", 0); os.write(fd, open("/bin/busybox", "rb").read())
+if (pid := os.fork()) == 0: os.execve(fd, ["sleep", "1000"], {})
+while b"sleep" not in open(f"/proc/{pid}/cmdline", "rb").read(): time.sleep(0.01)
+os.close(fd)""",
+    )
+    assert container is not None
+    (found,) = find_obstacles(host.group(container).pids(), init=container.pid)
+    assert found.resource == "a program that runs from memory alone (a memfd)"
+
+
+def test_where_watches_are_looked_for(host: Spawned) -> None:
+    container = _run(host, "pass")
+    assert container is not None
+    assert watched_folders(host.group(container).pids(), init=container.pid) == ()
+    container = _run(host, "k = libc.inotify_init(); libc.inotify_add_watch(k, b'/root', 0xfff)")
+    assert container is not None
+    folders = watched_folders(host.group(container).pids(), init=container.pid)
+    assert {"/root", "/home", "/var", "/tmp", "/etc"} <= set(folders)
+    assert not {"/proc", "/dev", "/usr", "/"} & set(folders)

@@ -121,6 +121,39 @@ def find_obstacles(pids: Iterable[int], *, init: int = 0) -> tuple[Obstacle, ...
     return tuple(found.values())
 
 
+_NEVER_WATCHED = frozenset("proc sys dev usr lib lib32 lib64 libx32 bin sbin boot lost+found".split())
+
+
+def watched_folders(pids: Iterable[int], *, init: int) -> tuple[str, ...]:
+    """Return where CRIU must look for files that are watched by inotify or fanotify: its `irmap_scan_paths`.
+
+    An overlay gives no handles that could be opened again, so CRIU knows a watch by its inode alone and searches.  Left
+    alone it looks in /etc and a few others, and refuses the rest; `/` itself it does not take.  Empty if nobody watches.
+    """
+    if not any(_watches(pid) for pid in pids):
+        return ()
+    try:
+        root = os.open(f"/proc/{init}/root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return ()
+    try:
+        names = sorted(set(os.listdir(root)) - _NEVER_WATCHED)
+        found = [(name, os.stat(name, dir_fd=root, follow_symlinks=False)) for name in names]
+    finally:
+        os.close(root)
+    return tuple(f"/{name}" for name, status in found if stat.S_ISDIR(status.st_mode))
+
+
+def _watches(pid: int) -> bool:
+    folder = f"/proc/{pid}/fd"
+    with contextlib.suppress(OSError):
+        for number in os.listdir(folder):
+            with contextlib.suppress(FileNotFoundError):
+                if os.readlink(f"{folder}/{number}") in ("anon_inode:inotify", "anon_inode:[fanotify]"):
+                    return True
+    return False
+
+
 class _Looker:
     """What is read once for all processes that share it."""
 
