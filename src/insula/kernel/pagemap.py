@@ -95,12 +95,12 @@ def intersect(ranges: Sequence[Range], others: Sequence[Range]) -> tuple[Range, 
     """Return what both have; each is sorted and without overlaps.  Pure."""
     common: list[Range] = []
     ends = [each.end for each in others]
-    for each in ranges:
-        for other in others[bisect_right(ends, each.start) :]:
-            if other.start >= each.end:
-                break
-            start, end = max(each.start, other.start), min(each.end, other.end)
-            common.append(Range(start, (end - start) // PAGE_BYTES))
+    for start, pages in ranges:
+        end, index = start + pages * PAGE_BYTES, bisect_right(ends, start)
+        while index < len(others) and others[index].start < end:
+            low, high = max(start, others[index].start), min(end, ends[index])
+            common.append(Range(low, (high - low) // PAGE_BYTES))
+            index += 1
     return tuple(common)
 
 

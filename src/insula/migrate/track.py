@@ -17,6 +17,7 @@ Sources: kernel/userfault.py, kernel/pagemap.py; CRIU's criu/include/vma.h `vma_
 import contextlib
 import os
 import platform
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -158,7 +159,11 @@ class _Rest:
 
 
 def _holding(mappings: Sequence[Range], pages: Sequence[Range]) -> tuple[Range, ...]:
-    return tuple(each for each in mappings if intersect((each,), pages))
+    # Each range of pages lies within one of the mappings.
+    starts = [each.start for each in mappings]
+    return tuple(
+        mappings[index] for index in sorted({bisect_right(starts, each.start) - 1 for each in pages})
+    )
 
 
 class SoftDirtyTracker:
