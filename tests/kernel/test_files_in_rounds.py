@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from insula.kernel import libc
-from insula.migrate.edits import Attributes, Link, Make, Open, Record, Remove, Write, encode
+from insula.migrate.edits import Attributes, Link, Make, Move, Open, Record, Remove, Write, encode
 from insula.migrate.fileapply import FileTarget
 from insula.migrate.files import FileSource
 from insula.migrate.wire import Wire
@@ -331,6 +331,7 @@ LIES: tuple[tuple[Record, ...], ...] = (
     (Make(b"l", stat.S_IFLNK, 0, b"/etc"), Link(b"x", b"l/passwd")),
     (Make(b"b", stat.S_IFBLK),),
     (Make(b"x", stat.S_IFREG, 77),),
+    (Make(b"x", stat.S_IFDIR), Move(b"x", 1)),
     (Write(0, 1),),
     (Make(b"x", stat.S_IFREG), Open(b"x", 1 << 60)),
     (Make(b"x", stat.S_IFREG), Open(b"x", 1), Write(-1, 1)),

@@ -8,7 +8,6 @@ attributes are checked, and whatever does not fit is a ProtocolError.  The folde
 import contextlib
 import errno
 import os
-import shutil
 import stat
 from collections.abc import Iterator
 from typing import assert_never
@@ -82,16 +81,20 @@ class FileTarget:
         self._close_file()
         self._close_parent()
         if self._stage >= 0:
+            status = os.stat(b".", dir_fd=self._root)
+            for name in os.listdir(self._stage):  # what was moved and not wanted again; no folders
+                os.unlink(name, dir_fd=self._stage)
             os.close(self._stage)
             self._stage = -1
-            status = os.stat(b".", dir_fd=self._root)
-            shutil.rmtree(os.fsdecode(_STAGE), dir_fd=self._root)
+            os.rmdir(_STAGE, dir_fd=self._root)
             os.utime(b".", ns=(status.st_atime_ns, status.st_mtime_ns), dir_fd=self._root)
 
     def _apply(self, record: Record, stream: StreamFile) -> None:
         match record:
             case Move():
                 parent, name = self._place(record.name)
+                if not stat.S_ISREG(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+                    raise ProtocolError("cannot move what is no file out of the way")
                 os.rename(name, b"%d" % record.number, src_dir_fd=parent, dst_dir_fd=self._staging())
             case Remove():
                 self._remove(record.name)
