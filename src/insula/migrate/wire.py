@@ -6,6 +6,7 @@ wait has a deadline.
 """
 
 import io
+import logging
 import socket
 import struct
 import time
@@ -15,8 +16,10 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from insula.model.errors import MigrationFailed, ProtocolError, TargetRefused, from_code
-from insula.model.migration import Kind, Message, Refuse, decode, encode
+from insula.model.migration import Kind, Layer, Message, Refuse, decode, encode
 from insula.model.record import HostRecord
+
+LOG = logging.getLogger(__name__)
 
 HEADER = struct.Struct(">BI")
 _COUNT = struct.Struct(">I")
@@ -30,7 +33,11 @@ PEER_SECONDS = 60.0
 """No answer or byte from the other side for that long: it is gone."""
 
 SILENCE_SECONDS = 8
-"""A peer whose kernel does not answer for that long is gone: what a cut cable costs in frozen time."""
+"""A peer whose kernel does not answer, or that takes nothing, for that long is gone: what a cut cable costs in frozen time.
+
+While layers travel, when nothing is frozen yet, it is PEER_SECONDS: a target that writes a layer to a slow disk reads nothing
+meanwhile, and TCP_USER_TIMEOUT counts a closed window as silence.
+"""
 
 _M = TypeVar("_M")
 
@@ -42,7 +49,14 @@ class Socket(Protocol):
     def recv(self, size: int, /) -> bytes: ...
     def recv_into(self, buffer: memoryview, /) -> int: ...
     def settimeout(self, seconds: float | None, /) -> None: ...
+    def setsockopt(self, level: int, option: int, value: int, /) -> None: ...
     def close(self) -> None: ...
+
+
+class Options(Protocol):
+    """The options of a TCP socket."""
+
+    def setsockopt(self, level: int, option: int, value: int, /) -> None: ...
 
 
 class Peers(Protocol):
@@ -50,12 +64,6 @@ class Peers(Protocol):
 
     def find(self, name: str) -> HostRecord: ...
     def open(self, host: HostRecord) -> Socket: ...
-
-
-class Options(Protocol):
-    """The options of a TCP socket."""
-
-    def setsockopt(self, level: int, option: int, value: int, /) -> None: ...
 
 
 def tune(connection: Options) -> None:
@@ -80,11 +88,14 @@ class Wire:
 
     def __init__(self, connection: Socket) -> None:
         self._connection = connection
+        self._is_patient = False
         self.sent_bytes = 0
         connection.settimeout(PEER_SECONDS)
 
     def send(self, message: Message) -> None:
         """Send a message.  Raises: MigrationFailed if the peer is gone."""
+        if isinstance(message, Layer) and not self._is_patient:
+            self._wait_for_peer(PEER_SECONDS)
         self._frame(Kind.MESSAGE, encode(message))
 
     def send_data(self, data: bytes | memoryview) -> None:
@@ -130,6 +141,9 @@ class Wire:
             message = decode(bytes(payload))
         except msgspec.DecodeError as error:
             raise ProtocolError(f"cannot read the peer's message: {error}") from error
+        if self._is_patient:
+            # It has read all that was sent before its answer.
+            self._wait_for_peer(SILENCE_SECONDS)
         if isinstance(message, Refuse):
             found = from_code(message.code, message.message, hint=message.hint)
             raise TargetRefused(message.message, hint=message.hint) if found.code == "internal" else found
@@ -168,6 +182,13 @@ class Wire:
 
     def close(self) -> None:
         self._connection.close()
+
+    def _wait_for_peer(self, seconds: float) -> None:
+        self._is_patient = seconds > SILENCE_SECONDS
+        try:
+            self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
+        except OSError as error:  # it is cut already, or no TCP socket
+            LOG.debug("cannot set how long the peer may be silent", extra={"fields": {"reason": str(error)}})
 
     def _frame(self, kind: int, payload: bytes | bytearray | memoryview) -> None:
         header = HEADER.pack(kind, len(payload))

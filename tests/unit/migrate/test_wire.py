@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insula.migrate.wire import HEADER, MAX_PAYLOAD, StreamFile, Wire
+from insula.migrate.wire import HEADER, MAX_PAYLOAD, PEER_SECONDS, SILENCE_SECONDS, StreamFile, Wire, tune
 from insula.model.errors import MigrationFailed, NameTaken, ProtocolError
-from insula.model.migration import Commit, Held, Kind, Refuse, Restore
+from insula.model.migration import Commit, Held, Kind, Layer, Refuse, Restore
 
 
 @pytest.fixture
@@ -77,3 +77,23 @@ def test_whatever_a_peer_sends_is_a_message_or_a_named_error(noise: bytes) -> No
                 wire.receive()
         except (ProtocolError, MigrationFailed) as error:
             assert error.message
+
+
+def test_a_target_may_take_long_for_layers_and_not_for_the_rest() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        near = socket.create_connection(server.getsockname())
+        far, _ = server.accept()
+    tune(near)
+    source, target = Wire(near), Wire(far)
+
+    def silence_ms() -> int:
+        return near.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+
+    assert silence_ms() == SILENCE_SECONDS * 1000
+    source.send(Layer(digest="sha256:0"))
+    assert silence_ms() == PEER_SECONDS * 1000
+    target.send(Held())
+    source.expect(Held)
+    assert silence_ms() == SILENCE_SECONDS * 1000
+    source.close()
+    target.close()
