@@ -6,6 +6,8 @@ frozen, must be slowed down, or cannot be moved within its pause.  A page is pro
 written during the reading belongs to the next round.
 """
 
+import math
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +19,8 @@ from insula.kernel.pagemap import PAGE_BYTES, merge
 from insula.migrate.rounds import THROTTLES, Forecast, Round, Step, decide, forecast
 from insula.migrate.track import Range, Tracker, read_pages
 from insula.migrate.wire import Wire
-from insula.model.errors import PauseTooLong
-from insula.model.migration import Memory
+from insula.model.errors import PauseTooLong, ProtocolError
+from insula.model.migration import Answer, Memory, Probe
 from insula.model.units import format_size
 
 RANGES_AT_ONCE = 10_000
@@ -26,6 +28,7 @@ RANGES_AT_ONCE = 10_000
 PAGES_AT_ONCE = 16_384
 """Of one message: 64 MiB, so that a program that is read is never far behind."""
 
+PROBE_BYTES = 16 << 20
 SLOWEST = 0.1
 """Processors that it is thought to use at least."""
 
@@ -80,6 +83,7 @@ class Precopy:
         self._rules = rules
         self._reporter = reporter
         self._left: Written = {}
+        self._outside: dict[int, int] = {}
         self.rounds: list[Round] = []
         self.memory_bytes = 0
         """Of pages, as often as they were sent."""
@@ -109,6 +113,29 @@ class Precopy:
                 case Step.AGAIN:
                     pass
 
+    def check_whole(self) -> None:
+        """Nothing travels before the freeze: does all of it fit into the pause?  Raises: PauseTooLong."""
+        if math.isinf(self._rules.max_pause_s):
+            return
+        seen = forecast([self._whole()], fixed_s=self._rules.fixed_s)
+        if seen.pause_s > self._rules.max_pause_s:
+            raise self._refusal(seen)
+
+    def _whole(self) -> Round:
+        link = probe_link(self._wire)
+        left = bytes_of(self._tracker.scan()) + sum(each.dirty_estimate() for each in self._trees)
+        return Round(sent_bytes=int(link), seconds=1.0, left_bytes=left)
+
+    def send_missing(self, pages: Written) -> None:
+        """Send what the target still lacks, by pid in the container, while nothing runs.
+
+        Raises: ProtocolError for a process that is not of the container.
+        """
+        for inside, ranges in pages.items():
+            if inside not in self._outside:
+                raise ProtocolError(f"cannot send memory of process {inside}: there is none")
+            self._send_process(self._outside[inside], ranges, inside=inside)
+
     def finish(self) -> None:
         """Send what is left, now that nothing runs any more."""
         last = self._tracker.scan(protect=False)
@@ -133,18 +160,20 @@ class Precopy:
         )
 
     def _send_memory(self, written: Written) -> None:
-        total, done = bytes_of(written), 0
+        total, before = bytes_of(written), self.memory_bytes
         for pid, ranges in written.items():
             inside = inner_pid(pid)
-            if inside is None:
-                continue
-            for part in batches(ranges):
-                self._reporter.check()
-                self._wire.send(Memory(pid=inside, ranges=tuple((each.start, each.pages) for each in part)))
-                self._wire.send_stream(read_pages(pid, part))
-                done += bytes_of({pid: part})
-                self.memory_bytes += bytes_of({pid: part})
-                self._reporter.progress(done, total)
+            if inside is not None:
+                self._outside[inside] = pid
+                self._send_process(pid, ranges, inside=inside)
+                self._reporter.progress(self.memory_bytes - before, total)
+
+    def _send_process(self, pid: int, ranges: Sequence[Range], *, inside: int) -> None:
+        for part in batches(ranges):
+            self._reporter.check()
+            self._wire.send(Memory(pid=inside, ranges=tuple((each.start, each.pages) for each in part)))
+            self._wire.send_stream(read_pages(pid, part))
+            self.memory_bytes += bytes_of({pid: part})
 
     def _sentence(self, seen: Forecast) -> str:
         return (
@@ -189,6 +218,16 @@ class Brake:
         if self.step:
             self.step = 0
             self._group.limit_cpu(self._limits)
+
+
+def probe_link(wire: Wire) -> float:
+    """Measure how many bytes per second the other host takes."""
+    piece = os.urandom(1 << 20)  # zeros would travel as their length
+    began = time.monotonic()
+    wire.send(Probe())
+    wire.send_stream(piece for _ in range(PROBE_BYTES // len(piece)))
+    wire.expect(Answer)
+    return PROBE_BYTES / (time.monotonic() - began)
 
 
 def batches(ranges: Iterable[Range]) -> Iterable[tuple[Range, ...]]:

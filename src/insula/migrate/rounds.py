@@ -106,3 +106,31 @@ def _shrinks(rounds: Sequence[Round], seen: Forecast) -> bool:
         return False
     # Rates flatter a program that writes the same pages again and again; what the last round brought is a fact.
     return len(rounds) < 2 or last.left_bytes < SHRINKING * rounds[-2].left_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Foreseen:
+    """How the rounds of a move would end."""
+
+    step: Step
+    """FREEZE or REFUSE."""
+    pause_s: float
+    rounds: int
+    throttled: int
+
+
+def foresee(*, size_bytes: int, written: float, link: float, max_pause_s: float, fixed_s: float) -> Foreseen:
+    """Play the rounds of a program that writes at a steady rate over a steady link, both in bytes per second."""
+    rounds: list[Round] = []
+    left, throttled = size_bytes, 0
+    while True:
+        share = THROTTLES[throttled - 1] if throttled else 1.0
+        seconds = left / link
+        sent, left = left, min(size_bytes, int(written * share * seconds))
+        rounds.append(Round(sent_bytes=sent, seconds=seconds, left_bytes=left))
+        step = decide(rounds, max_pause_s=max_pause_s, fixed_s=fixed_s, throttled=throttled)
+        if step is Step.THROTTLE:
+            throttled += 1
+        elif step is not Step.AGAIN:
+            pause_s = forecast(rounds, fixed_s=fixed_s).pause_s
+            return Foreseen(step=step, pause_s=pause_s, rounds=len(rounds), throttled=throttled)

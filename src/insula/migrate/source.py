@@ -1,52 +1,65 @@
 # SPDX-License-Identifier: Apache-2.0
 """The source's side of a migration: the phases of `model/migration.py`, read from top to bottom.
 
-CRIU waits at `post-dump` while everything else is sent and the target restores: until the commit, the processes stand
-here, whole, and run on if anything fails.  Meanwhile their cgroup is frozen, too, so that not even the death of
-insulad or CRIU can wake them while it is open who owns them.
+Memory and files travel in rounds while the program runs (`precopy.py`).  Then CRIU stops it and dumps everything but memory,
+while the last written pages are sent, and waits at `post-dump` until the target has restored: up to the commit, the
+processes stand here, whole, and run on if anything fails.  Meanwhile their cgroup is frozen, too, so that not even the
+death of insulad or CRIU can wake them while it is open who owns them.
 """
 
 import logging
+import math
 import os
+import threading
 import time
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
 from msgspec.structs import replace
 
 from insula.image.pack import pack_tree
 from insula.image.tarball import Form
-from insula.migrate import settle
+from insula.kernel.cgroup import Limits
+from insula.kernel.pagemap import Range
+from insula.migrate import settle, track
 from insula.migrate.fault import Point, fault
-from insula.migrate.pages import PageSender
+from insula.migrate.plan import plan_move
+from insula.migrate.precopy import Brake, Precopy, Rules
 from insula.migrate.preflight import describe
 from insula.migrate.wire import Peers, Wire
-from insula.model.errors import InsulaError, MigrationFailed
+from insula.model.errors import InsulaError, MigrationFailed, ProtocolError, Unsupported
 from insula.model.grant import Grant
 from insula.model.lifecycle import Event, Status, after
 from insula.model.migration import (
     Accept,
+    Answer,
     Commit,
     File,
     Held,
     Layer,
+    Missing,
     Offer,
     Phase,
+    Prepare,
     Restore,
     Resumed,
     Tree,
 )
 from insula.model.record import ContainerRecord
-from insula.model.spec import MigrateWish
+from insula.model.spec import DEFAULT_MAX_PAUSE_MS, MigrateWish, Mode
 from insula.runtime import dump
 from insula.runtime.context import Runtime
 from insula.runtime.delete import remove_moved
-from insula.runtime.plan import StartPlan, start_plan
+from insula.runtime.plan import StartPlan, limits_plan, start_plan
 
 LOG = logging.getLogger(__name__)
 
 Result = dict[str, str | int | float | bool]
 _PIECE = 1 << 20
+STAND_SECONDS = 2.0
+FIXED_SECONDS = 0.08
+"""Of a pause without any memory: what CRIU needs on both sides (bench/migrate.py)."""
 
 
 class Reporter(Protocol):
@@ -62,36 +75,81 @@ class Reporter(Protocol):
 def migrate(
     grant: Grant, runtime: Runtime, ref: str, *, wish: MigrateWish, peers: Peers, reporter: Reporter
 ) -> Result:
-    """Move a running container to a paired host.
+    """Move a running container to a paired host; or say what that would be like.
 
     Raises: WrongState, HostNotFound, TargetUnreachable, TargetFull, IncompatibleCpu, CheckpointFailed, RestoreFailed,
-    MigrationFailed: in every case it runs on here.
+    PauseTooLong, MigrationFailed: in every case it runs on here.
     """
     found = runtime.find(grant, ref)
     host = peers.find(wish.target)
-    with runtime.locked(found.id):
+    with runtime.locked(found.id), ExitStack() as held:
         record = runtime.store.get_container(found.id)
         status = after(record.status, Event.MIGRATE, name=record.name)
-        if record.spec.tty:
-            LOG.info("moving a terminal", extra={"fields": {"container": record.id[:12]}})
         reporter.phase(Phase.PREFLIGHT)
         offer = describe(runtime, record)
         wire = Wire(peers.open(host))
-        try:
-            runtime.store.update_container(replace(record, status=status))
-            move = Move(runtime, record, wire=wire, target=host.name, reporter=reporter, peers=peers)
-            move.run(offer)
-        finally:
-            wire.close()
+        held.callback(wire.close)
+        group = runtime.group(record.id)
+        tracker = _open_tracker(runtime, record, mode=wish.mode)
+        held.callback(tracker.close)
+        rules = rules_of(wish, record, tracker=tracker)
+        if wish.plan:
+            return {
+                **plan_move(runtime, offer, wire=wire, tracker=tracker, rules=rules),
+                "target": host.name,
+                "mode": wish.mode.value,
+            }
+        limits = Limits(
+            **{name: getattr(limits_plan(record.spec), name) for name in ("cpu_quota_us", "cpu_period_us")}
+        )
+        brake = Brake(group, limits=limits)
+        held.callback(brake.release)
+        runtime.store.update_container(replace(record, status=status))
+        precopy = Precopy(wire, tracker=tracker, trees=(), brake=brake, rules=rules, reporter=reporter)
+        move = Move(
+            runtime, record, wire=wire, target=host.name, reporter=reporter, peers=peers, precopy=precopy
+        )
+        move.run(offer, in_rounds=wish.mode is not Mode.STOP_COPY and tracker.kind != "none")
         remove_moved(runtime, record)
     return {
         "target": host.name,
+        "tracker": tracker.kind,
+        "rounds": len(precopy.rounds),
         "frozen_ms": move.frozen_ms,
         "moved_bytes": wire.sent_bytes,
-        "memory_bytes": move.memory_bytes,
+        "memory_bytes": precopy.memory_bytes,
         "seconds": round(time.monotonic() - move.began, 3),
         **move.watch.results(),
     }
+
+
+def _open_tracker(runtime: Runtime, record: ContainerRecord, *, mode: Mode) -> track.Tracker:
+    """Choose how written memory is found.  Raises: Unsupported."""
+    if mode is Mode.POST_COPY:
+        raise Unsupported(
+            "cannot migrate with `--mode post-copy`: a source that dies would take the memory with it",
+            hint="--mode pre-copy: it runs on the target before all pages are in place there, too, but they are there",
+        )
+    group = runtime.group(record.id)
+    if mode is Mode.STOP_COPY:
+        return track.WholeTracker(group.pids)
+    tracker = track.open_tracker(group.pids, still=lambda: standing(runtime, record.id))
+    if mode is Mode.PRE_COPY and tracker.kind == "none":
+        raise Unsupported(
+            "cannot migrate with `--mode pre-copy`: this kernel cannot tell what a program writes",
+            hint="Linux 6.7 or newer, or one with CONFIG_MEM_SOFT_DIRTY; see `insula doctor`",
+        )
+    return tracker
+
+
+def rules_of(wish: MigrateWish, record: ContainerRecord, *, tracker: track.Tracker) -> Rules:
+    """Say what the pause may cost: what was wished for the move, or for the container, or as usual.
+
+    Where nothing can travel before the freeze there is no usual: it takes as long as it takes.
+    """
+    wished = wish.max_pause_ms or record.spec.max_pause_ms
+    usual = math.inf if tracker.kind == "none" else DEFAULT_MAX_PAUSE_MS
+    return Rules(max_pause_s=(wished or usual) / 1000, fixed_s=FIXED_SECONDS, name=record.name)
 
 
 class Move:
@@ -106,6 +164,7 @@ class Move:
         target: str,
         reporter: Reporter,
         peers: Peers,
+        precopy: Precopy,
     ) -> None:
         self._runtime = runtime
         self._record = record
@@ -113,19 +172,19 @@ class Move:
         self._target = target
         self._reporter = reporter
         self._peers = peers
+        self._precopy = precopy
         self._committed = False
         self._confirmed = False
         self._frozen_at = 0.0
         self.began = time.monotonic()
         self.watch = dump.Stopwatch()
         self.frozen_ms = 0.0
-        self.memory_bytes = 0
 
-    def run(self, offer: Offer) -> None:
+    def run(self, offer: Offer, *, in_rounds: bool) -> None:
         """Go through the phases.  On failure before the commit the source runs on."""
         try:
             accepted = self._reserve(offer)
-            self._precopy(accepted)
+            self._before_the_freeze(accepted, in_rounds=in_rounds)
             self._freeze_and_send(offer)
         except BaseException:
             if not self._committed:
@@ -143,38 +202,38 @@ class Move:
         fault(Point.SOURCE_ACCEPTED)
         return accepted
 
-    def _precopy(self, accepted: Accept) -> None:
+    def _before_the_freeze(self, accepted: Accept, *, in_rounds: bool) -> None:
         self._enter(Phase.PRECOPY, after_phase=Phase.RESERVE)
         for digest in accepted.missing_layers:
             self._reporter.check()
             self._wire.send(Layer(digest=digest))
             self._wire.send_stream(self._runtime.images.layers.pack(digest))
+        if in_rounds:
+            self._precopy.run()
+        else:
+            self._precopy.check_whole()
+        self._wire.send(Prepare())
+        self._wire.expect(Answer)
         self._reporter.check()
 
     def _freeze_and_send(self, offer: Offer) -> None:
         self._enter(Phase.FREEZE, after_phase=Phase.PRECOPY)
         plan = start_plan(self._runtime, self._record)
-        with ExitStack() as held:
-            images = held.enter_context(dump.memory_folder())
-            pages = PageSender(
-                self._wire, on_progress=lambda done: self._reporter.progress(done, offer.memory_bytes)
-            )
-            held.callback(pages.stop)
-            pages.start()
-            self._dump(plan, images=images, pages=pages, offer=offer)
+        with dump.memory_folder() as images:
+            self._dump(plan, images=images, offer=offer)
         self._enter(Phase.CLEANUP, after_phase=Phase.RESUME)
 
-    def _dump(self, plan: StartPlan, *, images: int, pages: PageSender, offer: Offer) -> None:
+    def _dump(self, plan: StartPlan, *, images: int, offer: Offer) -> None:
+        rest = _Beside(self._precopy.finish)
+
         def frozen() -> None:
             self._frozen_at = time.monotonic()
             fault(Point.SOURCE_FROZEN)
+            rest.start()
 
         def dumped() -> None:
-            pages.theirs.close()
-            pages.join()
-            if pages.failure is not None:
-                raise pages.failure
-            self.memory_bytes = pages.page_bytes
+            self.watch.lap("dump")
+            rest.result()
             # From here on not even a dying CRIU wakes them: it is for the owner to decide.
             self._runtime.group(self._record.id).freeze()
             fault(Point.SOURCE_DUMPED)
@@ -190,17 +249,15 @@ class Move:
                 leave_running=False,
                 on_frozen=frozen,
                 on_dumped=dumped,
-                page_socket=pages.theirs.fileno(),
+                is_lazy=True,
             )
         except InsulaError:
-            if self._confirmed:  # only the killing of the frozen source can have failed
-                LOG.warning(
-                    "CRIU failed after the commit", extra={"fields": {"container": self._record.id[:12]}}
-                )
-                return
-            if pages.failure is not None:
-                raise pages.failure from None
-            raise
+            if not self._confirmed:
+                raise
+            # Only the killing of the frozen source can have failed.
+            LOG.warning("CRIU failed after the commit", extra={"fields": {"container": self._record.id[:12]}})
+        finally:
+            rest.join()
 
     def _transfer(self, images: int, offer: Offer) -> None:
         self._enter(Phase.TRANSFER, after_phase=Phase.FREEZE)
@@ -223,8 +280,7 @@ class Move:
     def _commit(self) -> None:
         """The point of no return: a durable compare-and-set of the owner."""
         self._enter(Phase.RESTORE, after_phase=Phase.TRANSFER)
-        self._wire.send(Restore())
-        self._wire.expect(Held)
+        self._await_held()
         fault(Point.SOURCE_HELD)
         self._enter(Phase.COMMIT, after_phase=Phase.RESTORE)
         self._reporter.check()
@@ -249,6 +305,20 @@ class Move:
         fault(Point.SOURCE_RESUMED)
         self.frozen_ms = round((time.monotonic() - self._frozen_at) * 1000, 1)
 
+    def _await_held(self) -> None:
+        """Have the target restore; send what CRIU wants there and no round has brought."""
+        while True:
+            self._wire.send(Restore())
+            match self._wire.receive():
+                case Held():
+                    return
+                case Missing(pages=pages):
+                    self._precopy.send_missing(
+                        {pid: tuple(Range(*each) for each in ranges) for pid, ranges in pages.items()}
+                    )
+                case other:
+                    raise ProtocolError(f"cannot go on: the target sent {type(other).__name__}")
+
     def _ask_the_target(self, moved: ContainerRecord, *, reason: str) -> None:
         """The target's word is missing: it has taken over, or it never will, and here it stays frozen until we know."""
 
@@ -263,7 +333,44 @@ class Move:
             )
 
 
-def _pieces(folder: int, name: str):  # type: ignore[no-untyped-def]
+class _Beside(threading.Thread):
+    """Something that is done beside CRIU's dump."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        super().__init__(name="last-round", daemon=True)
+        self._work = work
+        self._failure: InsulaError | OSError | None = None
+
+    def run(self) -> None:
+        try:
+            self._work()
+        except (InsulaError, OSError) as error:
+            self._failure = error
+
+    def result(self) -> None:
+        """Wait for its end.  Raises: what it failed with."""
+        self.join()
+        if self._failure is not None:
+            raise self._failure
+
+    def join(self, timeout: float | None = None) -> None:
+        if self.ident is not None:  # else it was never begun
+            super().join(timeout)
+
+
+@contextmanager
+def standing(runtime: Runtime, container_id: str) -> Iterator[None]:
+    """Have a container's processes stand for a moment.  Raises: TimeoutError."""
+    group = runtime.group(container_id)
+    group.freeze()
+    try:
+        group.wait_frozen(time.monotonic() + STAND_SECONDS)
+        yield
+    finally:
+        group.thaw()
+
+
+def _pieces(folder: int, name: str) -> Iterator[bytes]:
     descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     with os.fdopen(descriptor, "rb") as file:
         while piece := file.read(_PIECE):

@@ -13,8 +13,8 @@ from insula.image.host import HOST_IMAGE
 from insula.image.tarball import Form, unpack_tree
 from insula.kernel import announce
 from insula.migrate.fault import Point, fault
-from insula.migrate.pages import feed_page_server
-from insula.migrate.preflight import check, check_identity
+from insula.migrate.memory import MemoryStore
+from insula.migrate.preflight import SPARE_BYTES, check, check_identity
 from insula.migrate.recall import serve_recall
 from insula.migrate.settle import answer_question, learn_commit
 from insula.migrate.wire import Peers, Socket, StreamFile, Wire
@@ -28,8 +28,11 @@ from insula.model.migration import (
     File,
     Held,
     Layer,
+    Memory,
+    Missing,
     Offer,
-    Pages,
+    Prepare,
+    Probe,
     Question,
     Recall,
     Refuse,
@@ -38,7 +41,7 @@ from insula.model.migration import (
     Tree,
 )
 from insula.model.record import ContainerRecord
-from insula.runtime import dump
+from insula.runtime import dump, lazy
 from insula.runtime.context import Runtime
 from insula.runtime.create import make_folders
 from insula.runtime.plan import StartPlan, start_plan
@@ -81,8 +84,11 @@ def _receive_container(runtime: Runtime, offer: Offer, *, wire: Wire, peer: str,
         record = _reserve(runtime, offer, peer=peer, undo=undo)
         fault(Point.TARGET_RESERVED)
         wire.send(Accept(missing_layers=runtime.images.missing_layers(record.layers)))
-        with dump.memory_folder() as images:
-            Arrival(runtime, record, offer=offer, wire=wire, undo=undo, images=images, peers=peers).run()
+        limit_bytes = offer.memory_bytes * 2 + SPARE_BYTES
+        with dump.memory_folder() as images, MemoryStore(limit_bytes=limit_bytes) as memory:
+            Arrival(
+                runtime, record, offer=offer, wire=wire, undo=undo, images=images, memory=memory, peers=peers
+            ).run()
         undo.pop_all()
 
 
@@ -146,6 +152,7 @@ class Arrival:
         wire: Wire,
         undo: ExitStack,
         images: int,
+        memory: MemoryStore,
         peers: Peers,
     ) -> None:
         self._runtime = runtime
@@ -155,6 +162,7 @@ class Arrival:
         self._undo = undo
         self._plan: StartPlan | None = None
         self._images = images
+        self._memory = memory
         self._peers = peers
 
     def run(self) -> None:
@@ -166,15 +174,24 @@ class Arrival:
                     stream = StreamFile(self._wire.receive_stream())
                     self._runtime.images.layers.unpack(stream, expected=digest)
                     stream.drain()
-                case Pages():
-                    self._make_room()
+                case Probe():
+                    for _piece in self._wire.receive_stream():
+                        pass
+                    self._wire.send(Answer())
+                case Memory():
                     fault(Point.TARGET_PAGES)
-                    self._receive_pages()
+                    self._receive_memory(message)
+                case Prepare():
+                    self._make_room()
+                    self._wire.send(Answer())
                 case Tree(volume=volume):
                     self._receive_tree(volume)
                 case File(name=name):
                     self._receive_file(name)
                 case Restore():
+                    if missing := self._memory.missing(self._images):
+                        self._wire.send(Missing(pages={pid: tuple(missing[pid]) for pid in missing}))
+                        continue
                     self._restore()
                     return
                 case _:
@@ -187,14 +204,11 @@ class Arrival:
         self._runtime.spawner.prepare(self._plan)
         self._undo.callback(self._runtime.spawner.discard, self._record.id)
 
-    def _receive_pages(self) -> None:
-        with dump.open_page_server(self._runtime, self._images) as ours:
-            status = feed_page_server(self._wire, ours)
-        self._wire.send(Answer(status=status))
-        if status:
-            raise MigrationFailed(
-                f"cannot take the memory of `{self._record.name}`: CRIU's page server failed"
-            )
+    def _receive_memory(self, message: Memory) -> None:
+        arriving = self._memory.begin(message.pid, message.ranges)
+        for piece in self._wire.receive_stream():
+            arriving.feed(piece)
+        arriving.finish()
 
     def _receive_tree(self, volume: str) -> None:
         if volume:
@@ -222,7 +236,7 @@ class Arrival:
 
     def _restore(self) -> None:
         if self._plan is None:
-            raise ProtocolError("cannot restore: no memory has come")
+            raise ProtocolError("cannot restore: it was not told to prepare")
         fault(Point.TARGET_RESTORE)
         generation = 0
 
@@ -245,6 +259,7 @@ class Arrival:
                 images=self._images,
                 on_restored=restored,
                 on_resume=resume,
+                memory=lazy.Memory(store=self._memory.descriptor, slots=self._memory.slots),
             )
         except (InsulaError, OSError):
             # Ours, but nothing of it runs: the source, which stands frozen, is to take it back.

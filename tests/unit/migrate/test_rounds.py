@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insula.migrate.rounds import MAX_ROUNDS, THROTTLES, Round, Step, decide, forecast
+from insula.migrate.rounds import MAX_ROUNDS, THROTTLES, Step, forecast, foresee
 
 LINK = 200e6
 
@@ -14,18 +14,8 @@ def simulate(
     *, size: int, written: float, max_pause_s: float, fixed_s: float = 0.05
 ) -> tuple[Step, float, int]:
     """Play rounds until they end.  written: bytes per second.  Returns: the last step, the forecast, the rounds."""
-    rounds: list[Round] = []
-    left, throttled = size, 0
-    while True:
-        share = THROTTLES[throttled - 1] if throttled else 1.0
-        seconds = left / LINK
-        sent, left = left, min(size, int(written * share * seconds))
-        rounds.append(Round(sent_bytes=sent, seconds=seconds, left_bytes=left))
-        step = decide(rounds, max_pause_s=max_pause_s, fixed_s=fixed_s, throttled=throttled)
-        if step is Step.THROTTLE:
-            throttled += 1
-        elif step is not Step.AGAIN:
-            return step, forecast(rounds, fixed_s=fixed_s).pause_s, len(rounds)
+    seen = foresee(size_bytes=size, written=written, link=LINK, max_pause_s=max_pause_s, fixed_s=fixed_s)
+    return seen.step, seen.pause_s, seen.rounds
 
 
 def test_an_idle_program_is_frozen_after_one_round() -> None:
