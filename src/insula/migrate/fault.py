@@ -23,8 +23,11 @@ class Point(StrEnum):
 
     TARGET_RESERVED = "target.reserved"
     SOURCE_ACCEPTED = "source.accepted"
-    SOURCE_FROZEN = "source.frozen"
     TARGET_PAGES = "target.pages"
+    SOURCE_ROUND = "source.round"
+    TARGET_PREPARED = "target.prepared"
+    SOURCE_FROZEN = "source.frozen"
+    TARGET_LAST_PAGES = "target.last-pages"
     SOURCE_DUMPED = "source.dumped"
     TARGET_RESTORE = "target.restore"
     TARGET_HELD = "target.held"

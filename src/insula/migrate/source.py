@@ -212,6 +212,7 @@ class Move:
             self._precopy.run()
         else:
             self._precopy.check_whole()
+        fault(Point.SOURCE_ROUND)
         self._wire.send(Prepare())
         self._wire.expect(Answer)
         self._reporter.check()

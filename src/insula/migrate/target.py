@@ -179,10 +179,11 @@ class Arrival:
                         pass
                     self._wire.send(Answer())
                 case Memory():
-                    fault(Point.TARGET_PAGES)
+                    fault(Point.TARGET_LAST_PAGES if self._plan else Point.TARGET_PAGES)
                     self._receive_memory(message)
                 case Prepare():
                     self._make_room()
+                    fault(Point.TARGET_PREPARED)
                     self._wire.send(Answer())
                 case Tree(volume=volume):
                     self._receive_tree(volume)
