@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
+from insula.kernel import userfault_permit
 from insula.kernel.cgroup import Group
 from insula.model.errors import ContainerNotFound, InsulaError, RestoreFailed
 from insula.model.lifecycle import ALIVE, Status
@@ -38,6 +39,8 @@ ARRIVING = "arriving:"
 
 def recover(runtime: Runtime, held: Sequence[Exit]) -> None:
     """Take every container up as it is: running ones run on, ends that nobody heard are written down."""
+    with contextlib.suppress(OSError):
+        userfault_permit.put_back()
     by_key = {each.key: each for each in held}
     records = runtime.store.list_containers()
     if not runtime.spawner.wait_for_engines(seconds=ENGINE_SECONDS):

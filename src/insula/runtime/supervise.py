@@ -339,6 +339,8 @@ class SpawnerClient:
 
     def filling(self, key: str) -> tuple[Filling, int]:
         """Ask how far a container is filled.  Returns: that, and while it goes on a pidfd to wait by, the caller's; else -1."""
+        if "filling" not in self._verbs:
+            return Filling(state="filled"), -1  # an older spawner, which fills nothing
         answer = self._ask("filling", key=key)
         return Filling(**answer.fields), answer.descriptors[0] if answer.descriptors else -1
 
