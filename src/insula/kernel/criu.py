@@ -53,7 +53,8 @@ class Options(NamedTuple):
     root: str = ""
     external: tuple[str, ...] = ()
     inherit_fd: tuple[tuple[str, int], ...] = ()
-    ps_fd: int = -1
+    irmap_scan_paths: tuple[str, ...] = ()
+    """Where files that are watched by inotify are looked for."""
     lazy_pages: bool = False
     """Leave private anonymous memory out of a dump; expect it by userfaultfd in a restore."""
     config_file: str = ""
@@ -83,8 +84,6 @@ class Options(NamedTuple):
             (10, self.log_file),
             (12, True),  # notify_scripts
         ]
-        if self.ps_fd >= 0:
-            fields.append((11, protobuf.encode([(4, self.ps_fd)])))
         if self.root:
             fields.append((13, self.root))
         if self.parent_img:
@@ -92,6 +91,7 @@ class Options(NamedTuple):
         fields += [(15, self.track_mem), (18, True), (26, self.rst_sibling)]  # link_remap
         fields += [(27, protobuf.encode([(1, key), (2, fd)])) for key, fd in self.inherit_fd]
         fields += [(34, CG_IGNORE), (35, self.ghost_limit)]
+        fields += [(36, each) for each in self.irmap_scan_paths]
         fields += [(37, each) for each in self.external]
         if self.empty_network:
             fields.append((38, namespace.CLONE_NEWNET))

@@ -5,8 +5,10 @@
     INSULA_FAULT=POINT=fail          the step raises MigrationFailed
     INSULA_FAULT=POINT=wait:FIFO     the step opens the FIFO for reading and goes on at its end of file: the test's
                                      opening for writing returns when the point is reached, its closing lets it go on
+    INSULA_FAULT=@FILE               the wish (POINT=…) is read from that file at each point, and each point that is passed
+                                     is appended to FILE.passed: one insulad for many faults
 
-Read once, at the start.  Out of scope: what the faults are good for (`tests/system/test_migrate_faults.py`).
+Read once, at the start.  Out of scope: what the faults are good for (`tests/faults/`, `tests/system/test_migrate_faults.py`).
 """
 
 import os
@@ -39,14 +41,17 @@ class Point(StrEnum):
     SOURCE_RESUMED = "source.resumed"
 
 
-_point, _, _action = os.environ.get(VARIABLE, "").partition("=")
+_wish = os.environ.get(VARIABLE, "")
 
 
 def fault(point: Point) -> None:
     """Fail here if that is wished.  Raises: MigrationFailed."""
-    if point != _point:
+    if not _wish:
         return
-    match _action.partition(":"):
+    wished, _, action = (_read_wish(point, _wish[1:]) if _wish.startswith("@") else _wish).partition("=")
+    if point != wished:
+        return
+    match action.partition(":"):
         case ("kill", _, _):
             os.kill(os.getpid(), signal.SIGKILL)
         case ("wait", _, path):
@@ -54,3 +59,13 @@ def fault(point: Point) -> None:
                 fifo.read()
         case _:
             raise MigrationFailed(f"cannot go on: fault `{point}` is wished for")
+
+
+def _read_wish(point: Point, path: str) -> str:
+    with open(f"{path}.passed", "a", encoding="ascii") as passed:
+        passed.write(f"{point}\n")
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read().strip()
+    except FileNotFoundError:
+        return ""

@@ -13,20 +13,20 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Protocol
 
 from msgspec.structs import replace
 
-from insula.image.pack import pack_tree
-from insula.image.tarball import Form
 from insula.kernel.cgroup import Limits
+from insula.kernel.hold import Hold, pack, replay
 from insula.kernel.pagemap import Range
 from insula.migrate import settle, track
 from insula.migrate.fault import Point, fault
 from insula.migrate.plan import plan_move
 from insula.migrate.precopy import Brake, Precopy, Rules
 from insula.migrate.preflight import describe
+from insula.migrate.trees import open_trees
 from insula.migrate.wire import Peers, Wire
 from insula.model.errors import InsulaError, MigrationFailed, ProtocolError, Unsupported
 from insula.model.grant import Grant
@@ -36,21 +36,23 @@ from insula.model.migration import (
     Answer,
     Commit,
     File,
+    Frames,
     Held,
     Layer,
+    Logs,
     Missing,
     Offer,
     Phase,
     Prepare,
     Restore,
     Resumed,
-    Tree,
 )
 from insula.model.record import ContainerRecord
 from insula.model.spec import DEFAULT_MAX_PAUSE_MS, MigrateWish, Mode
 from insula.runtime import dump
 from insula.runtime.context import Runtime
 from insula.runtime.delete import remove_moved
+from insula.runtime.logs import export_logs
 from insula.runtime.plan import StartPlan, limits_plan, start_plan
 
 LOG = logging.getLogger(__name__)
@@ -105,7 +107,8 @@ def migrate(
         brake = Brake(group, limits=limits)
         held.callback(brake.release)
         runtime.store.update_container(replace(record, status=status))
-        precopy = Precopy(wire, tracker=tracker, trees=(), brake=brake, rules=rules, reporter=reporter)
+        trees = open_trees(runtime, record, offer.volumes, held=held)
+        precopy = Precopy(wire, tracker=tracker, trees=trees, brake=brake, rules=rules, reporter=reporter)
         move = Move(
             runtime, record, wire=wire, target=host.name, reporter=reporter, peers=peers, precopy=precopy
         )
@@ -173,6 +176,8 @@ class Move:
         self._reporter = reporter
         self._peers = peers
         self._precopy = precopy
+        self._hold: Hold | None = None
+        self._kept: list[bytes] = []
         self._committed = False
         self._confirmed = False
         self._frozen_at = 0.0
@@ -185,11 +190,18 @@ class Move:
         try:
             accepted = self._reserve(offer)
             self._before_the_freeze(accepted, in_rounds=in_rounds)
-            self._freeze_and_send(offer)
+            self._freeze_and_send()
         except BaseException:
             if not self._committed:
                 settle.thaw(self._runtime, self._record.id)
+                self._give_back_frames()
             raise
+
+    def _give_back_frames(self) -> None:
+        """It runs on here: give it what neighbours sent meanwhile."""
+        if self._kept and self._record.attachment is not None:
+            with suppress(OSError):  # they will send again
+                replay(self._kept, self._record.attachment.interface)
 
     def _enter(self, phase: Phase, *, after_phase: Phase) -> None:
         self.watch.lap(after_phase.value)
@@ -217,14 +229,18 @@ class Move:
         self._wire.expect(Answer)
         self._reporter.check()
 
-    def _freeze_and_send(self, offer: Offer) -> None:
+    def _freeze_and_send(self) -> None:
         self._enter(Phase.FREEZE, after_phase=Phase.PRECOPY)
         plan = start_plan(self._runtime, self._record)
-        with dump.memory_folder() as images:
-            self._dump(plan, images=images, offer=offer)
+        with dump.memory_folder() as images, ExitStack() as held:
+            self._hold = _open_hold(self._record, held=held)
+            try:
+                self._dump(plan, images=images)
+            finally:
+                self._kept = self._hold.frames() if self._hold is not None else []
         self._enter(Phase.CLEANUP, after_phase=Phase.RESUME)
 
-    def _dump(self, plan: StartPlan, *, images: int, offer: Offer) -> None:
+    def _dump(self, plan: StartPlan, *, images: int) -> None:
         rest = _Beside(self._precopy.finish)
 
         def frozen() -> None:
@@ -238,7 +254,7 @@ class Move:
             # From here on not even a dying CRIU wakes them: it is for the owner to decide.
             self._runtime.group(self._record.id).freeze()
             fault(Point.SOURCE_DUMPED)
-            self._transfer(images, offer)
+            self._transfer(images)
             self._commit()
 
         try:
@@ -260,23 +276,12 @@ class Move:
         finally:
             rest.join()
 
-    def _transfer(self, images: int, offer: Offer) -> None:
+    def _transfer(self, images: int) -> None:
         self._enter(Phase.TRANSFER, after_phase=Phase.FREEZE)
-        self._send_tree(self._runtime.folders.upper(self._record.id), name="")
-        for volume in offer.volumes:
-            self._send_tree(self._runtime.volumes.path(volume), name=volume.name)
         for name in sorted(os.listdir(images)):
             if name != dump.DUMP_LOG:
                 self._wire.send(File(name=name))
                 self._wire.send_stream(_pieces(images, name))
-
-    def _send_tree(self, folder: os.PathLike[str], *, name: str) -> None:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            self._wire.send(Tree(volume=name))
-            self._wire.send_stream(pack_tree(descriptor, form=Form.UPPER))
-        finally:
-            os.close(descriptor)
 
     def _commit(self) -> None:
         """The point of no return: a durable compare-and-set of the owner."""
@@ -299,12 +304,23 @@ class Move:
         self._enter(Phase.RESUME, after_phase=Phase.COMMIT)
         try:
             self._wire.send(Commit(generation=generation + 1))
+            self._send_frames()
             self._wire.expect(Resumed)
         except InsulaError as error:
             self._ask_the_target(moved, reason=str(error))
         self._confirmed = True
-        fault(Point.SOURCE_RESUMED)
         self.frozen_ms = round((time.monotonic() - self._frozen_at) * 1000, 1)
+        fault(Point.SOURCE_RESUMED)
+        with suppress(InsulaError):  # it runs there, whatever becomes of these
+            self._send_frames()
+            self._wire.send(Logs())
+            self._wire.send_stream(export_logs(self._runtime, self._record))
+            self._wire.expect(Answer)
+
+    def _send_frames(self) -> None:
+        """Send what neighbours said to the container meanwhile."""
+        self._wire.send(Frames())
+        self._wire.send_stream((pack(self._hold.frames()),) if self._hold is not None else ())
 
     def _await_held(self) -> None:
         """Have the target restore; send what CRIU wants there and no round has brought."""
@@ -357,6 +373,18 @@ class _Beside(threading.Thread):
     def join(self, timeout: float | None = None) -> None:
         if self.ident is not None:  # else it was never begun
             super().join(timeout)
+
+
+def _open_hold(record: ContainerRecord, *, held: ExitStack) -> Hold | None:
+    """Keep what comes for the container from now on; a move goes on without."""
+    if record.attachment is None:
+        return None
+    hold = Hold(record.attachment.bridge, mac=record.attachment.mac, address=record.attachment.address)
+    try:
+        return held.enter_context(hold)
+    except OSError as error:
+        LOG.warning("packets are not held", extra={"fields": {"reason": str(error)}})
+        return None
 
 
 @contextmanager

@@ -5,14 +5,16 @@ import contextlib
 import logging
 import os
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack
 
 from msgspec.structs import replace
 
 from insula.image.host import HOST_IMAGE
-from insula.image.tarball import Form, unpack_tree
 from insula.kernel import announce
+from insula.kernel.hold import replay, unpack
 from insula.migrate.fault import Point, fault
+from insula.migrate.fileapply import FileTarget
 from insula.migrate.memory import MemoryStore
 from insula.migrate.preflight import SPARE_BYTES, check, check_identity
 from insula.migrate.recall import serve_recall
@@ -26,8 +28,11 @@ from insula.model.migration import (
     Answer,
     Commit,
     File,
+    FileRound,
+    Frames,
     Held,
     Layer,
+    Logs,
     Memory,
     Missing,
     Offer,
@@ -38,12 +43,12 @@ from insula.model.migration import (
     Refuse,
     Restore,
     Resumed,
-    Tree,
 )
 from insula.model.record import ContainerRecord
 from insula.runtime import dump, lazy
 from insula.runtime.context import Runtime
 from insula.runtime.create import make_folders
+from insula.runtime.logs import import_logs
 from insula.runtime.plan import StartPlan, start_plan
 from insula.runtime.recover import ARRIVING, TAKEN, drop_arrival, drop_arriving_volume
 from insula.runtime.start import bring_up_network
@@ -86,9 +91,11 @@ def _receive_container(runtime: Runtime, offer: Offer, *, wire: Wire, peer: str,
         wire.send(Accept(missing_layers=runtime.images.missing_layers(record.layers)))
         limit_bytes = offer.memory_bytes * 2 + SPARE_BYTES
         with dump.memory_folder() as images, MemoryStore(limit_bytes=limit_bytes) as memory:
-            Arrival(
+            arrival = Arrival(
                 runtime, record, offer=offer, wire=wire, undo=undo, images=images, memory=memory, peers=peers
-            ).run()
+            )
+            with contextlib.closing(arrival):
+                arrival.run()
         undo.pop_all()
 
 
@@ -161,6 +168,7 @@ class Arrival:
         self._wire = wire
         self._undo = undo
         self._plan: StartPlan | None = None
+        self._trees: dict[str, FileTarget] = {}
         self._images = images
         self._memory = memory
         self._peers = peers
@@ -185,8 +193,8 @@ class Arrival:
                     self._make_room()
                     fault(Point.TARGET_PREPARED)
                     self._wire.send(Answer())
-                case Tree(volume=volume):
-                    self._receive_tree(volume)
+                case FileRound():
+                    self._tree(message.volume).receive(message, self._wire)
                 case File(name=name):
                     self._receive_file(name)
                 case Restore():
@@ -211,21 +219,27 @@ class Arrival:
             arriving.feed(piece)
         arriving.finish()
 
-    def _receive_tree(self, volume: str) -> None:
-        if volume:
-            known = {each.name for each in self._offer.volumes}
-            if volume not in known:
+    def _tree(self, volume: str) -> FileTarget:
+        """Return the folder that rounds of that name go to.  Raises: ProtocolError for one that was not offered."""
+        if volume not in self._trees:
+            if volume and volume not in {each.name for each in self._offer.volumes}:
                 raise ProtocolError(f"cannot take volume `{volume}`: it was not offered")
-            folder = self._runtime.volumes.path(self._runtime.store.get_volume(self._record.tenant, volume))
-        else:
-            folder = self._runtime.folders.upper(self._record.id)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        stream = StreamFile(self._wire.receive_stream())
-        try:
-            unpack_tree(stream, descriptor, form=Form.UPPER)
-            stream.drain()
-        finally:
-            os.close(descriptor)
+            folder = (
+                self._runtime.volumes.path(self._runtime.store.get_volume(self._record.tenant, volume))
+                if volume
+                else self._runtime.folders.upper(self._record.id)
+            )
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                self._trees[volume] = FileTarget(descriptor)
+            finally:
+                os.close(descriptor)
+        return self._trees[volume]
+
+    def close(self) -> None:
+        """Let go of the folders."""
+        for each in self._trees.values():
+            each.close()
 
     def _receive_file(self, name: str) -> None:
         if "/" in name or name.startswith("."):
@@ -250,7 +264,7 @@ class Arrival:
             self._take_over(generation)
 
         def resume() -> None:
-            _announce(self._record)
+            _announce(self._record, self._runtime.group(self._record.id).pids())
 
         try:
             pid = dump.restore(
@@ -260,6 +274,7 @@ class Arrival:
                 images=self._images,
                 on_restored=restored,
                 on_resume=resume,
+                on_running=self._take_frames,
                 memory=lazy.Memory(store=self._memory.descriptor, slots=self._memory.slots),
             )
         except (InsulaError, OSError):
@@ -276,6 +291,20 @@ class Arrival:
         fault(Point.TARGET_RESUMED)
         with contextlib.suppress(InsulaError):  # the source can find out by itself
             self._wire.send(Resumed())
+            self._take_frames()
+            self._wire.expect(Logs)
+            import_logs(self._runtime, self._record, self._wire.receive_stream())
+            self._wire.send(Answer())
+
+    def _take_frames(self) -> None:
+        """Give the container what neighbours sent to it while it was on its way; they would send again, but later."""
+        try:
+            self._wire.expect(Frames)
+            data = b"".join(self._wire.receive_stream())
+            if self._record.attachment is not None:
+                replay(unpack(data), self._record.attachment.interface)
+        except (InsulaError, OSError, ValueError) as error:
+            LOG.warning("frames are lost", extra={"fields": {"reason": str(error)}})
 
     def _wait_for_commit(self) -> int:
         """Wait for the source's word.  While it is missing everything is held, and the source asked."""
@@ -301,12 +330,16 @@ class Arrival:
         fault(Point.TARGET_COMMITTED)
 
 
-def _announce(record: ContainerRecord) -> None:
-    """Tell the neighbours on which port the address is now."""
+def _announce(record: ContainerRecord, pids: Iterable[int]) -> None:
+    """Tell the neighbours, and this host's bridge, on which port the address is now."""
     attachment = record.attachment
     if attachment is None:
         return
     try:
-        announce.announce(attachment.bridge, mac=attachment.mac, address=attachment.address)
-    except OSError as error:
+        network = os.open(f"/proc/{next(iter(pids))}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            announce.announce_inside(network, "eth0", mac=attachment.mac, address=attachment.address)
+        finally:
+            os.close(network)
+    except (OSError, StopIteration) as error:
         LOG.warning("neighbours were not told", extra={"fields": {"reason": str(error)}})

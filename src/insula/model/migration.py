@@ -115,16 +115,11 @@ class Answer(Fact, kw_only=True, frozen=True, tag=True):
     """Done."""
 
 
-class Tree(Fact, kw_only=True, frozen=True, tag=True):
-    """A folder as a tar follows: the writable layer (empty name), or a volume."""
-
-    volume: str = ""
-
-
 class FileRound(Fact, kw_only=True, frozen=True, tag=True):
-    """What changed in a folder since its last round follows (`migrate/edits.py`).  volume: as in `Tree`."""
+    """What changed in a folder since its last round follows (`migrate/edits.py`)."""
 
     volume: str = ""
+    """Its name; empty: the writable layer."""
 
 
 class File(Fact, kw_only=True, frozen=True, tag=True):
@@ -156,6 +151,14 @@ class Commit(Fact, kw_only=True, frozen=True, tag=True):
     """The target owns the container from now on."""
 
     generation: int
+
+
+class Frames(Fact, kw_only=True, frozen=True, tag=True):
+    """What neighbours sent to the container in the pause follows (`kernel/hold.py`)."""
+
+
+class Logs(Fact, kw_only=True, frozen=True, tag=True):
+    """What it has written so far follows.  Answered by `Answer`."""
 
 
 class Resumed(Fact, kw_only=True, frozen=True, tag=True):
@@ -199,7 +202,6 @@ Message = (
     | Memory
     | Probe
     | Answer
-    | Tree
     | FileRound
     | File
     | Prepare
@@ -207,6 +209,8 @@ Message = (
     | Missing
     | Held
     | Commit
+    | Frames
+    | Logs
     | Resumed
     | Question
     | Owner

@@ -23,6 +23,7 @@ from insula.model.errors import CheckpointFailed, InsulaError, RestoreFailed
 from insula.model.record import ContainerRecord, Fact
 from insula.runtime import lazy
 from insula.runtime.context import Runtime
+from insula.runtime.obstacles import watched_folders
 
 LOG = logging.getLogger(__name__)
 
@@ -74,14 +75,12 @@ def dump(
     leave_running: bool,
     on_frozen: Stage = _nothing,
     on_dumped: Stage = _nothing,
-    page_socket: int = -1,
     is_lazy: bool = False,
 ) -> None:
     """Dump a running container into the folder behind a descriptor.
 
     on_frozen: called when every process has stopped.  on_dumped: called when all is written and the processes still
     stand; what it raises makes them run on, connections intact.
-    page_socket: where memory goes instead of the folder (CRIU's page server protocol).
     is_lazy: leave private anonymous memory out; the images tell which pages are missing (`lazy.py`).
     Raises: CheckpointFailed naming resource and cure; what the stages raise.
     """
@@ -104,12 +103,12 @@ def dump(
         log_file=DUMP_LOG,
         leave_running=leave_running,
         external=tuple(f"mnt[{place}]:{name}" for name, place in external_mounts(plan).items()),
-        ps_fd=FIRST_INHERITED_FD if page_socket >= 0 else -1,
+        irmap_scan_paths=watched_folders(runtime.group(record.id).pids(), init=record.pid),
         lazy_pages=is_lazy,
         config_file=lazy.CONFIG_FILE if is_lazy else "",
     )
     with ExitStack() as held:
-        extra = (page_socket,) if page_socket >= 0 else lazy.dump_descriptors(held) if is_lazy else ()
+        extra = lazy.dump_descriptors(held) if is_lazy else ()
         ours = _launch(runtime, held, argv=(*program.argv, "swrk", str(RPC_FD)), images=images, extra=extra)
         try:
             response = criu.request(ours, criu.DUMP, options, handle=handle)
@@ -145,12 +144,13 @@ def restore(
     images: int,
     on_restored: Stage = _nothing,
     on_resume: Stage = _nothing,
+    on_running: Stage = _nothing,
     memory: lazy.Memory | None = None,
 ) -> int:
     """Restore a container whose cgroups and pipes are prepared (`SpawnerClient.prepare`).
 
     on_restored: called when everything is as it was and stands still; what it raises undoes the restore.
-    on_resume: called right before the sockets speak again and the processes run.
+    on_resume: called right before the sockets speak again and the processes run; on_running: right after.
     memory: what a lazy dump left out; it is brought while the program runs.
     Returns: the pid of its pid 1.  Raises: RestoreFailed; what the stages raise.
     """
@@ -174,6 +174,8 @@ def restore(
             case "network-unlock":
                 release_network(record)
                 on_resume()
+            case "post-resume":
+                on_running()
         return True
 
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -207,28 +209,6 @@ def _restore_options(state: DumpState, places: Mapping[str, str], *, is_lazy: bo
         rst_sibling=True,
         lazy_pages=is_lazy,
     )
-
-
-def open_page_server(runtime: Runtime, images: int) -> socket.socket:
-    """Start a CRIU page server that writes into a folder of images.  Returns: the socket that it reads from."""
-    ours, theirs = socket.socketpair()
-    log = ("--log-file", "criu-pages.log")
-    argv = (
-        *runtime.need_criu().argv,
-        "page-server",
-        "--ps-socket",
-        str(RPC_FD),
-        "--images-dir",
-        _IMAGES,
-        *log,
-    )
-    try:
-        with theirs:
-            runtime.spawner.launch_criu(argv, rpc=theirs.fileno(), images=images)
-    except InsulaError:
-        ours.close()
-        raise
-    return ours
 
 
 def repair(runtime: Runtime, record: ContainerRecord) -> None:

@@ -88,7 +88,7 @@ def export_logs(runtime: Runtime, record: ContainerRecord) -> Iterator[bytes]:
         files.close()
 
 
-def import_logs(runtime: Runtime, record: ContainerRecord, chunks: Iterable[bytes]) -> int:
+def import_logs(runtime: Runtime, record: ContainerRecord, chunks: Iterable[bytes | bytearray]) -> int:
     """Put a log that came from another host before what the container writes here.  Returns: its size in bytes.
 
     The spawner may hold the log open already: only the older half, `log.1`, is written, all at once or not at all.
@@ -111,7 +111,7 @@ def import_logs(runtime: Runtime, record: ContainerRecord, chunks: Iterable[byte
     return count
 
 
-def _checked(chunks: Iterable[bytes], *, name: str) -> Iterator[bytes]:
+def _checked(chunks: Iterable[bytes | bytearray], *, name: str) -> Iterator[bytes]:
     """Cut a stream into its records, however it was cut on the way, and let nothing else through."""
     buffer, left = b"", MAX_MOVED_BYTES
     for chunk in chunks:
