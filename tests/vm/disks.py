@@ -39,6 +39,7 @@ NOT_IN_IMAGE = (
     "boot", "dev", "opt", "run", "usr/lib/modules", "usr/lib/initramfs-tools", "usr/lib/systemd", "usr/lib/udev",
     "usr/lib/postgresql/15/lib/bitcode", "usr/lib/postgresql/15/lib/llvmjit.so", "usr/share/perl", "usr/share/perl5",
     "usr/share/i18n", "usr/share/doc", "usr/lib/x86_64-linux-gnu/perl", "usr/lib/x86_64-linux-gnu/perl-base",
+    "usr/lib/x86_64-linux-gnu/gconv", "usr/lib/x86_64-linux-gnu/libperl.so.5.36.0", "usr/bin/perl", "usr/bin/busybox",
     "usr/lib/x86_64-linux-gnu/libLLVM-14.so.1", "usr/lib/x86_64-linux-gnu/libz3.so.4", "var/cache", "var/lib/apt",
     "var/lib/dpkg", "var/log",
 )  # fmt: skip

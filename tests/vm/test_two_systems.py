@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two running operating systems with different kernels: programs move from one to the other under load, and one is patched.
+
+The tests build on each other and run in this order.  Both guests have pure cgroup v2 and soft-dirty, which the machine
+that runs the other tests may not have.  Processors are emulated, so the gaps printed say nothing about insula on a machine.
+"""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from demo.clients import LoadClient
+from demo.hosts import LOG_LINES
+
+from vm import guest
+from vm.guest import LAN, Guest, Laboratory, wait_until
+from vm.postgres import PgBench
+
+OLD, NEW = "6.1", "6.12"
+REDIS, POSTGRES, PYTHON = f"{LAN}.20", f"{LAN}.21", f"{LAN}.22"
+MOVE_SECONDS = 300.0
+#: Emulated processors are tens of times slower than the pause that insula promises.
+PAUSE = ("--max-pause", "60s")
+IMAGE = "debian"
+#: A web server that numbers its answers; a thread for each connection, one that ticks, and a file kept open for writing.
+SERVER = """
+import http.server, threading, time
+out = open("/root/answers", "w", buffering=1)
+lock = threading.Lock()
+count = ticks = 0
+
+def tick():
+    global ticks
+    while True:
+        time.sleep(0.05)
+        ticks += 1
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    wbufsize = 65536
+
+    def do_GET(self):
+        global count
+        with lock:
+            count += 1
+            answer = count
+            out.write("%d\\n" % answer)
+        body = b"%d\\n" % answer
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *words):
+        pass
+
+threading.Thread(target=tick, daemon=True).start()
+http.server.ThreadingHTTPServer(("", 8000), Handler).serve_forever()
+"""
+
+
+@pytest.fixture(scope="module")
+def laboratory() -> Iterator[Laboratory]:
+    folder = Path(tempfile.mkdtemp(prefix="insula-vm-", dir="/var/tmp"))
+    began = time.monotonic()
+    try:
+        with Laboratory(folder=folder) as made:
+            made.say(f"disks ready after {time.monotonic() - began:.0f} s")
+            alpha, beta = made.guests["alpha"], made.guests["beta"]
+            alpha.boot(OLD)
+            beta.boot(NEW)
+            for each in (alpha, beta):
+                each.wait_up()
+                made.say(f"{each.name}: {each.timings}")
+            yield made
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def alpha(laboratory: Laboratory) -> Guest:
+    return laboratory.guests["alpha"]
+
+
+@pytest.fixture
+def beta(laboratory: Laboratory) -> Guest:
+    return laboratory.guests["beta"]
+
+
+@pytest.fixture(autouse=True)
+def _tell_of_a_failure(request: pytest.FixtureRequest, laboratory: Laboratory) -> Iterator[None]:
+    failed = request.session.testsfailed
+    yield
+    if request.session.testsfailed > failed:
+        for each in laboratory.guests.values():
+            print(each.daemon_log(LOG_LINES * 3), each.last_words(), sep="\n")
+
+
+def test_both_systems_have_what_containers_need(laboratory: Laboratory, alpha: Guest, beta: Guest) -> None:
+    releases = [each.run("uname", "-r").strip() for each in (alpha, beta)]
+    assert releases[0].startswith(OLD + ".") and releases[1].startswith(NEW + "."), releases
+    for each in (alpha, beta):
+        done = each.try_run("insula", "doctor")
+        laboratory.say(f"insula doctor on {each.name}, Linux {each.kernel}:\n{done.output}")
+        assert done.code == 0, done.output
+        assert "limits and counting (v2)" in done.output
+
+
+def test_the_systems_are_paired(laboratory: Laboratory, alpha: Guest, beta: Guest) -> None:
+    for each in (alpha, beta):
+        each.start_daemon()
+        each.insula("network", "create", "--subnet", f"{LAN}.0/24", "--uplink", "lan1", "lan")
+    began = time.monotonic()
+    alpha.insula("image", "import", "/dev/vdc", IMAGE, seconds=MOVE_SECONDS)
+    laboratory.say(f"image imported in {time.monotonic() - began:.0f} s")
+    token = beta.insula("host", "token", "-q")
+    alpha.insula("host", "add", "--token", token, "beta", f"{beta.address}:{guest.PEER_PORT}")
+    for each, other in ((alpha, "beta"), (beta, "alpha")):
+        assert each.insula("host", "ls", "-q").splitlines() == [other]
+
+
+def test_limits_hold_on_pure_cgroup_v2(alpha: Guest) -> None:
+    limits = ("--memory", "64m", "--pids", "20", "--cpus", "0.5")
+    cgroup = "/sys/fs/cgroup/insula-alpha"
+    alpha.insula("run", "-d", "--network", "none", *limits, "--name", "small", IMAGE, "sleep", "600")
+    found = alpha.run("/bin/sh", "-c", f"cat {cgroup}/*/memory.max {cgroup}/*/pids.max {cgroup}/*/cpu.max")
+    assert found.split() == [str(64 << 20), "20", "50000", "100000"]
+    many = alpha.try_run(
+        "insula", "exec", "small", "sh", "-c", "for i in $(seq 40); do sleep 60 & done; wait"
+    )
+    assert many.code != 0 and "fork" in many.errors.lower(), many
+    eater = alpha.try_run("insula", "exec", "small", "python3", "-c", "len(bytearray(200 << 20))")
+    assert eater.code == 137, eater
+    alpha.insula("pause", "small")
+    assert "1" in alpha.run("/bin/sh", "-c", f"cat {cgroup}/*/cgroup.freeze").split()
+    alpha.insula("unpause", "small")
+    alpha.insula("rm", "-f", "small")
+
+
+class Load:
+    """The three programs and their clients."""
+
+    def __init__(self, laboratory: Laboratory) -> None:
+        self.laboratory = laboratory
+        outside = laboratory.outside
+        self.redis = LoadClient("redis", REDIS, port=6379, network=outside, megabytes=10)
+        self.python = LoadClient("http", PYTHON, port=8000, network=outside)
+        self.postgres = PgBench(laboratory.guests["alpha"].system.tree, POSTGRES, network=outside)
+
+    def start(self) -> None:
+        assert wait_until(self.postgres.is_ready, seconds=120.0), "PostgreSQL does not answer"
+        self.postgres.fill()
+        self.postgres.start()
+        for client in (self.redis, self.python):
+            client.wait_ready()
+            client.take_gap_ms()
+
+    def wait_for_more(self, count: int = 20) -> None:
+        """Wait until PostgreSQL has done so many transactions from now on."""
+        wanted = len(self.postgres.transactions()) + count
+        assert wait_until(
+            lambda: len(self.postgres.transactions()) >= wanted or not self.postgres.is_running(),
+            seconds=120.0,
+        ), "pgbench gets no answers any more"
+
+    def tell_gaps(self, what: str) -> None:
+        redis, python = self.redis.take_gap_ms(), self.python.take_gap_ms()
+        self.laboratory.say(f"{what}: longest gap of redis {redis:.0f} ms, of python {python:.0f} ms")
+
+    def finish(self) -> None:
+        """End all clients: none has seen a failure."""
+        redis, python = self.redis.finish(), self.python.finish()
+        done, failed, gap = self.postgres.finish()
+        self.laboratory.say(f"redis {redis}")
+        self.laboratory.say(f"python {python}")
+        self.laboratory.say(
+            f"postgres: {done} transactions, {failed} failed, longest gap {gap * 1000:.0f} ms"
+        )
+        for outcome in (redis, python):
+            assert (outcome.failed, outcome.lost) == (0, 0), outcome
+        assert failed == 0 and done > 0
+
+
+def start_programs(host: Guest) -> None:
+    common = ("run", "-d", "--network", "lan")
+    host.insula(
+        *common,
+        "--ip",
+        REDIS,
+        "--name",
+        "redis",
+        IMAGE,
+        "redis-server",
+        "--save",
+        "",
+        "--protected-mode",
+        "no",
+    )
+    host.insula(
+        *common, "--ip", POSTGRES, "--name", "postgres", "--user", "postgres", IMAGE,
+        "/usr/lib/postgresql/15/bin/postgres", "-c", "config_file=/etc/postgresql/15/main/postgresql.conf",
+        "-c", "external_pid_file=", "-c", "unix_socket_directories=/tmp",
+    )  # fmt: skip
+    host.insula(*common, "--ip", PYTHON, "--name", "python", IMAGE, "python3", "-c", SERVER)
+
+
+NAMES = ("postgres", "python", "redis")
+
+
+def names_on(host: Guest) -> list[str]:
+    return sorted(host.insula("ps", "--format", "{{.name}}").split())
+
+
+def test_programs_move_to_another_kernel_and_back_under_load(
+    laboratory: Laboratory, alpha: Guest, beta: Guest
+) -> None:
+    start_programs(alpha)
+    load = Load(laboratory)
+    try:
+        load.start()
+        for source, target in ((alpha, beta), (beta, alpha)):
+            for name in NAMES:
+                moved = source.insula("migrate", *PAUSE, name, target.name, seconds=MOVE_SECONDS).splitlines()
+                laboratory.say(f"{source.kernel} → {target.kernel}: {moved[-1]}")
+                load.tell_gaps(f"  {name} moved")
+                load.wait_for_more()
+            assert (names_on(source), names_on(target)) == ([], list(NAMES))
+        load.finish()
+    finally:
+        load.postgres.kill()
+    written = alpha.insula(
+        "exec", "python", "sh", "-c", "tail -n 1 /root/answers; wc -l < /root/answers"
+    ).split()
+    assert written[0] == written[1], "the open file has a gap"
+
+
+def test_a_system_is_emptied_patched_and_filled_again(
+    laboratory: Laboratory, alpha: Guest, beta: Guest
+) -> None:
+    load = Load(laboratory)
+    try:
+        load.start()
+        laboratory.say(alpha.insula("drain", *PAUSE, seconds=3 * MOVE_SECONDS))
+        assert (names_on(alpha), names_on(beta)) == ([], list(NAMES))
+        load.tell_gaps("drained")
+        alpha.shut_down()
+        alpha.boot(NEW)
+        alpha.wait_up()
+        assert alpha.run("uname", "-r").startswith(NEW + ".")
+        alpha.start_daemon()
+        load.wait_for_more()
+        laboratory.say(alpha.insula("undrain", seconds=3 * MOVE_SECONDS))
+        assert (names_on(alpha), names_on(beta)) == (list(NAMES), [])
+        load.tell_gaps("brought back")
+        load.wait_for_more()
+        load.finish()
+    finally:
+        load.postgres.kill()
