@@ -118,11 +118,11 @@ def _dump(
 
 def _begin_restore(
     host: Spawned, container: Started, images: int, store: MemoryStore, links: list[str]
-) -> None:
+) -> int:
     key = container.key
     host.client.ask("prepare", plan=protocol.encode(container.plan))
     slots = {str(pid): slot for pid, slot in store.slots.items()}
-    host.client.ask("fill", descriptors=(images, store.descriptor), key=key, slots=slots)
+    filler = host.client.ask("fill", descriptors=(images, store.descriptor), key=key, slots=slots)["pid"]
     connection, places = _engine(host, images, restore=protocol.encode(container.plan))
     expected = sum(criu_images.pid_of(name) is not None for name in os.listdir(images))
 
@@ -154,6 +154,7 @@ def _begin_restore(
         if not is_adopted:
             host.client.ask("discard", key=key)
     container.pid = response.pid
+    return int(filler)
 
 
 def _filling(host: Spawned, container: Started) -> dict[str, object]:
@@ -357,22 +358,11 @@ def test_what_no_round_has_brought_is_missing(host: Spawned, images: int, store:
     assert store.missing(images) == {1: left_out}
 
 
-def _filler(host: Spawned) -> int:
-    """Return the pid of the spawner's child that is neither container nor CRIU."""
-    with open(f"/proc/{host.process.pid}/task/{host.process.pid}/children", encoding="ascii") as file:
-        children = {int(word) for word in file.read().split()}
-    held = host.client.ask("hello")
-    found = children - set(held["engines"]) - {each["pid"] for each in held["containers"]}
-    assert len(found) == 1, found
-    return found.pop()
-
-
 def _restore_with_a_stopped_filler(host: Spawned, container: Started, images: int, store: MemoryStore) -> int:
     links = _dump_and_let_go(host, container, images, store)
-    _begin_restore(host, container, images, store, links)
-    filler = _filler(host)
+    filler = _begin_restore(host, container, images, store, links)
     os.kill(filler, signal.SIGSTOP)
-    assert _filling(host, container)["state"] == "filling"
+    assert _filling(host, container)["state"] == "filling", "it was filled too soon"
     return filler
 
 
