@@ -234,11 +234,11 @@ def inside(descriptor: int, *command: str) -> list[str]:
     return ["nsenter", f"--net=/proc/{os.getpid()}/fd/{descriptor}", "--", *command]
 
 
-def start_daemon(host: Host) -> int:
-    """Start a host's insulad; returns the descriptor that tells when it is ready."""
+def start_daemon(host: Host, *, program: Sequence[str] = ("-m", "insula.cli")) -> int:
+    """Start a host's insulad; returns the descriptor that tells when it is ready.  program: for python, another one."""
     reading, writing = os.pipe()
     words = [
-        sys.executable, "-m", "insula.cli", "daemon", "--name", host.name,
+        sys.executable, *program, "daemon", "--name", host.name,
         "--state", f"{host.folder}/state", "--run", f"{host.folder}/run",
         "--listen", f"{host.address}:{PORT}", "--group", GROUP,
         "--cgroup-parent", host.cgroup, "--ready-fd", str(writing),
