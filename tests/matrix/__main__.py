@@ -33,6 +33,7 @@ LAN = Lan(name="lan1", tenant="root", prefix="10.99.1")
 FIRST_ADDRESS = 10
 IMPORT_S = 900.0
 MOVES = 6
+LOG_LINES = 4
 
 
 def main() -> int:
@@ -114,7 +115,7 @@ class Run:
         )
         if row.problem:
             for host in world.hosts.values():
-                print(hosts.tail(host), file=sys.stderr, flush=True)
+                print("\n".join(hosts.tail(host).splitlines()[-LOG_LINES:]), file=sys.stderr, flush=True)
         now = results.load()
         rows = {name: each for name, each in now.rows.items() if name in PROGRAMS}
         results.save(

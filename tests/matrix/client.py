@@ -106,7 +106,7 @@ class Load:
             self.outcome.problem = f"{type(error).__name__}: {error}"
         for session in self._sessions:
             session.close()
-        while not self._orders.is_over:
+        while self.outcome.answers and not self._orders.is_over:
             self._answer_orders()
             select.select([], [], [], PAUSE_S)
         return self.outcome

@@ -29,3 +29,5 @@ class Program:
     """How long it may take to listen."""
     note: str = ""
     """What is special about it: threads, forks, the language."""
+    limit: str = ""
+    """Why its client sees errors after a move although it was carried: what no move of copied files can keep."""

@@ -10,14 +10,14 @@ import re
 import subprocess
 import sys
 
-from tests.matrix.wire import SILENCE_S, Connection, Counted, WrongAnswer, same
+from tests.matrix.wire import SHARED, SILENCE_S, Connection, Counted, WrongAnswer, same
 
 
 class Lines:
     """Sends a line, reads until one matches.
 
     template: the line, with `{n}` for the number.  pattern: its group is the number; by default the program's own count.
-    how: `counted` (the program counts by itself) or `numbered` (it gives back ours).
+    how: `counted` (the program counts for each connection), `shared` (over all) or `numbered` (it gives back ours).
     """
 
     def __init__(
@@ -25,7 +25,7 @@ class Lines:
     ) -> None:
         self._connection = self._connect(address, port)
         self._template, self._pattern = template, pattern.encode()
-        self._counted = Counted() if how == "counted" else None
+        self._counted = {"counted": Counted(), "shared": SHARED, "numbered": None}[how]
 
     def _connect(self, address: str, port: int) -> Connection:
         return Connection(address, port)
@@ -110,7 +110,7 @@ class Ssh(Lines):
 class Http:
     """HTTP/1.1 on one kept connection.
 
-    counted PATH [PATTERN]: the body, or the pattern's group in it, is a number that the program counts up.
+    counted PATH [PATTERN]: the body, or the pattern's group in it, is a number that the program counts over all connections.
     same PATH TEXT: always the same body.   put PATH: a file for each number, all read again at the end.
     etcd: a key for each number by its JSON gateway, whose revision counts up.
     """
@@ -118,7 +118,7 @@ class Http:
     def __init__(self, address: str, port: int, how: str, path: str = "/", pattern: str = r"(\d+)") -> None:
         self._connection = Connection(address, port)
         self._how, self._path, self._pattern = how, path, pattern
-        self._counted = Counted()
+        self._counted = SHARED
         self._host = f"{address}:{port}".encode()
 
     def request(self, verb: str, path: str, *, body: bytes = b"") -> tuple[int, bytes]:

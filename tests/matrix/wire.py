@@ -98,6 +98,10 @@ class Counted:
         self._last = answer
 
 
+SHARED = Counted()
+"""Of a program that counts over all connections."""
+
+
 def same(found: object, wanted: object) -> None:
     """Compare an answer.  Raises: WrongAnswer."""
     if found != wanted:

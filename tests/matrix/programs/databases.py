@@ -3,6 +3,12 @@
 
 from tests.matrix.program import Program
 
+_SQLITE = """
+sqlite3 /tmp/db 'PRAGMA journal_mode=MODE; CREATE TABLE numbers (n integer PRIMARY KEY)'
+exec socat TCP-LISTEN:7000,reuseaddr,fork 'EXEC:sqlite3 -batch /tmp/db'
+"""
+_INSERT = ("INSERT INTO numbers VALUES ({n}); SELECT max(n) FROM numbers;", r"(\d+)", "numbered")
+
 PROGRAMS = (
     Program(
         name="redis",
@@ -45,8 +51,11 @@ exec $as $bin/postgres -D /tmp/pg/data -c listen_addresses='*'
         script="""
 mkdir -p /run/mysqld /var/log/mysql
 chown mysql /run/mysqld /var/log/mysql
-printf "CREATE DATABASE IF NOT EXISTS test; CREATE USER 'client'@'%%' IDENTIFIED VIA mysql_native_password USING ''; \
-GRANT ALL ON test.* TO 'client'@'%%';\n" > /tmp/init.sql
+cat > /tmp/init.sql <<'END'
+CREATE DATABASE IF NOT EXISTS test;
+CREATE USER 'client'@'%' IDENTIFIED VIA mysql_native_password USING '';
+GRANT ALL ON test.* TO 'client'@'%';
+END
 exec mariadbd --user=mysql --bind-address=0.0.0.0 --init-file=/tmp/init.sql --skip-name-resolve
 """,
         client="mariadb",
@@ -56,14 +65,21 @@ exec mariadbd --user=mysql --bind-address=0.0.0.0 --init-file=/tmp/init.sql --sk
     ),
     Program(
         name="sqlite3",
-        note="C, a shell on a database file, socat before it",
+        note="C, a shell on a database file with a write-ahead log, socat before it",
         packages=("sqlite3", "socat"),
-        script="""
-sqlite3 /tmp/db 'CREATE TABLE numbers (n integer PRIMARY KEY)'
-exec socat TCP-LISTEN:7000,reuseaddr,fork 'EXEC:sqlite3 -batch /tmp/db'
-""",
+        script=_SQLITE.replace("MODE", "wal"),
         client="lines",
-        words=("INSERT INTO numbers VALUES ({n}); SELECT max(n) FROM numbers;", r"(\d+)", "numbered"),
+        words=_INSERT,
+    ),
+    Program(
+        name="sqlite3-rollback",
+        note="the same with a rollback journal",
+        packages=("sqlite3", "socat"),
+        script=_SQLITE.replace("MODE", "delete"),
+        client="lines",
+        words=_INSERT,
+        limit="in this mode SQLite compares the inode number of its file with the one that it saw when it opened it, and a copied"
+        " file has another: it calls the database read-only until it is opened again",
     ),
     Program(
         name="tarantool",

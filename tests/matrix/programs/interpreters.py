@@ -33,6 +33,8 @@ END
 exec /usr/bin/python3 -u /tmp/s.py
 """,
         client="lines",
+        words=("count", r"(\d+)", "shared"),
+        connections=3,
     ),
     Program(
         name="pypy3",
@@ -143,7 +145,7 @@ cat > /tmp/s.scm <<'END'
   (let ((c (car (accept s))))
     (let loop ((n 1))
       (if (not (eof-object? (read-line c)))
-          (begin (display n c) (newline c) (force-output c) (loop (+ n 1))))))
+          (begin (display (format #f "~a\\n" n) c) (force-output c) (loop (+ n 1))))))
   (next))
 END
 exec guile --no-auto-compile /tmp/s.scm
@@ -165,6 +167,7 @@ END
 exec tclsh /tmp/s.tcl
 """,
         client="lines",
+        words=("count", r"(\d+)", "shared"),
         connections=2,
     ),
     Program(
@@ -216,6 +219,7 @@ END
 exec java -Xmx256m /tmp/Count.java
 """,
         client="lines",
+        words=("count", r"(\d+)", "shared"),
         connections=2,
         ready_s=60.0,
     ),

@@ -181,7 +181,7 @@ exec env OPENBLAS_NUM_THREADS=2 /usr/bin/python3 /tmp/s.py
         name="celery",
         note="CPython: a Redis, a worker with forked children, a web front that waits for each task",
         packages=("python3", "redis-server"),
-        pypi=("celery==5.7.0", "redis==8.1.0", "aiohttp==3.14.5"),
+        pypi=("async-timeout==5.0.1", "celery==5.7.0", "redis==8.1.0"),
         script="""
 redis-server --port 6379 --bind 127.0.0.1 --dir /tmp --save '' --loglevel warning &
 cat > /tmp/tasks.py <<'END'

@@ -49,6 +49,8 @@ exec vsftpd /tmp/vsftpd.conf
         note="C, 7 processes that share a queue, mail delivered to a mailbox",
         packages=("opensmtpd",),
         script="""
+echo 'nameserver 127.0.0.1' > /etc/resolv.conf
+mkdir -p /var/spool/smtpd/purge
 printf 'listen on 0.0.0.0 port 2525\naction "local" mbox\nmatch from any for any action "local"\n' > /tmp/smtpd.conf
 exec smtpd -d -f /tmp/smtpd.conf
 """,
