@@ -47,7 +47,17 @@ class LoadClient:
             self._process.stdin.close()
         answer = self._answer()
         self._process.wait(timeout=DEADLINE_S)
+        self.kill()
         return Outcome(**answer)  # type: ignore[arg-type]
+
+    def kill(self) -> None:
+        """End it at once, if it still runs."""
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                stream.close()
 
     def _send(self, words: bytes) -> None:
         if self._process.stdin is not None:

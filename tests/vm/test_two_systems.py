@@ -128,15 +128,15 @@ def test_limits_hold_on_pure_cgroup_v2(alpha: Guest) -> None:
     alpha.insula("run", "-d", "--network", "none", *limits, "--name", "small", IMAGE, "sleep", "600")
     found = alpha.run("/bin/sh", "-c", f"cat {cgroup}/*/memory.max {cgroup}/*/pids.max {cgroup}/*/cpu.max")
     assert found.split() == [str(64 << 20), "20", "50000", "100000"]
-    many = alpha.try_run(
-        "insula", "exec", "small", "sh", "-c", "for i in $(seq 40); do sleep 60 & done; wait"
-    )
-    assert many.code != 0 and "fork" in many.errors.lower(), many
     eater = alpha.try_run("insula", "exec", "small", "python3", "-c", "len(bytearray(200 << 20))")
     assert eater.code == 137, eater
     alpha.insula("pause", "small")
     assert "1" in alpha.run("/bin/sh", "-c", f"cat {cgroup}/*/cgroup.freeze").split()
     alpha.insula("unpause", "small")
+    many = alpha.try_run(
+        "insula", "exec", "small", "sh", "-c", "for i in $(seq 40); do sleep 60 & done; wait"
+    )
+    assert many.code != 0 and "fork" in many.errors.lower(), many
     alpha.insula("rm", "-f", "small")
 
 
@@ -169,6 +169,10 @@ class Load:
     def tell_gaps(self, what: str) -> None:
         redis, python = self.redis.take_gap_ms(), self.python.take_gap_ms()
         self.laboratory.say(f"{what}: longest gap of redis {redis:.0f} ms, of python {python:.0f} ms")
+
+    def kill(self) -> None:
+        for client in (self.redis, self.python, self.postgres):
+            client.kill()
 
     def finish(self) -> None:
         """End all clients: none has seen a failure."""
@@ -230,7 +234,7 @@ def test_programs_move_to_another_kernel_and_back_under_load(
             assert (names_on(source), names_on(target)) == ([], list(NAMES))
         load.finish()
     finally:
-        load.postgres.kill()
+        load.kill()
     written = alpha.insula(
         "exec", "python", "sh", "-c", "tail -n 1 /root/answers; wc -l < /root/answers"
     ).split()
@@ -258,4 +262,4 @@ def test_a_system_is_emptied_patched_and_filled_again(
         load.wait_for_more()
         load.finish()
     finally:
-        load.postgres.kill()
+        load.kill()
