@@ -8,10 +8,10 @@ Sources: packet(7); RFC 826 and RFC 5227 (ARP announcement); RFC 4861, 7.2.6 (un
 `include/uapi/linux/{if_packet,virtio_net,filter}.h`.
 """
 
-import os
 import socket
 import struct
 
+from insula.kernel import packet
 from insula.kernel.netlink import namespace_entered, pack_address, pack_mac
 
 ETH_P_ARP = 0x0806
@@ -43,8 +43,7 @@ def announce(interface: str, *, mac: str, address: str) -> None:
         frames = [_neighbor_advertisement(hardware, packed)]
     else:
         frames = [_arp(ARPOP_REQUEST, hardware, address=packed), _arp(ARPOP_REPLY, hardware, address=packed)]
-    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as sender:
-        _bind(sender, interface, protocol=0)
+    with packet.sender(interface) as sender:
         for frame in frames:
             sender.send(frame)
 
@@ -57,13 +56,6 @@ def announce_inside(netns_fd: int, interface: str, *, mac: str, address: str) ->
     """
     with namespace_entered(netns_fd):
         announce(interface, mac=mac, address=address)
-
-
-def _bind(packet_socket: socket.socket, interface: str, *, protocol: int) -> None:
-    try:
-        packet_socket.bind((interface, protocol))
-    except OSError as error:
-        raise OSError(error.errno, f"bind: {os.strerror(error.errno or 0)}", interface) from None
 
 
 def _arp(operation: int, mac: bytes, *, address: bytes) -> bytes:

@@ -19,14 +19,13 @@ Sources: packet(7); `include/uapi/linux/{if_packet,virtio_net,filter}.h`; `net/b
 """
 
 import errno
-import os
 import socket
 import struct
 from collections.abc import Iterable
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from insula.kernel import libc
+from insula.kernel import libc, packet
 from insula.kernel.netlink import pack_address, pack_mac
 
 SOL_PACKET = 263
@@ -84,7 +83,7 @@ class Hold:
             _attach(made, self._filter)
             made.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
             made.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, self._limit)
-            _bind(made, self._bridge, protocol=ETH_P_ALL)
+            packet.bind(made, self._bridge, protocol=ETH_P_ALL)
             index = socket.if_nametoindex(self._bridge)
             wish = struct.pack("=iHH8x", index, PACKET_MR_PROMISC, 0)
             made.setsockopt(SOL_PACKET, PACKET_ADD_MEMBERSHIP, wish)
@@ -114,7 +113,7 @@ class Hold:
         """Hold no more; what was not taken is dropped.  May be called again."""
         if self._socket is not None:
             self._count_lost()
-            self._socket.close()
+            packet.close_later(self._socket)
             self._socket = None
 
     def fileno(self) -> int:
@@ -135,9 +134,8 @@ def replay(frames: Iterable[bytes], interface: str) -> Replayed:
     Raises: OSError (ENODEV, ENETDOWN).  A frame that the interface refuses is lost, and counted.
     """
     delivered = lost = 0
-    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as sender:
+    with packet.sender(interface) as sender:
         sender.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
-        _bind(sender, interface, protocol=0)
         for frame in frames:
             try:
                 sender.send(frame)
@@ -170,13 +168,6 @@ def unpack(data: bytes, *, limit_frames: int = LIMIT_FRAMES, limit_bytes: int = 
         found.append(data[at : at + length])
         at += length
     return found
-
-
-def _bind(packet_socket: socket.socket, interface: str, *, protocol: int) -> None:
-    try:
-        packet_socket.bind((interface, protocol))
-    except OSError as error:
-        raise OSError(error.errno, f"bind: {os.strerror(error.errno or 0)}", interface) from None
 
 
 def _filter(mac: bytes, address: bytes) -> bytes:

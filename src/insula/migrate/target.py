@@ -5,17 +5,16 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterable
 from contextlib import ExitStack
 
 from msgspec.structs import replace
 
 from insula.image.host import HOST_IMAGE
-from insula.kernel import announce
 from insula.kernel.hold import replay, unpack
 from insula.migrate.fault import Point, fault
 from insula.migrate.fileapply import FileTarget
 from insula.migrate.memory import MemoryStore
+from insula.migrate.neighbours import announce_arrival
 from insula.migrate.preflight import SPARE_BYTES, check, check_identity
 from insula.migrate.recall import serve_recall
 from insula.migrate.settle import answer_question, learn_commit
@@ -169,6 +168,8 @@ class Arrival:
         self._undo = undo
         self._plan: StartPlan | None = None
         self._trees: dict[str, FileTarget] = {}
+        self._engine: dump.Engine | None = None
+        self._engines = ExitStack()
         self._images = images
         self._memory = memory
         self._peers = peers
@@ -212,6 +213,7 @@ class Arrival:
         self._plan = start_plan(self._runtime, self._record)
         self._runtime.spawner.prepare(self._plan)
         self._undo.callback(self._runtime.spawner.discard, self._record.id)
+        self._engine = dump.launch_engine(self._runtime, self._plan, images=self._images, held=self._engines)
 
     def _receive_memory(self, message: Memory) -> None:
         arriving = self._memory.begin(message.pid, message.ranges)
@@ -237,7 +239,8 @@ class Arrival:
         return self._trees[volume]
 
     def close(self) -> None:
-        """Let go of the folders."""
+        """Let go of the folders, and of a CRIU that waits in vain."""
+        self._engines.close()
         for each in self._trees.values():
             each.close()
 
@@ -264,7 +267,9 @@ class Arrival:
             self._take_over(generation)
 
         def resume() -> None:
-            _announce(self._record, self._runtime.group(self._record.id).pids())
+            if self._record.attachment is not None:
+                pids = self._runtime.group(self._record.id).pids()
+                announce_arrival(self._record.attachment, pids, closing=self._runtime.closing)
 
         try:
             pid = dump.restore(
@@ -272,6 +277,7 @@ class Arrival:
                 self._record,
                 self._plan,
                 images=self._images,
+                engine=self._engine,
                 on_restored=restored,
                 on_resume=resume,
                 on_running=self._take_frames,
@@ -328,18 +334,3 @@ class Arrival:
             store.write_journal(ARRIVING + self._record.id, b"")
         self._undo.pop_all()
         fault(Point.TARGET_COMMITTED)
-
-
-def _announce(record: ContainerRecord, pids: Iterable[int]) -> None:
-    """Tell the neighbours, and this host's bridge, on which port the address is now."""
-    attachment = record.attachment
-    if attachment is None:
-        return
-    try:
-        network = os.open(f"/proc/{next(iter(pids))}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            announce.announce_inside(network, "eth0", mac=attachment.mac, address=attachment.address)
-        finally:
-            os.close(network)
-    except (OSError, StopIteration) as error:
-        LOG.warning("neighbours were not told", extra={"fields": {"reason": str(error)}})

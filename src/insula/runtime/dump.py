@@ -13,6 +13,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import msgspec
 
@@ -136,12 +137,32 @@ def _launch(
     return ours
 
 
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A CRIU that waits beside a room, and where it finds the external mounts."""
+
+    rpc: socket.socket
+    places: Mapping[str, str]
+
+
+def launch_engine(runtime: Runtime, plan: StartPlan, *, images: int, held: ExitStack) -> Engine:
+    """Start the CRIU of a restore ahead of it; the images may come later.  It ends with `held`."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    held.callback(ours.close)
+    with theirs:
+        places = runtime.spawner.launch_criu(
+            (*runtime.need_criu().argv, "swrk", str(RPC_FD)), rpc=theirs.fileno(), images=images, restore=plan
+        )
+    return Engine(ours, places)
+
+
 def restore(
     runtime: Runtime,
     record: ContainerRecord,
     plan: StartPlan,
     *,
     images: int,
+    engine: Engine | None = None,
     on_restored: Stage = _nothing,
     on_resume: Stage = _nothing,
     on_running: Stage = _nothing,
@@ -149,12 +170,12 @@ def restore(
 ) -> int:
     """Restore a container whose cgroups and pipes are prepared (`SpawnerClient.prepare`).
 
+    engine: a CRIU that was launched ahead.
     on_restored: called when everything is as it was and stands still; what it raises undoes the restore.
     on_resume: called right before the sockets speak again and the processes run; on_running: right after.
     memory: what a lazy dump left out; it is brought while the program runs.
     Returns: the pid of its pid 1.  Raises: RestoreFailed; what the stages raise.
     """
-    program = runtime.need_criu()
     state = msgspec.json.decode(read_file(images, STATE_FILE), type=DumpState)
     rewrite_user_namespaces(images, uid_base=record.uid_base)
     terminal = -1
@@ -178,17 +199,12 @@ def restore(
                 on_running()
         return True
 
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ExitStack() as held:
-        held.callback(ours.close)
         held.enter_context(filled)
-        with theirs:
-            places = runtime.spawner.launch_criu(
-                (*program.argv, "swrk", str(RPC_FD)), rpc=theirs.fileno(), images=images, restore=plan
-            )
-        options = _restore_options(state, places, is_lazy=memory is not None)
+        engine = engine or launch_engine(runtime, plan, images=images, held=held)
+        options = _restore_options(state, engine.places, is_lazy=memory is not None)
         try:
-            response = criu.request(ours, criu.RESTORE, options, handle=handle)
+            response = criu.request(engine.rpc, criu.RESTORE, options, handle=handle)
         except criu.CriuGone as error:
             raise RestoreFailed(f"cannot restore `{record.name}`: CRIU ended without an answer") from error
         if not response.success:
