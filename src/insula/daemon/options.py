@@ -38,6 +38,12 @@ class Options:
 def parse(arguments: Sequence[str]) -> Options:
     """Read the command line.  Ends the process with a message if it makes no sense."""
     parser = argparse.ArgumentParser(prog="insula daemon", description="run insulad, the daemon of this host")
+    _add_places(parser)
+    _add_rights_and_limits(parser)
+    return _options_of(parser.parse_args(arguments))
+
+
+def _add_places(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--state",
@@ -60,6 +66,10 @@ def parse(arguments: Sequence[str]) -> Options:
         help="this host's name among hosts (default: %(default)s)",
     )
     add("--listen", metavar="HOST:PORT", default="", help="TLS listener for paired hosts (default: none)")
+
+
+def _add_rights_and_limits(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add(
         "--group",
         metavar="GROUP",
@@ -94,7 +104,9 @@ def parse(arguments: Sequence[str]) -> Options:
         help="end all containers, take bridges, rules and cgroups away, and end; the state folder stays",
     )
     add("--verbose", action="store_true", help="log also what went as usual")
-    words = parser.parse_args(arguments)
+
+
+def _options_of(words: argparse.Namespace) -> Options:
     return Options(
         state=words.state.absolute(),
         run=words.run.absolute(),
