@@ -69,6 +69,7 @@ def _write_down(runtime: Runtime, record: ContainerRecord, event: Exit) -> Conta
         exit_code=event.exit_code,
         finished_at=event.ended_at or time.time(),
         oom_killed=oom_killed,
+        error=event.reason,
         ports=(),
     )
     runtime.store.update_container(ended)
