@@ -27,8 +27,8 @@ from insula.model.record import ContainerRecord
 from insula.runtime import dump
 from insula.runtime.context import Runtime
 from insula.runtime.delete import remove_moved
-from insula.runtime.recover import TAKEN
-from insula.runtime.undo import attempt
+from insula.runtime.recover import TAKEN, end_lost_arrival, restart_at_rest
+from insula.runtime.undo import attempt, until_done
 
 LOG = logging.getLogger(__name__)
 
@@ -79,6 +79,8 @@ def answer_question(runtime: Runtime, container_id: str) -> Owner:
                 record = runtime.store.get_container(container_id)
             except ContainerNotFound:
                 return _from_journal(runtime, container_id)
+            if record.status is Status.RESTORING and record.owner == runtime.host_name:
+                raise MigrationFailed(f"cannot tell who owns `{container_id[:12]}`: it is not yet known here")
     return Owner(name=record.owner, generation=record.generation)
 
 
@@ -86,7 +88,7 @@ def _from_journal(runtime: Runtime, container_id: str) -> Owner:
     taken = runtime.store.read_journal(TAKEN + container_id)
     if taken is None:
         return Owner(name="", generation=0)
-    return Owner(name=runtime.host_name, generation=int(taken))
+    return Owner(name=runtime.host_name, generation=int(taken.split()[0]))
 
 
 def learn_commit(runtime: Runtime, record: ContainerRecord, *, peers: Peers) -> int:
@@ -127,35 +129,108 @@ def confirm_or_take_back(
 def thaw(runtime: Runtime, container_id: str) -> None:
     """Let a source run on, connections intact.  What fails on the way is logged: who calls has an error to tell."""
     record = runtime.store.get_container(container_id)
-    attempt(dump.release_network, record)
     group = runtime.group(container_id)
+    if record.status is Status.MOVED and not (group.exists() and group.pids()):
+        # Its processes went with the host's power or the spawner, while it was not its owner.
+        until_done(runtime.closing, lambda: end_lost_arrival(runtime, record), what="write an end down")
+        return
+    attempt(dump.release_network, record)
     if group.exists():
         attempt(group.thaw)
     if record.status in (Status.MIGRATING, Status.MOVED):
-        runtime.store.change_container(container_id, lambda now: replace(now, status=Status.RUNNING))
+        _write_later_if_need_be(runtime, record)
+
+
+def _write_later_if_need_be(runtime: Runtime, record: ContainerRecord) -> None:
+    def write() -> None:
+        runtime.store.change_container(record.id, _running_again)
+
+    try:
+        write()
+    except InsulaError:
+        threading.Thread(
+            target=until_done,
+            args=(runtime.closing, write),
+            kwargs={"what": "write that it runs"},
+            daemon=True,
+        ).start()
+
+
+def _running_again(record: ContainerRecord) -> ContainerRecord:
+    waits = record.status in (Status.MIGRATING, Status.MOVED)
+    return replace(record, status=Status.RUNNING) if waits else record
 
 
 def settle_all(runtime: Runtime, peers: Peers) -> None:
-    """At the start of insulad: bring what the last one left frozen to its end, each in a thread of its own."""
+    """At the start of insulad: bring what the last one left undecided to its end, each in a thread of its own."""
     for record in runtime.store.list_containers():
         if record.status is Status.MOVED:
-            threading.Thread(
-                target=_settle, args=(runtime, record, peers), name=f"settle-{record.id[:12]}", daemon=True
-            ).start()
+            settle_later(runtime, record.id, peers=peers)
+    for key in runtime.store.list_journal(TAKEN):
+        forget_taken_later(runtime, key.removeprefix(TAKEN), peers=peers)
 
 
-def _settle(runtime: Runtime, record: ContainerRecord, peers: Peers) -> None:
+def settle_later(runtime: Runtime, container_id: str, *, peers: Peers) -> None:
+    """End a source that has committed, or take it back, as soon as its target answers; in a thread of its own."""
+    threading.Thread(
+        target=_settle, args=(runtime, container_id, peers), name=f"settle-{container_id[:12]}", daemon=True
+    ).start()
+
+
+def _settle(runtime: Runtime, container_id: str, peers: Peers) -> None:
+    try:
+        with runtime.locked(container_id):
+            record = runtime.store.get_container(container_id)
+            if record.owner != runtime.host_name:
+                _settle_locked(runtime, record, peers=peers)
+    except InsulaError as error:
+        LOG.warning("not settled", extra={"fields": {"container": container_id[:12], "reason": str(error)}})
+
+
+def _settle_locked(runtime: Runtime, record: ContainerRecord, *, peers: Peers) -> None:
     def say(reason: str) -> None:
         LOG.warning(
             "a moved container stays frozen until its host answers",
             extra={"fields": {"container": record.id[:12], "target": record.owner, "reason": reason}},
         )
 
+    if confirm_or_take_back(runtime, record, peers=peers, on_silence=say):
+        until_done(runtime.closing, lambda: remove_moved(runtime, record), what="remove a moved container")
+    else:
+        thaw(runtime, record.id)
+
+
+def forget_taken_later(runtime: Runtime, container_id: str, *, peers: Peers) -> None:
+    """Wait until the source of an arrival knows that it is here; in a thread of its own.
+
+    Then its line in the journal is not needed any more, and its restart policy holds again.
+    """
+    threading.Thread(
+        target=_forget_taken,
+        args=(runtime, container_id, peers),
+        name=f"taken-{container_id[:12]}",
+        daemon=True,
+    ).start()
+
+
+def _forget_taken(runtime: Runtime, container_id: str, peers: Peers) -> None:
+    line = runtime.store.read_journal(TAKEN + container_id)
+    generation, _, source = (line or b"").decode().partition(" ")
+    if not source:
+        return
+    question = Question(container=container_id, generation=int(generation))
     try:
-        with runtime.locked(record.id):
-            if confirm_or_take_back(runtime, record, peers=peers, on_silence=say):
-                remove_moved(runtime, record)
-            else:
-                thaw(runtime, record.id)
+        while True:
+            owner = ask_until_answered(runtime, peers, host=source, question=question, on_silence=_nothing)
+            if owner.name == "" or owner.generation != int(generation):
+                break
+            if runtime.closing.wait(PAUSE_S):  # it has committed, and not yet removed what is left there
+                return
+        runtime.store.delete_journal(TAKEN + container_id)
+        restart_at_rest(runtime, runtime.store.get_container(container_id))
     except InsulaError as error:
-        LOG.warning("not settled", extra={"fields": {"container": record.id[:12], "reason": str(error)}})
+        LOG.info("not confirmed", extra={"fields": {"container": container_id[:12], "reason": str(error)}})
+
+
+def _nothing(_reason: str) -> None:
+    return

@@ -35,6 +35,7 @@ from insula.model.migration import (
     Accept,
     Answer,
     Commit,
+    Ended,
     File,
     Frames,
     Held,
@@ -54,6 +55,7 @@ from insula.runtime.context import Runtime
 from insula.runtime.delete import remove_moved
 from insula.runtime.logs import export_logs
 from insula.runtime.plan import StartPlan, limits_plan, start_plan
+from insula.runtime.undo import attempt
 
 LOG = logging.getLogger(__name__)
 
@@ -112,8 +114,15 @@ def migrate(
         move = Move(
             runtime, record, wire=wire, target=host.name, reporter=reporter, peers=peers, precopy=precopy
         )
-        move.run(offer, in_rounds=wish.mode is not Mode.STOP_COPY and tracker.kind != "none")
-        remove_moved(runtime, record)
+        try:
+            move.run(offer, in_rounds=wish.mode is not Mode.STOP_COPY and tracker.kind != "none")
+            remove_moved(runtime, record)
+        except BaseException:
+            if move.is_committed:
+                settle.settle_later(runtime, record.id, peers=peers)
+            raise
+        with suppress(InsulaError):  # it will ask
+            wire.send(Ended())
     return {
         "target": host.name,
         "tracker": tracker.kind,
@@ -178,7 +187,7 @@ class Move:
         self._precopy = precopy
         self._hold: Hold | None = None
         self._kept: list[bytes] = []
-        self._committed = False
+        self.is_committed = False
         self._confirmed = False
         self._frozen_at = 0.0
         self.began = time.monotonic()
@@ -192,7 +201,7 @@ class Move:
             self._before_the_freeze(accepted, in_rounds=in_rounds)
             self._freeze_and_send()
         except BaseException:
-            if not self._committed:
+            if not self.is_committed:
                 settle.thaw(self._runtime, self._record.id)
                 self._give_back_frames()
             raise
@@ -296,11 +305,10 @@ class Move:
             raise MigrationFailed(
                 f"cannot commit the move of `{self._record.name}`: its owner has changed meanwhile"
             )
-        self._committed = True
+        self.is_committed = True
         fault(Point.SOURCE_COMMITTED)
-        moved = self._runtime.store.change_container(
-            self._record.id, lambda now: replace(now, status=Status.MOVED)
-        )
+        moved = replace(self._record, owner=self._target, generation=generation + 1, status=Status.MOVED)
+        attempt(self._write_moved)
         self._enter(Phase.RESUME, after_phase=Phase.COMMIT)
         try:
             self._wire.send(Commit(generation=generation + 1))
@@ -316,6 +324,9 @@ class Move:
             self._wire.send(Logs())
             self._wire.send_stream(export_logs(self._runtime, self._record))
             self._wire.expect(Answer)
+
+    def _write_moved(self) -> None:
+        self._runtime.store.change_container(self._record.id, lambda now: replace(now, status=Status.MOVED))
 
     def _send_frames(self) -> None:
         """Send what neighbours said to the container meanwhile."""
@@ -344,7 +355,7 @@ class Move:
 
         LOG.warning("the target did not confirm", extra={"fields": {"reason": reason}})
         if not settle.confirm_or_take_back(self._runtime, moved, peers=self._peers, on_silence=say):
-            self._committed = False
+            self.is_committed = False
             raise MigrationFailed(
                 f"cannot move `{moved.name}`: host `{self._target}` lost it and has none of it left; it runs here"
             )

@@ -17,7 +17,7 @@ from insula.migrate.memory import MemoryStore
 from insula.migrate.neighbours import announce_arrival
 from insula.migrate.preflight import SPARE_BYTES, check, check_identity
 from insula.migrate.recall import serve_recall
-from insula.migrate.settle import answer_question, learn_commit
+from insula.migrate.settle import answer_question, forget_taken_later, learn_commit
 from insula.migrate.wire import Peers, Socket, StreamFile, Wire
 from insula.model.errors import InsulaError, MigrationFailed, NameTaken, ProtocolError
 from insula.model.grant import Grant
@@ -26,6 +26,7 @@ from insula.model.migration import (
     Accept,
     Answer,
     Commit,
+    Ended,
     File,
     FileRound,
     Frames,
@@ -39,7 +40,6 @@ from insula.model.migration import (
     Probe,
     Question,
     Recall,
-    Refuse,
     Restore,
     Resumed,
 )
@@ -49,9 +49,18 @@ from insula.runtime.context import Runtime
 from insula.runtime.create import make_folders
 from insula.runtime.logs import import_logs
 from insula.runtime.plan import StartPlan, start_plan
-from insula.runtime.recover import ARRIVING, TAKEN, drop_arrival, drop_arriving_volume
+from insula.runtime.recover import (
+    ARRIVING,
+    RAN,
+    TAKEN,
+    drop_arrival,
+    drop_arriving_volume,
+    end_lost_arrival,
+)
 from insula.runtime.start import bring_up_network
+from insula.runtime.translate import from_arrival
 from insula.runtime.trees import remove_tree
+from insula.runtime.undo import attempt, until_done
 
 LOG = logging.getLogger(__name__)
 
@@ -70,13 +79,13 @@ def receive(grant: Grant, runtime: Runtime, *, connection: Socket, peers: Peers)
                 serve_recall(grant, runtime, first, wire=wire, peer=grant.principal.name, peers=peers)
             case _:
                 raise ProtocolError(f"cannot begin with {type(first).__name__}")
-    except InsulaError as error:
+    except (InsulaError, OSError) as error:
+        told = error if isinstance(error, InsulaError) else from_arrival(error, "it")
         LOG.warning(
-            "a migration did not come through", extra={"fields": {"code": error.code, "reason": str(error)}}
+            "a migration did not come through", extra={"fields": {"code": told.code, "reason": str(error)}}
         )
-        with contextlib.suppress(InsulaError):
-            wire.send(Refuse(code=error.code, message=error.message, hint=error.hint))
-            wire.drain()
+        wire.refuse(told)
+        wire.drain()
     finally:
         wire.close()
 
@@ -84,18 +93,42 @@ def receive(grant: Grant, runtime: Runtime, *, connection: Socket, peers: Peers)
 def _receive_container(runtime: Runtime, offer: Offer, *, wire: Wire, peer: str, peers: Peers) -> None:
     check_identity(offer)
     with runtime.locked(offer.record.id), ExitStack() as undo:
-        check(runtime, offer)
-        record = _reserve(runtime, offer, peer=peer, undo=undo)
-        fault(Point.TARGET_RESERVED)
-        wire.send(Accept(missing_layers=runtime.images.missing_layers(record.layers)))
-        limit_bytes = offer.memory_bytes * 2 + SPARE_BYTES
-        with dump.memory_folder() as images, MemoryStore(limit_bytes=limit_bytes) as memory:
-            arrival = Arrival(
-                runtime, record, offer=offer, wire=wire, undo=undo, images=images, memory=memory, peers=peers
-            )
-            with contextlib.closing(arrival):
-                arrival.run()
+        try:
+            check(runtime, offer)
+            record = _reserve(runtime, offer, peer=peer, undo=undo)
+            fault(Point.TARGET_RESERVED)
+            wire.send(Accept(missing_layers=runtime.images.missing_layers(record.layers)))
+            _take_in(runtime, record, offer=offer, wire=wire, undo=undo, peers=peers)
+        except InsulaError as error:
+            wire.refuse(error)  # first, since the source may stand still
+            raise
+        except OSError as error:
+            told = from_arrival(error, offer.record.name)
+            wire.refuse(told)
+            raise told from error
         undo.pop_all()
+    try:
+        wire.expect(Ended)
+        runtime.store.delete_journal(TAKEN + offer.record.id)
+    except InsulaError:
+        forget_taken_later(runtime, offer.record.id, peers=peers)
+
+
+def _take_in(
+    runtime: Runtime, record: ContainerRecord, *, offer: Offer, wire: Wire, undo: ExitStack, peers: Peers
+) -> None:
+    limit_bytes = offer.memory_bytes * 2 + SPARE_BYTES
+    with dump.memory_folder() as images, MemoryStore(limit_bytes=limit_bytes) as memory:
+        arrival = Arrival(
+            runtime, record, offer=offer, wire=wire, undo=undo, images=images, memory=memory, peers=peers
+        )
+        with contextlib.closing(arrival):
+            arrival.run()
+
+
+def _drop(runtime: Runtime, record: ContainerRecord) -> None:
+    """Take away what was made, however long a full disk or a lost spawner makes that."""
+    until_done(runtime.closing, lambda: drop_arrival(runtime, record), what="drop an arrival")
 
 
 def _reserve(runtime: Runtime, offer: Offer, *, peer: str, undo: ExitStack) -> ContainerRecord:
@@ -119,7 +152,7 @@ def _reserve(runtime: Runtime, offer: Offer, *, peer: str, undo: ExitStack) -> C
         attachment = networks.lease(
             network, offered.id, wished_address=offered.attachment.address, wished_mac=offered.attachment.mac
         )
-        undo.callback(networks.release, offered.id)
+        undo.callback(attempt, networks.release, offered.id)
     for volume in offer.volumes:
         if any(each.name == volume.name for each in runtime.store.list_volumes(offered.tenant)):
             raise NameTaken(
@@ -127,7 +160,7 @@ def _reserve(runtime: Runtime, offer: Offer, *, peer: str, undo: ExitStack) -> C
                 hint=f"insula volume rm {volume.name}, if it is not needed any more",
             )
         runtime.volumes.ensure(offered.tenant, volume.name)
-        undo.callback(drop_arriving_volume, runtime, offered, name=volume.name)
+        undo.callback(attempt, drop_arriving_volume, runtime, offered, name=volume.name)
     remove_tree(runtime.folders.container(offered.id))
     make_folders(runtime, offered.id)
     undo.callback(remove_tree, runtime.folders.container(offered.id))
@@ -142,7 +175,8 @@ def _reserve(runtime: Runtime, offer: Offer, *, peer: str, undo: ExitStack) -> C
         ports=(),
     )
     runtime.store.add_container(record)
-    undo.callback(runtime.store.delete_container, record.id)
+    undo.pop_all()
+    undo.callback(_drop, runtime, record)
     return bring_up_network(runtime, record, undo=undo)
 
 
@@ -173,6 +207,7 @@ class Arrival:
         self._images = images
         self._memory = memory
         self._peers = peers
+        self._has_run = False
 
     def run(self) -> None:
         """Take what comes, in the source's order, until it says `Restore`; restore, hold, run."""
@@ -212,7 +247,7 @@ class Arrival:
             self._runtime.images.add_from_peer(self._offer.image)
         self._plan = start_plan(self._runtime, self._record)
         self._runtime.spawner.prepare(self._plan)
-        self._undo.callback(self._runtime.spawner.discard, self._record.id)
+        self._undo.callback(attempt, self._runtime.spawner.discard, self._record.id)
         self._engine = dump.launch_engine(self._runtime, self._plan, images=self._images, held=self._engines)
 
     def _receive_memory(self, message: Memory) -> None:
@@ -256,21 +291,6 @@ class Arrival:
         if self._plan is None:
             raise ProtocolError("cannot restore: it was not told to prepare")
         fault(Point.TARGET_RESTORE)
-        generation = 0
-
-        def restored() -> None:
-            nonlocal generation
-            fault(Point.TARGET_HELD)
-            with contextlib.suppress(MigrationFailed):  # lost: it may have committed, and is asked
-                self._wire.send(Held())
-            generation = self._wait_for_commit()
-            self._take_over(generation)
-
-        def resume() -> None:
-            if self._record.attachment is not None:
-                pids = self._runtime.group(self._record.id).pids()
-                announce_arrival(self._record.attachment, pids, closing=self._runtime.closing)
-
         try:
             pid = dump.restore(
                 self._runtime,
@@ -278,29 +298,61 @@ class Arrival:
                 self._plan,
                 images=self._images,
                 engine=self._engine,
-                on_restored=restored,
-                on_resume=resume,
+                on_restored=self._hold_until_commit,
+                on_unlock=self._note_that_it_runs,
+                on_resume=self._announce,
                 on_running=self._take_frames,
                 memory=lazy.Memory(store=self._memory.descriptor, slots=self._memory.slots),
             )
-        except (InsulaError, OSError):
-            # Ours, but nothing of it runs: the source, which stands frozen, is to take it back.
-            if generation:
-                drop_arrival(self._runtime, self._record)
-            raise
+        except (InsulaError, OSError) as error:
+            if not self._has_run:
+                # Also if it is ours already: nothing of it ran, the source, which stands frozen, takes it back.
+                raise
+            pid = self._find_running(error)
         fault(Point.TARGET_RESTORED)
-        running = after(Status.RESTORING, Event.RESTORED)
-        self._runtime.store.change_container(
-            self._record.id, lambda now: replace(now, status=running, pid=pid, ports=self._record.ports)
-        )
-        self._runtime.store.delete_journal(ARRIVING + self._record.id)
+        if pid:
+            until_done(self._runtime.closing, lambda: self._write_running(pid), what="write that it runs")
         fault(Point.TARGET_RESUMED)
-        with contextlib.suppress(InsulaError):  # the source can find out by itself
+        with contextlib.suppress(InsulaError, OSError):  # the source can find out by itself
             self._wire.send(Resumed())
             self._take_frames()
             self._wire.expect(Logs)
             import_logs(self._runtime, self._record, self._wire.receive_stream())
             self._wire.send(Answer())
+
+    def _hold_until_commit(self) -> None:
+        fault(Point.TARGET_HELD)
+        with contextlib.suppress(MigrationFailed):  # lost: it may have committed, and is asked
+            self._wire.send(Held())
+        self._take_over(self._wait_for_commit())
+
+    def _announce(self) -> None:
+        if self._record.attachment is not None:
+            pids = self._runtime.group(self._record.id).pids()
+            announce_arrival(self._record.attachment, pids, closing=self._runtime.closing)
+
+    def _write_running(self, pid: int) -> None:
+        running = after(Status.RESTORING, Event.RESTORED)
+        with self._runtime.store.transaction():
+            self._runtime.store.change_container(
+                self._record.id, lambda now: replace(now, status=running, pid=pid, ports=self._record.ports)
+            )
+            self._runtime.store.delete_journal(ARRIVING + self._record.id)
+
+    def _find_running(self, error: Exception) -> int:
+        """It may have run and been heard, so it is ours, whatever CRIU says.  Returns: its pid, 0 if it has ended."""
+        LOG.error(
+            "a restore failed at its very end",
+            extra={"fields": {"container": self._record.id[:12], "reason": str(error)}},
+        )
+        try:
+            return self._runtime.spawner.adopt(self._record.id, 0)
+        except InsulaError:
+            now = replace(self._record, owner=self._runtime.host_name)
+            until_done(
+                self._runtime.closing, lambda: end_lost_arrival(self._runtime, now), what="write its end down"
+            )
+            return 0
 
     def _take_frames(self) -> None:
         """Give the container what neighbours sent to it while it was on its way; they would send again, but later."""
@@ -321,16 +373,25 @@ class Arrival:
             return learn_commit(self._runtime, self._record, peers=self._peers)
 
     def _take_over(self, generation: int) -> None:
-        """Write down, on disk, that this host owns it; from here on nothing is undone."""
+        """Write down that this host owns it.  Until it may run it can still be lost, and given back."""
         store = self._runtime.store
-        with store.transaction(durable=True):
+        with store.transaction():
             store.change_container(
                 self._record.id,
                 lambda now: replace(
                     now, owner=self._runtime.host_name, generation=generation, started_at=time.time()
                 ),
             )
-            store.write_journal(TAKEN + self._record.id, b"%d" % generation)
+            store.write_journal(TAKEN + self._record.id, b"%d %s" % (generation, self._record.owner.encode()))
             store.write_journal(ARRIVING + self._record.id, b"")
-        self._undo.pop_all()
         fault(Point.TARGET_COMMITTED)
+
+    def _note_that_it_runs(self) -> None:
+        """Write down, on disk, that it may have run here: from now on nothing is undone, and nobody else runs it.
+
+        One synchronisation for both: without it the power's loss takes the owner with it, and the source takes it back.
+        """
+        with self._runtime.store.transaction(durable=True):
+            self._runtime.store.write_journal(ARRIVING + self._record.id, RAN)
+        self._has_run = True
+        self._undo.pop_all()

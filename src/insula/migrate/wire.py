@@ -5,6 +5,7 @@ A frame is `>BI`: kind and length, then the payload of at most MAX_PAYLOAD bytes
 wait has a deadline.
 """
 
+import contextlib
 import io
 import logging
 import socket
@@ -15,7 +16,7 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from insula.model.errors import MigrationFailed, ProtocolError, TargetRefused, from_code
+from insula.model.errors import InsulaError, MigrationFailed, ProtocolError, TargetRefused, from_code
 from insula.model.migration import Kind, Layer, Message, Refuse, decode, encode
 from insula.model.record import HostRecord
 
@@ -89,6 +90,7 @@ class Wire:
     def __init__(self, connection: Socket) -> None:
         self._connection = connection
         self._is_patient = False
+        self._has_refused = False
         self.sent_bytes = 0
         connection.settimeout(PEER_SECONDS)
 
@@ -168,6 +170,13 @@ class Wire:
             if kind != Kind.DATA:
                 raise ProtocolError("cannot read the peer's stream: a message in the middle of it")
             yield payload
+
+    def refuse(self, error: InsulaError) -> None:
+        """Tell the peer, once, why this ends."""
+        if not self._has_refused:
+            self._has_refused = True
+            with contextlib.suppress(InsulaError):
+                self.send(Refuse(code=error.code, message=error.message, hint=error.hint))
 
     def drain(self) -> None:
         """Read what still comes, so that our last words are not lost in a reset (tcp(7)), until the peer hangs up."""

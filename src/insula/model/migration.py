@@ -122,6 +122,21 @@ class FileRound(Fact, kw_only=True, frozen=True, tag=True):
     """Its name; empty: the writable layer."""
 
 
+class SharedPages(Fact, kw_only=True, frozen=True, tag=True):
+    """Pages of shared memory follow, one after the other."""
+
+    area: int
+    """Its inode on the source."""
+    pieces: tuple[tuple[int, int], ...]
+    """Offset in the area, number of pages of 4 KiB."""
+
+
+class SharedImage(Fact, kw_only=True, frozen=True, tag=True):
+    """The pages that CRIU's pagemap of this area lists are those that came in rounds."""
+
+    area: int
+
+
 class File(Fact, kw_only=True, frozen=True, tag=True):
     """One of CRIU's images follows."""
 
@@ -165,6 +180,10 @@ class Resumed(Fact, kw_only=True, frozen=True, tag=True):
     """It runs."""
 
 
+class Ended(Fact, kw_only=True, frozen=True, tag=True):
+    """Nothing of it is left on the source: nobody will ask any more who has it."""
+
+
 class Question(Fact, kw_only=True, frozen=True, tag=True):
     """Who owns it?"""
 
@@ -203,6 +222,8 @@ Message = (
     | Probe
     | Answer
     | FileRound
+    | SharedPages
+    | SharedImage
     | File
     | Prepare
     | Restore
@@ -212,6 +233,7 @@ Message = (
     | Frames
     | Logs
     | Resumed
+    | Ended
     | Question
     | Owner
     | Recall

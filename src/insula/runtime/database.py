@@ -10,13 +10,15 @@ Source: https://www.sqlite.org/wal.html, https://www.sqlite.org/pragma.html#prag
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
-from insula.model.errors import InsulaError
+from insula.model.errors import DiskFull, InsulaError
+
+_FULL = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE})
 
 BUSY_TIMEOUT_S = 5.0
 """Only another program (a backup, sqlite3 by hand) can hold the file: the daemon is alone by its lock file."""
@@ -116,8 +118,11 @@ class Database:
             return self._connection.execute(statement, values).fetchall()
 
     def write(self, statement: str, *values: Value) -> int:
-        """Run a change, in the open transaction if this thread has one.  Returns the number of rows."""
-        with self._lock:
+        """Run a change, in the open transaction if this thread has one.  Returns the number of rows.
+
+        Raises: DiskFull; sqlite3.IntegrityError.
+        """
+        with self._lock, _translated():
             return self._connection.execute(statement, values).rowcount
 
     @contextmanager
@@ -125,9 +130,9 @@ class Database:
         """Make the changes of the block all or none.  Other threads wait.
 
         durable: on disk when the block ends, whatever happens to the host.  The level cannot change within a
-        transaction, so a durable block must be the outermost.
+        transaction, so a durable block must be the outermost.  Raises: DiskFull, and nothing was changed.
         """
-        with self._lock:
+        with self._lock, _translated():
             if self._connection.in_transaction:
                 yield
                 return
@@ -137,10 +142,11 @@ class Database:
                 self._connection.execute("BEGIN IMMEDIATE")
                 try:
                     yield
+                    self._connection.execute("COMMIT")
                 except BaseException:
-                    self._connection.execute("ROLLBACK")
+                    with suppress(sqlite3.OperationalError):  # a full disk has rolled it back already
+                        self._connection.execute("ROLLBACK")
                     raise
-                self._connection.execute("COMMIT")
             finally:
                 if durable:
                     self._connection.execute("PRAGMA synchronous=NORMAL")
@@ -153,6 +159,19 @@ class Database:
         """Run a query for at most one record."""
         found = self.records(kind, statement, *values)
         return found[0] if found else None
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Turn what SQLite says of the disk into our errors."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode in _FULL:
+            raise DiskFull(
+                "cannot write the store: no space left", hint="free some space in the state folder"
+            ) from error
+        raise InsulaError(f"cannot use the store: {error}") from error
 
 
 def encode(record: msgspec.Struct) -> bytes:

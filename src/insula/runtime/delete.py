@@ -7,13 +7,14 @@ import time
 
 from msgspec.structs import replace
 
-from insula.model.errors import NameTaken, VolumeNotFound
+from insula.model.errors import ContainerNotFound, NameTaken, VolumeNotFound
 from insula.model.grant import Grant
 from insula.model.lifecycle import ALIVE
 from insula.model.record import ContainerRecord
 from insula.model.spec import MountKind
 from insula.runtime.context import Runtime
 from insula.runtime.create import NAME
+from insula.runtime.recover import drop_arriving_volume
 from insula.runtime.remove import remove_ended
 from insula.runtime.stop import stop
 
@@ -35,7 +36,10 @@ def delete(grant: Grant, runtime: Runtime, ref: str, *, force: bool = False, vol
 
 
 def remove_moved(runtime: Runtime, record: ContainerRecord) -> None:
-    """End what is left of a container that another host owns, and forget it, its address, files and volumes."""
+    """End what is left of a container that another host owns, and forget it, its address, files and volumes.
+
+    May be called again after a failure.
+    """
     group = runtime.group(record.id)
     deadline = time.monotonic() + END_SECONDS
     if group.exists():
@@ -47,11 +51,13 @@ def remove_moved(runtime: Runtime, record: ContainerRecord) -> None:
             LOG.warning("a moved container does not end", extra={"fields": {"container": record.id[:12]}})
     while not runtime.spawner.forget(record.id) and time.monotonic() < deadline:
         runtime.closing.wait(0.002)
-    remove_ended(runtime, record, volumes=False)
+    # The record last: as long as it is there, the next insulad goes on with this.
     for mount in record.spec.mounts:
         if mount.kind is MountKind.VOLUME:
             with contextlib.suppress(VolumeNotFound):
-                runtime.volumes.delete(record.tenant, mount.source)
+                drop_arriving_volume(runtime, record, name=mount.source)
+    with contextlib.suppress(ContainerNotFound):
+        remove_ended(runtime, record, volumes=False)
 
 
 def rename(grant: Grant, runtime: Runtime, ref: str, *, name: str) -> None:

@@ -164,6 +164,7 @@ def restore(
     images: int,
     engine: Engine | None = None,
     on_restored: Stage = _nothing,
+    on_unlock: Stage = _nothing,
     on_resume: Stage = _nothing,
     on_running: Stage = _nothing,
     memory: lazy.Memory | None = None,
@@ -172,6 +173,7 @@ def restore(
 
     engine: a CRIU that was launched ahead.
     on_restored: called when everything is as it was and stands still; what it raises undoes the restore.
+    on_unlock: called right before its port is on the bridge again; what it raises undoes the restore, too, unheard.
     on_resume: called right before the sockets speak again and the processes run; on_running: right after.
     memory: what a lazy dump left out; it is brought while the program runs.
     Returns: the pid of its pid 1.  Raises: RestoreFailed; what the stages raise.
@@ -193,6 +195,7 @@ def restore(
                 filled.check()
                 on_restored()
             case "network-unlock":
+                on_unlock()
                 release_network(record)
                 on_resume()
             case "post-resume":

@@ -3,14 +3,15 @@
 
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import Sequence
 
 from msgspec.structs import replace
 
 from insula.kernel import userfault_permit
-from insula.kernel.cgroup import Group
-from insula.model.errors import ContainerNotFound, InsulaError, RestoreFailed
+from insula.kernel.cgroup import Group, Limits
+from insula.model.errors import ContainerNotFound, InsulaError, RestoreFailed, VolumeNotFound
 from insula.model.lifecycle import ALIVE, Status
 from insula.model.record import ContainerRecord
 from insula.model.spec import MountKind
@@ -18,9 +19,11 @@ from insula.network.attach import Running
 from insula.runtime.context import Runtime
 from insula.runtime.dump import release_network, repair
 from insula.runtime.finish import AT_REST, begin_restart, finish, wants_restart, wants_start
+from insula.runtime.plan import limits_plan
 from insula.runtime.remove import remove_ended
 from insula.runtime.supervise import Exit
 from insula.runtime.trees import remove_tree
+from insula.runtime.undo import until_done
 
 LOG = logging.getLogger(__name__)
 
@@ -32,9 +35,11 @@ RECONNECT_DELAY_S = 0.1
 RECONNECT_DELAY_MAX_S = 30.0
 """Between tries to start a spawner; the first is doubled until the second."""
 TAKEN = "taken:"
-"""Journal, with the container's id: this host has taken it over in that generation."""
+"""Journal, with the container's id: this host has taken it over, `GENERATION SOURCE`, and the source may not know."""
 ARRIVING = "arriving:"
-"""Journal, with the container's id: taken over, but not yet written down as running."""
+"""Journal, with the container's id: taken over, but not yet written down as running.  Empty: surely never ran here."""
+RAN = b"ran"
+"""Value of ARRIVING from right before it may run."""
 
 
 def recover(runtime: Runtime, held: Sequence[Exit]) -> None:
@@ -71,14 +76,21 @@ def recover(runtime: Runtime, held: Sequence[Exit]) -> None:
     )
     for record in runtime.store.list_containers():
         # A delay before a restart ended with the last insulad, or the spawner ended under the container.
-        if record.status is Status.EXITED and record.owner == runtime.host_name and wants_start(record):
-            begin_restart(
-                runtime,
-                runtime.store.change_container(record.id, lambda now: replace(now, stopped_by_user=False)),
-            )
+        # One whose source may not know that it came here waits for that (`migrate/settle.py`).
+        if runtime.store.read_journal(TAKEN + record.id) is None:
+            restart_at_rest(runtime, record)
     for each in held:
         if each.exit_code is not None and each.key in known:
             finish(runtime, each)
+
+
+def restart_at_rest(runtime: Runtime, record: ContainerRecord) -> None:
+    """Start what its restart policy wants started."""
+    if record.status is Status.EXITED and record.owner == runtime.host_name and wants_start(record):
+        begin_restart(
+            runtime,
+            runtime.store.change_container(record.id, lambda now: replace(now, stopped_by_user=False)),
+        )
 
 
 def replace_spawner(runtime: Runtime) -> None:
@@ -115,6 +127,21 @@ def _end_lost(runtime: Runtime, record: ContainerRecord, group: Group) -> None:
             return
         _end_orphans(record, group)
         ended = _write_lost(runtime, now)
+    _follow(runtime, ended)
+
+
+def end_lost_arrival(runtime: Runtime, record: ContainerRecord) -> None:
+    """Write down that a container's processes are gone, which this host owns; its restart policy brings it back."""
+    group = runtime.group(record.id)
+    with contextlib.suppress(InsulaError):
+        runtime.spawner.discard(record.id)
+    _end_orphans(record, group)
+    ended = _write_lost(runtime, runtime.store.get_container(record.id))
+    runtime.store.delete_journal(ARRIVING + record.id)
+    _follow(runtime, ended)
+
+
+def _follow(runtime: Runtime, ended: ContainerRecord) -> None:
     with runtime.ended:
         runtime.ended.notify_all()
     if wants_restart(ended):
@@ -168,7 +195,11 @@ def _take_up(runtime: Runtime, record: ContainerRecord, held: Exit | None) -> No
         status = Status.RUNNING
         repair(runtime, record)
         release_network(record)
-        runtime.group(record.id).thaw()
+        group = runtime.group(record.id)
+        plan = limits_plan(record.spec)
+        # The brake of a move's rounds (`migrate/precopy.py`) may be on.
+        group.limit_cpu(Limits(cpu_quota_us=plan.cpu_quota_us, cpu_period_us=plan.cpu_period_us))
+        group.thaw()
     runtime.store.update_container(replace(record, status=status, pid=held.pid))
 
 
@@ -204,8 +235,11 @@ def _end_restore(runtime: Runtime, record: ContainerRecord, held: Exit | None) -
             "a restore ended with insulad",
             extra={"fields": {"container": record.id[:12], "reason": str(error)}},
         )
+        if runtime.store.read_journal(ARRIVING + record.id) == RAN:
+            end_lost_arrival(runtime, record)
+            return
         if is_arrival or record.owner != runtime.host_name:
-            drop_arrival(runtime, record)
+            _drop_now_or_later(runtime, record)
             return
         runtime.spawner.discard(record.id)
         words = "its restore was interrupted"
@@ -215,26 +249,46 @@ def _end_restore(runtime: Runtime, record: ContainerRecord, held: Exit | None) -
     runtime.store.delete_journal(ARRIVING + record.id)
 
 
+def _drop_now_or_later(runtime: Runtime, record: ContainerRecord) -> None:
+    try:
+        drop_arrival(runtime, record)
+    except (InsulaError, OSError):
+        threading.Thread(
+            target=_drop_later, args=(runtime, record), name=f"drop-{record.id[:12]}", daemon=True
+        ).start()
+
+
+def _drop_later(runtime: Runtime, record: ContainerRecord) -> None:
+    with runtime.locked(record.id):
+        until_done(runtime.closing, lambda: drop_arrival(runtime, record), what="drop an arrival")
+
+
 def drop_arrival(runtime: Runtime, record: ContainerRecord) -> None:
-    """Remove what was made here of a container that does not come: processes first, then every trace."""
+    """Remove what was made here of a container that does not come: processes first, then every trace.
+
+    May be called again after a failure, of which the record is left.  Raises: InsulaError, OSError.
+    """
+    group = runtime.group(record.id)
     runtime.spawner.discard(record.id)
+    _end_orphans(record, group)  # of a spawner that has ended
     runtime.networks.deactivate(record.id)
     runtime.networks.release(record.id)
     for mount in record.spec.mounts:
         if mount.kind is MountKind.VOLUME:
-            with contextlib.suppress(InsulaError):
+            with contextlib.suppress(VolumeNotFound):
                 drop_arriving_volume(runtime, record, name=mount.source)
     remove_tree(runtime.folders.container(record.id))
-    runtime.store.delete_container(record.id)
-    runtime.store.delete_journal(TAKEN + record.id)
-    runtime.store.delete_journal(ARRIVING + record.id)
+    with runtime.store.transaction():
+        runtime.store.delete_container(record.id)
+        runtime.store.delete_journal(TAKEN + record.id)
+        runtime.store.delete_journal(ARRIVING + record.id)
 
 
 def drop_arriving_volume(runtime: Runtime, record: ContainerRecord, *, name: str) -> None:
     """Remove a volume that was made for a container that does not come.  Raises: VolumeNotFound."""
     volume = runtime.store.get_volume(record.tenant, name)
-    runtime.store.delete_volume(record.tenant, name)
     remove_tree(runtime.volumes.path(volume))
+    runtime.store.delete_volume(record.tenant, name)
 
 
 def _drop_unknown(runtime: Runtime, held: Exit) -> None:

@@ -4,7 +4,16 @@
 import errno
 
 from insula.boot.protocol import Failure
-from insula.model.errors import DiskFull, InsulaError, LimitRefused, PathEscapes, StartFailed, from_code
+from insula.model.errors import (
+    DiskFull,
+    InsulaError,
+    LimitRefused,
+    MigrationFailed,
+    PathEscapes,
+    StartFailed,
+    TargetFull,
+    from_code,
+)
 
 #: Step of a start → what it was about, for people.
 _STEPS = {
@@ -41,3 +50,17 @@ def _hint(code: str) -> str:
         "command_not_found": "check the command, or the image",
         "command_not_executable": "it lacks the execute bit, or is no program",
     }.get(code, "")
+
+
+def from_arrival(error: OSError, name: str) -> InsulaError:
+    """Turn a failed system call of a container's arrival into what the source's people are told."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return TargetFull(
+            f"cannot take `{name}`: no space left on this host's disk",
+            hint="free some space in the target's state folder",
+        )
+    if error.errno == errno.ENOMEM:
+        return TargetFull(
+            f"cannot take `{name}`: this host has no memory left", hint="stop or move something there first"
+        )
+    return MigrationFailed(f"cannot take `{name}`: {error.strerror or error}")

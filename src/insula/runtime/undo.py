@@ -8,6 +8,7 @@ with ExitStack() as undo:
 """
 
 import logging
+import threading
 from collections.abc import Callable
 from typing import ParamSpec
 
@@ -16,6 +17,27 @@ from insula.model.errors import InsulaError
 LOG = logging.getLogger(__name__)
 
 Parameters = ParamSpec("Parameters")
+
+
+RETRY_S = 0.2
+MAX_RETRY_S = 5.0
+
+
+def until_done(closing: threading.Event, step: Callable[[], object], *, what: str) -> bool:
+    """Do what must be done until it succeeds: a full disk or a spawner that has ended come back.
+
+    Returns: False if insulad ends before; its next start does it then.
+    """
+    pause = RETRY_S
+    while True:
+        try:
+            step()
+            return True
+        except (InsulaError, OSError) as error:
+            LOG.error("to be tried again", extra={"fields": {"step": what, "reason": str(error)}})
+        if closing.wait(pause):
+            return False
+        pause = min(2 * pause, MAX_RETRY_S)
 
 
 def attempt(step: Callable[Parameters, object], *args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
