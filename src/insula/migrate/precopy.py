@@ -10,6 +10,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,7 +18,7 @@ from insula.kernel.cgroup import Group
 from insula.kernel.cgroup.values import CPU_PERIOD_US, Limits
 from insula.kernel.pagemap import PAGE_BYTES, merge
 from insula.migrate.rounds import THROTTLES, Forecast, Round, Step, decide, forecast
-from insula.migrate.track import Range, Tracker, read_pages
+from insula.migrate.track import Last, Range, Tracker, read_pages
 from insula.migrate.wire import Wire
 from insula.model.errors import PauseTooLong, ProtocolError
 from insula.model.migration import Answer, Memory, Probe
@@ -85,6 +86,8 @@ class Precopy:
         self._left: Written = {}
         self._outside: dict[int, int] = {}
         self.rounds: list[Round] = []
+        self.last: Mapping[int, Last] = {}
+        """What there is, when nothing runs any more."""
         self.memory_bytes = 0
         """Of pages, as often as they were sent."""
 
@@ -138,8 +141,10 @@ class Precopy:
 
     def finish(self) -> None:
         """Send what is left, now that nothing runs any more."""
-        last = self._tracker.scan(protect=False)
-        self._left = {pid: merge((*self._left.get(pid, ()), *ranges)) for pid, ranges in last.items()}
+        self.last = self._tracker.scan_last()
+        self._left = {
+            pid: merge((*self._left.get(pid, ()), *each.written)) for pid, each in self.last.items()
+        }
         self._send_memory(self._left)
         for tree in self._trees:
             tree.send_round(self._wire)
@@ -214,10 +219,11 @@ class Brake:
         )
 
     def release(self) -> None:
-        """Give it back what it had."""
+        """Give it back what it had, if it still runs here."""
         if self.step:
             self.step = 0
-            self._group.limit_cpu(self._limits)
+            with suppress(FileNotFoundError):  # it has moved, and its group is gone
+                self._group.limit_cpu(self._limits)
 
 
 def probe_link(wire: Wire) -> float:
