@@ -189,7 +189,7 @@ class Load:
 
 
 def start_programs(host: Guest) -> None:
-    common = ("run", "-d", "--network", "lan")
+    common = ("run", "-d", "--network", "lan", *PAUSE)
     host.insula(
         *common,
         "--ip",
@@ -227,7 +227,7 @@ def test_programs_move_to_another_kernel_and_back_under_load(
         load.start()
         for source, target in ((alpha, beta), (beta, alpha)):
             for name in NAMES:
-                moved = source.insula("migrate", *PAUSE, name, target.name, seconds=MOVE_SECONDS).splitlines()
+                moved = source.insula("migrate", name, target.name, seconds=MOVE_SECONDS).splitlines()
                 laboratory.say(f"{source.kernel} → {target.kernel}: {moved[-1]}")
                 load.tell_gaps(f"  {name} moved")
                 load.wait_for_more()
@@ -247,7 +247,7 @@ def test_a_system_is_emptied_patched_and_filled_again(
     load = Load(laboratory)
     try:
         load.start()
-        laboratory.say(alpha.insula("drain", *PAUSE, seconds=3 * MOVE_SECONDS))
+        laboratory.say(alpha.insula("drain", seconds=3 * MOVE_SECONDS))
         assert (names_on(alpha), names_on(beta)) == ([], list(NAMES))
         load.tell_gaps("drained")
         alpha.shut_down()
