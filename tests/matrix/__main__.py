@@ -110,7 +110,7 @@ class Run:
         why = row.problem or row.refused
         print(
             f"{row.name:18} {row.carried}/{row.moves} carried, {row.answers:6} answers, at rest {row.rest_ms:6.1f} ms,"
-            f" gap {row.gap_ms:7.1f} ms{'  FAILED: ' if row.problem else '  '}{why}",
+            f" gap {row.gap_ms:7.1f} ms, frozen {row.frozen_ms:6.1f} ms{'  FAILED: ' if row.problem else '  '}{why}",
             flush=True,
         )
         if row.problem:

@@ -7,7 +7,7 @@ from itertools import cycle
 
 from demo.cleanup import wait_until
 from demo.hosts import Host, Lan, World
-from tests.matrix.loader import ClientGone, Loader, Seen
+from tests.matrix.loader import ClientGone, Loader
 from tests.matrix.program import Program
 from tests.matrix.results import Row
 
@@ -36,6 +36,7 @@ class Journey:
         self._address = lan.address(number)
         self._where = "alpha"
         self._gaps: list[float] = []
+        self._frozen: list[float] = []
         self._is_patient = False
         self._row = Row(
             name=program.name,
@@ -46,6 +47,7 @@ class Journey:
             answers=0,
             rest_ms=0.0,
             gap_ms=0.0,
+            frozen_ms=0.0,
         )
 
     def travel(self, *, words: tuple[str, ...]) -> Row:
@@ -167,6 +169,8 @@ class Journey:
         except InsulaError as error:
             return str(error)
         error = failure(operation)
+        if not error:
+            self._frozen.append(float(operation["result"]["frozen_ms"]))
         self._is_patient |= isinstance(error, PauseTooLong)
         return str(error) if error else ""
 
@@ -187,7 +191,8 @@ class Journey:
             self._gaps.append(max(each.gap_ms for each in seen))
         if seen[-1].problem:
             self._note(problem=f"{seen[-1].problem}; {self._last_words()}")
-        self._note(answers=_answers(seen), gap_ms=round(max(self._gaps, default=0.0), 1))
+        self._note(answers=seen[-1].answers, gap_ms=round(max(self._gaps, default=0.0), 1))
+        self._note(frozen_ms=round(max(self._frozen, default=0.0), 1))
         running = [name for name in self._world.hosts if self._status(name) == "running"]
         if running != [self._where]:
             self._note(problem=f"runs on {' and '.join(running) or 'no host'} instead of {self._where}")
@@ -197,7 +202,3 @@ class Journey:
             if each["name"] == self._program.name:
                 return str(each["status"])
         return ""
-
-
-def _answers(seen: list[Seen]) -> int:
-    return seen[-1].answers

@@ -15,7 +15,7 @@ HEAD = """# The matrix of programs
 Unmodified programs of Debian 12 and PyPI, each carried back and forth between two hosts while its own client asks numbered
 things on connections that are never made anew, and reads everything again at the end. `gap` is the longest wait for one
 answer during the moves, on two cores shared by both hosts and all clients; `at rest` the longest in a moment without a
-move. A program that was not carried ran on where it was, and its client noticed nothing else.
+move; `frozen` the longest that insula itself tells. A program that was not carried ran on where it was, and its client noticed nothing else.
 
 """
 
@@ -33,6 +33,8 @@ class Row:
     answers: int
     rest_ms: float
     gap_ms: float
+    frozen_ms: float = 0.0
+    """The longest that a move itself says it stood still for."""
     refused: str = ""
     """Why it was not carried, in insula's words."""
     problem: str = ""
@@ -71,8 +73,8 @@ def render(results: Results) -> str:
         f"Kernel {results.kernel}, CRIU {results.criu}: {len(rows)} programs, {moves} moves tried, {carried} carried,"
         f" {sum(bool(row.problem) for row in rows)} programs with a client that lost something.",
         "",
-        "| program | what it is | its client | moves | carried | answers | at rest | gap | not carried because |",
-        "|---|---|---|--:|--:|--:|--:|--:|---|",
+        "| program | what it is | its client | moves | carried | answers | at rest | gap | frozen | not carried because |",
+        "|---|---|---|--:|--:|--:|--:|--:|--:|---|",
         *(_line(row) for row in rows),
     ]
     return HEAD + "\n".join(lines) + "\n"
@@ -80,7 +82,8 @@ def render(results: Results) -> str:
 
 def _line(row: Row) -> str:
     gap = f"{row.gap_ms:.0f} ms" if row.carried else "–"
+    frozen = f"{row.frozen_ms:.0f} ms" if row.carried else "–"
     reason = f"**{row.problem}**" if row.problem else row.refused
     cells = [row.name, row.note, row.client, str(row.moves), str(row.carried), str(row.answers)]
-    cells += [f"{row.rest_ms:.0f} ms", gap, reason]
+    cells += [f"{row.rest_ms:.0f} ms", gap, frozen, reason]
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

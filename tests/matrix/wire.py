@@ -91,6 +91,10 @@ class Counted:
     def __init__(self) -> None:
         self._last: int | None = None
 
+    @property
+    def has_begun(self) -> bool:
+        return self._last is not None
+
     def take(self, answer: int) -> None:
         """Note the program's own number.  Raises: WrongAnswer unless it follows the last one."""
         if self._last is not None and answer != self._last + 1:

@@ -18,11 +18,12 @@ exec prometheus-node-exporter --web.listen-address=0.0.0.0:9100 --collector.disa
     ),
     Program(
         name="ripgrep",
-        note="Rust, an endless filter of lines, socat before it",
+        note="Rust, an endless filter of lines that is held up by its reader, socat before it",
         packages=("ripgrep", "socat"),
-        script="exec socat TCP-LISTEN:7000,reuseaddr,fork 'EXEC:rg --line-buffered . -'",
-        client="lines",
-        words=("{n}", r"(\d+)", "numbered"),
-        connections=1,
+        script="""
+echo 'seq 1 1000000000 | rg .' > /tmp/numbers
+exec socat TCP-LISTEN:7000,reuseaddr,fork 'EXEC:sh /tmp/numbers'
+""",
+        client="stream",
     ),
 )

@@ -9,6 +9,17 @@ exec socat TCP-LISTEN:7000,reuseaddr,fork 'EXEC:sqlite3 -batch /tmp/db'
 """
 _INSERT = ("INSERT INTO numbers VALUES ({n}); SELECT max(n) FROM numbers;", r"(\d+)", "numbered")
 
+_MARIADB = """
+mkdir -p /run/mysqld /var/log/mysql
+chown mysql /run/mysqld /var/log/mysql
+cat > /tmp/init.sql <<'END'
+CREATE DATABASE IF NOT EXISTS test;
+CREATE USER 'client'@'%' IDENTIFIED VIA mysql_native_password USING '';
+GRANT ALL ON test.* TO 'client'@'%';
+END
+options='--user=mysql --bind-address=0.0.0.0 --init-file=/tmp/init.sql --skip-name-resolve'
+"""
+
 PROGRAMS = (
     Program(
         name="redis",
@@ -46,18 +57,19 @@ exec $as $bin/postgres -D /tmp/pg/data -c listen_addresses='*'
     ),
     Program(
         name="mariadb",
-        note="C++, a thread per connection, asynchronous I/O",
+        note="C++, a thread per connection, asynchronous I/O; address space reserved for 1 GiB",
         packages=("mariadb-server",),
-        script="""
-mkdir -p /run/mysqld /var/log/mysql
-chown mysql /run/mysqld /var/log/mysql
-cat > /tmp/init.sql <<'END'
-CREATE DATABASE IF NOT EXISTS test;
-CREATE USER 'client'@'%' IDENTIFIED VIA mysql_native_password USING '';
-GRANT ALL ON test.* TO 'client'@'%';
-END
-exec mariadbd --user=mysql --bind-address=0.0.0.0 --init-file=/tmp/init.sql --skip-name-resolve
-""",
+        script=_MARIADB + "exec mariadbd $options --innodb-buffer-pool-size-max=1G",
+        client="mariadb",
+        words=("client",),
+        port=3306,
+        connections=3,
+    ),
+    Program(
+        name="mariadb-8tib",
+        note="the same as it comes: it reserves 8 TiB of address space, which CRIU cannot list",
+        packages=("mariadb-server",),
+        script=_MARIADB + "exec mariadbd $options",
         client="mariadb",
         words=("client",),
         port=3306,

@@ -50,8 +50,8 @@ exec vsftpd /tmp/vsftpd.conf
         packages=("opensmtpd",),
         script="""
 echo 'nameserver 127.0.0.1' > /etc/resolv.conf
-mkdir -p /var/spool/smtpd/purge
-printf 'listen on 0.0.0.0 port 2525\naction "local" mbox\nmatch from any for any action "local"\n' > /tmp/smtpd.conf
+mkdir -p /var/spool/smtpd; chmod 711 /var/spool/smtpd
+printf 'smtp limit max-mails 1000000\nlisten on 0.0.0.0 port 2525\naction "local" mbox\nmatch from any for any action "local"\n' > /tmp/smtpd.conf
 exec smtpd -d -f /tmp/smtpd.conf
 """,
         client="smtp",

@@ -122,7 +122,7 @@ exec haproxy -W -db -f /tmp/haproxy.cfg
         note="Go, its own counter of requests",
         packages=("caddy",),
         script="""
-printf '{\\n admin off\\n auto_https off\\n}\\n:8080 {\\n metrics /metrics\\n}\\n' > /tmp/Caddyfile
+printf '{\\n admin off\\n auto_https off\\n servers {\\n  metrics\\n }\\n}\\n:8080 {\\n metrics /metrics\\n}\\n' > /tmp/Caddyfile
 exec caddy run --config /tmp/Caddyfile --adapter caddyfile
 """,
         client="http",

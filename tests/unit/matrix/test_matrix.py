@@ -49,7 +49,7 @@ def test_what_was_not_run_keeps_its_row(tmp_path: Path) -> None:
     assert results.load(path) == before
     lines = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
     assert [line.split(" | ")[0] for line in lines[1:]] == ["| a", "| b"]
-    assert lines[1].endswith("| 80 ms | cannot |")
+    assert lines[1].endswith("| 80 ms | 0 ms | cannot |")
 
 
 def test_a_lost_write_stands_out_and_bars_do_not_break_the_table() -> None:
