@@ -8,6 +8,7 @@ differ in their address only, so what follows the address is decoded once per ki
 Source: CRIU's `images/pagemap.proto`, `criu/include/magic.h`, `criu/pagemap.c`.
 """
 
+import os
 import re
 import struct
 from typing import NamedTuple
@@ -41,6 +42,32 @@ def pid_of(name: str) -> int | None:
     """Return whose pagemap an image is, by its pid in the container; None if it is none (or shared memory's)."""
     match = _PAGEMAP_NAME.fullmatch(name)
     return int(match[1]) if match else None
+
+
+def shared_pagemap_name(number: int) -> str:
+    """Return the name of the pagemap of shared memory, by CRIU's number of it: its inode, or its System V id."""
+    return f"pagemap-shmem-{number}.img"
+
+
+def pages_name(number: int) -> str:
+    """Return the name of the image of pages of that number."""
+    return f"pages-{number}.img"
+
+
+def read_image(folder: int, name: str) -> bytes:
+    """Read an image of the folder behind a descriptor.  Raises: OSError."""
+    descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    with os.fdopen(descriptor, "rb") as file:
+        return file.read()
+
+
+def pages_id_of(data: bytes) -> int:
+    """Return which image of pages belongs to a pagemap.  Raises: ValueError if it does not say."""
+    start = _MAGICS.size + _SIZE.size
+    for number, value in protobuf.decode(data[start : start + _size_at(data, _MAGICS.size)]):
+        if number == 1 and isinstance(value, int):
+            return value
+    raise ValueError("pagemap: it names no pages")
 
 
 def decode_pagemap(data: bytes) -> list[Entry]:

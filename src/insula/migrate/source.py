@@ -26,6 +26,7 @@ from insula.migrate.fault import Point, fault
 from insula.migrate.plan import plan_move
 from insula.migrate.precopy import Brake, Precopy, Rules
 from insula.migrate.preflight import describe
+from insula.migrate.shared import SharedSource
 from insula.migrate.trees import open_trees
 from insula.migrate.wire import Peers, Wire
 from insula.model.errors import InsulaError, MigrationFailed, ProtocolError, Unsupported
@@ -110,9 +111,20 @@ def migrate(
         held.callback(brake.release)
         runtime.store.update_container(replace(record, status=status))
         trees = open_trees(runtime, record, offer.volumes, held=held)
-        precopy = Precopy(wire, tracker=tracker, trees=trees, brake=brake, rules=rules, reporter=reporter)
+        shared = SharedSource(group.pids)
+        held.callback(shared.close)
+        precopy = Precopy(
+            wire, tracker=tracker, trees=(shared, *trees), brake=brake, rules=rules, reporter=reporter
+        )
         move = Move(
-            runtime, record, wire=wire, target=host.name, reporter=reporter, peers=peers, precopy=precopy
+            runtime,
+            record,
+            wire=wire,
+            target=host.name,
+            reporter=reporter,
+            peers=peers,
+            precopy=precopy,
+            shared=shared,
         )
         try:
             move.run(offer, in_rounds=wish.mode is not Mode.STOP_COPY and tracker.kind != "none")
@@ -177,6 +189,7 @@ class Move:
         reporter: Reporter,
         peers: Peers,
         precopy: Precopy,
+        shared: SharedSource,
     ) -> None:
         self._runtime = runtime
         self._record = record
@@ -185,6 +198,7 @@ class Move:
         self._reporter = reporter
         self._peers = peers
         self._precopy = precopy
+        self._shared = shared
         self._hold: Hold | None = None
         self._kept: list[bytes] = []
         self.is_committed = False
@@ -255,6 +269,7 @@ class Move:
         def frozen() -> None:
             self._frozen_at = time.monotonic()
             fault(Point.SOURCE_FROZEN)
+            self._shared.stand()
             rest.start()
 
         def dumped() -> None:
@@ -287,7 +302,11 @@ class Move:
 
     def _transfer(self, images: int) -> None:
         self._enter(Phase.TRANSFER, after_phase=Phase.FREEZE)
+        held = self._shared.held_images(images)
         for name in sorted(os.listdir(images)):
+            if name in held:
+                self._shared.send_image(self._wire, area=held[name])
+                continue
             if name != dump.DUMP_LOG:
                 self._wire.send(File(name=name))
                 self._wire.send_stream(_pieces(images, name))

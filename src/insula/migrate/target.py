@@ -18,6 +18,7 @@ from insula.migrate.neighbours import announce_arrival
 from insula.migrate.preflight import SPARE_BYTES, check, check_identity
 from insula.migrate.recall import serve_recall
 from insula.migrate.settle import answer_question, forget_taken_later, learn_commit
+from insula.migrate.sharedstore import SharedStore
 from insula.migrate.wire import Peers, Socket, StreamFile, Wire
 from insula.model.errors import InsulaError, MigrationFailed, NameTaken, ProtocolError
 from insula.model.grant import Grant
@@ -42,6 +43,8 @@ from insula.model.migration import (
     Recall,
     Restore,
     Resumed,
+    SharedImage,
+    SharedPages,
 )
 from insula.model.record import ContainerRecord
 from insula.runtime import dump, lazy
@@ -206,6 +209,7 @@ class Arrival:
         self._engines = ExitStack()
         self._images = images
         self._memory = memory
+        self._shared = SharedStore(images, limit_bytes=offer.memory_bytes * 2 + SPARE_BYTES)
         self._peers = peers
         self._has_run = False
 
@@ -231,6 +235,10 @@ class Arrival:
                     self._wire.send(Answer())
                 case FileRound():
                     self._tree(message.volume).receive(message, self._wire)
+                case SharedPages():
+                    self._shared.receive(message, self._wire.receive_stream())
+                case SharedImage(area=area):
+                    self._shared.make_image(area)
                 case File(name=name):
                     self._receive_file(name)
                 case Restore():
@@ -276,6 +284,7 @@ class Arrival:
     def close(self) -> None:
         """Let go of the folders, and of a CRIU that waits in vain."""
         self._engines.close()
+        self._shared.close()
         for each in self._trees.values():
             each.close()
 

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shared memory on its way while the program still runs: the source compares it with a copy of what it has sent.
+
+A write to shared memory leaves no mark that another process could rely on, so each round reads all of it and sends the pages
+that differ.  The copy costs the source as much memory as it carries, `KEPT_BYTES` at most; what does not fit travels in the
+pause, as CRIU's image, and so does what was made after the last round.
+
+In the pause nothing writes.  CRIU dumps the areas as ever, and for those whose every dumped page the target has by then
+(`held_images`), the source says so instead of sending the image (`SharedImage`).  The target's side is `sharedstore.py`.
+
+Out of scope: which areas there are (`kernel/shared_memory.py`), files of a container's tmpfs, huge pages.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from insula.kernel import criu_images
+from insula.kernel.pagemap import Range, merge
+from insula.kernel.shared_memory import PAGE_BYTES, Mapping, data_segments, open_mapping, shared_mappings
+from insula.migrate.wire import Wire
+from insula.model.migration import SharedImage, SharedPages
+
+KEPT_BYTES = 1 << 30
+CHUNK_BYTES = 256 << 10
+MESSAGE_BYTES = 4 << 20
+"""Of one message, whose pages are gathered before they are sent."""
+_GONE = (FileNotFoundError, ProcessLookupError)
+
+Run = tuple[int, bytes]
+"""Offset and content of pages side by side."""
+
+
+@dataclass(slots=True)
+class _Area:
+    """One area and what the target has of it."""
+
+    descriptor: int
+    kind: bytes
+    kept: dict[int, tuple[Run, ...]] = field(default_factory=dict)
+    """Number of a chunk → what was sent of it."""
+    is_dropped: bool = False
+    """It is not carried ahead (any more)."""
+
+    @property
+    def kept_bytes(self) -> int:
+        return sum(len(data) for runs in self.kept.values() for _offset, data in runs)
+
+
+class SharedSource:
+    """The shared memory of a container, in rounds; one of the trees of `Precopy`."""
+
+    def __init__(self, pids: Callable[[], Iterable[int]], *, limit_bytes: int = KEPT_BYTES) -> None:
+        """pids: lists the container's processes.  limit_bytes: of the copies."""
+        self._pids = pids
+        self._limit_bytes = limit_bytes
+        self._areas: dict[int, _Area] = {}
+        self._stands = False
+        self._last_bytes = 0
+
+    def close(self) -> None:
+        for area in self._areas.values():
+            os.close(area.descriptor)
+        self._areas.clear()
+
+    def stand(self) -> None:
+        """Know that nothing runs any more: no other areas are looked for."""
+        self._stands = True
+
+    def dirty_estimate(self) -> int:
+        """Return what the last round sent: the next one will send about as much."""
+        return self._last_bytes
+
+    @property
+    def areas(self) -> tuple[int, ...]:
+        """The areas that are carried, by their inodes."""
+        return tuple(inode for inode, area in self._areas.items() if not area.is_dropped)
+
+    def send_round(self, wire: Wire) -> int:
+        """Send what differs from what was sent.  Returns: its bytes.  Raises: MigrationFailed; OSError."""
+        if not self._stands:
+            self._find_areas()
+        is_first = not self._last_bytes
+        self._last_bytes = 0
+        for inode, area in self._areas.items():
+            if not area.is_dropped:
+                for runs in _batches(self._changes(area)):
+                    pieces = tuple((offset, len(data) // PAGE_BYTES) for offset, data in runs)
+                    wire.send(SharedPages(area=inode, pieces=pieces))
+                    wire.send_stream(data for _offset, data in runs)
+                    self._last_bytes += sum(len(data) for _offset, data in runs)
+        sent = self._last_bytes
+        if is_first:
+            self._last_bytes = 0
+        return sent
+
+    def _find_areas(self) -> None:
+        found: dict[int, list[tuple[int, Mapping]]] = {}
+        for pid in sorted(set(self._pids())):
+            with contextlib.suppress(*_GONE):
+                for mapping in shared_mappings(pid):
+                    found.setdefault(mapping.inode, []).append((pid, mapping))
+        for inode in self._areas.keys() - found.keys():
+            os.close(self._areas.pop(inode).descriptor)
+        for inode, places in found.items():
+            # The kernel numbers System V segments apart from the others: the same number may be two areas.
+            if len({mapping.kind for _pid, mapping in places}) > 1:
+                if inode in self._areas:
+                    os.close(self._areas.pop(inode).descriptor)
+            elif inode not in self._areas:
+                with contextlib.suppress(*_GONE):
+                    descriptor = open_mapping(places[0][0], places[0][1])
+                    self._areas[inode] = _Area(descriptor, places[0][1].kind)
+
+    def _changes(self, area: _Area) -> Iterator[Run]:
+        """Yield what differs, and remember it.  An area that does not fit is dropped."""
+        others = sum(each.kept_bytes for each in self._areas.values() if each is not area)
+        held, seen = area.kept_bytes, set[int]()
+        for number, runs in _chunks(area.descriptor):
+            seen.add(number)
+            before = area.kept.get(number, ())
+            if runs == before:
+                continue
+            held += sum(len(data) for _, data in runs) - sum(len(data) for _, data in before)
+            if others + held > self._limit_bytes and not self._stands:
+                area.is_dropped = True
+                area.kept.clear()
+                return
+            area.kept[number] = runs
+            yield from _differing(runs, before)
+        for number in area.kept.keys() - seen:
+            del area.kept[number]
+
+    def held_images(self, images: int) -> dict[str, int]:
+        """Return which of CRIU's images need not be sent: name of the file of pages → area.
+
+        Those whose pagemap lists nothing that was not sent.  images: descriptor of their folder.
+        """
+        found: dict[str, int] = {}
+        for inode in self.areas:
+            with contextlib.suppress(FileNotFoundError):
+                name = criu_images.shared_pagemap_name(inode)
+                data = criu_images.read_image(images, name)
+                wanted = merge(Range(each.vaddr, each.pages) for each in criu_images.decode_pagemap(data))
+                if _covers(self._held(inode), wanted):
+                    found[criu_images.pages_name(criu_images.pages_id_of(data))] = inode
+        return found
+
+    def _held(self, inode: int) -> tuple[Range, ...]:
+        runs = (run for each in self._areas[inode].kept.values() for run in each)
+        return merge(Range(offset, len(data) // PAGE_BYTES) for offset, data in runs)
+
+    def send_image(self, wire: Wire, *, area: int) -> None:
+        """Say that the pages of an area are those that were sent."""
+        wire.send(SharedImage(area=area))
+
+
+def _chunks(descriptor: int) -> Iterator[tuple[int, tuple[Run, ...]]]:
+    """Read a file: yield the number of each chunk that has pages, and these."""
+    number, runs = -1, list[Run]()
+    for start, end in data_segments(descriptor):
+        while start < end:
+            if start // CHUNK_BYTES != number:
+                if runs:
+                    yield number, tuple(runs)
+                number, runs = start // CHUNK_BYTES, []
+            stop = min(end, (number + 1) * CHUNK_BYTES)
+            data = os.pread(descriptor, stop - start, start)
+            # It was cut meanwhile, or its size is no whole number of pages.
+            runs.append((start, data if len(data) == stop - start else data.ljust(stop - start, b"\0")))
+            start = stop
+    if runs:
+        yield number, tuple(runs)
+
+
+def _differing(runs: Sequence[Run], before: Sequence[Run]) -> Iterator[Run]:
+    """Yield the pages of one chunk that are new or not what they were."""
+    old = {offset + at: (data, at) for offset, data in before for at in range(0, len(data), PAGE_BYTES)}
+    for offset, data in runs:
+        begun = -1
+        for at in range(0, len(data), PAGE_BYTES):
+            known, place = old.get(offset + at, (b"", 0))
+            if known[place : place + PAGE_BYTES] == data[at : at + PAGE_BYTES]:
+                if begun >= 0:
+                    yield offset + begun, data[begun:at]
+                begun = -1
+            elif begun < 0:
+                begun = at
+        if begun >= 0:
+            yield offset + begun, data[begun:]
+
+
+def _batches(runs: Iterable[Run]) -> Iterator[list[Run]]:
+    batch, total = list[Run](), 0
+    for run in runs:
+        batch.append(run)
+        total += len(run[1])
+        if total >= MESSAGE_BYTES:
+            yield batch
+            batch, total = [], 0
+    if batch:
+        yield batch
+
+
+def _covers(held: Sequence[Range], wanted: Sequence[Range]) -> bool:
+    return merge((*held, *wanted)) == tuple(held)
