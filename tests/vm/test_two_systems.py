@@ -244,6 +244,8 @@ def test_programs_move_to_another_kernel_and_back_under_load(
 def test_a_system_is_emptied_patched_and_filled_again(
     laboratory: Laboratory, alpha: Guest, beta: Guest
 ) -> None:
+    if not names_on(alpha):
+        start_programs(alpha)
     load = Load(laboratory)
     try:
         load.start()

@@ -31,7 +31,7 @@ from insula.runtime.translate import from_failure
 
 LOG = logging.getLogger(__name__)
 
-READY_SECONDS = 10.0
+READY_SECONDS = 60.0
 ANSWER_SECONDS = 60.0
 SEND_SECONDS = 10
 """For a spawner that does not read: one that was stopped."""
@@ -326,9 +326,16 @@ class SpawnerClient:
         images: int,
         extra: Sequence[int] = (),
         restore: StartPlan | None = None,
+        page_maps: int = -1,
     ) -> Mapping[str, str]:
-        """Start a CRIU process.  Returns: for a restore, external mount → path in CRIU's view."""
+        """Start a CRIU process.  Returns: for a restore, external mount → path in CRIU's view.
+
+        page_maps: a mount of those that it is to see instead of the kernel's (`hidden.py`).
+        """
         body: dict[str, Any] = {"argv": list(argv)}
+        if page_maps >= 0:
+            body["page_maps"] = True
+            extra = (*extra, page_maps)
         if restore is not None:
             body["restore"] = protocol.encode(restore)
         return dict(self._ask("criu", descriptors=(rpc, images, *extra), **body).fields["external"])
