@@ -85,11 +85,14 @@ def owner_after(fault: Fault, point: Point) -> Owner:
             return Owner.EITHER
         if fault is Fault.CRIU_SOURCE and place >= _DUMPED:
             return Owner.EITHER
+        if fault in (Fault.SPAWNER_SOURCE, Fault.SPAWNER_TARGET):
+            return Owner.EITHER  # there is another at once: what needs none of it meanwhile goes through
         return Owner.SOURCE
-    if fault in (Fault.KILL_TARGET, Fault.KILL_BOTH, Fault.CRIU_TARGET, Fault.SPAWNER_TARGET, Fault.FILLER):
+    if fault in (Fault.KILL_TARGET, Fault.KILL_BOTH, Fault.CRIU_TARGET):
         # It holds, or has taken over, and what it restored is gone before it ran: the source takes it back.
-        return Owner.SOURCE if fault is not Fault.FILLER else Owner.EITHER
-    return Owner.EITHER if fault in (Fault.DISK_TARGET, Fault.MEMORY_TARGET) else Owner.TARGET
+        return Owner.SOURCE
+    loses = (Fault.SPAWNER_TARGET, Fault.FILLER, Fault.DISK_TARGET, Fault.MEMORY_TARGET)
+    return Owner.EITHER if fault in loses else Owner.TARGET
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import SubprocessError
 
-from demo import hosts
+from demo import cleanup, hosts
 from demo.hosts import World
 
 from faults import strike
@@ -30,6 +30,7 @@ MAX_PAUSE_MS = 60_000
 LASTING = frozenset({Fault.SLOW, Fault.DISK_SOURCE, Fault.DISK_TARGET, Fault.MEMORY_TARGET})
 LASTING_S = 4.0
 """What strikes only what is done while it lasts stays for the whole move, or so long."""
+TRIES = 5
 INSULAD = ("-m", "insula.cli")
 
 
@@ -66,6 +67,7 @@ class Field:
         self._first = 0
         self._listener = Listener(world)
         self.last_error = ""
+        self.retried = 0
 
     def close(self) -> None:
         self._listener.close()
@@ -136,13 +138,16 @@ class Field:
         result.seconds = time.monotonic() - began
         result.gap_s = steady.longest_gap_s
         if result.problems:
+            if hold := os.environ.get("FAULTS_HOLD"):
+                print(result.line(), flush=True)
+                time.sleep(float(hold))
             self._begin_anew()
         return result
 
     def _fault(self, case: Case, *, source: str, target: str, result: Result) -> None:
         action = "fail" if case.fault is Fault.FAIL else f"wait:{self._gate}"
         self._wish.write_text(f"{case.point}={action}")
-        mover = threading.Thread(target=self._move, args=(source, target), daemon=True)
+        mover = threading.Thread(target=self._move_until_taken, args=(source, target), daemon=True)
         mover.start()
         if case.fault is Fault.FAIL:
             mover.join(SETTLE_S)
@@ -160,11 +165,21 @@ class Field:
         if mover.is_alive():
             result.problems.append(f"the move has not ended within {SETTLE_S:.0f} s")
 
+    def _move_until_taken(self, source: str, target: str) -> None:
+        """Move; again what CRIU cannot dump just now (a connection that is being made), as its error says."""
+        for _try in range(TRIES):
+            self._move(source, target)
+            if "TCP connection" not in self.last_error:
+                return
+            self.retried += 1
+
     def _move(self, source: str, target: str) -> None:
         self.last_error = ""
         try:
             self.pair.act(source, NAME, "migrate", target=target, max_pause_ms=MAX_PAUSE_MS)
-        except (InsulaError, OSError, ValueError) as error:
+        except InsulaError as error:
+            self.last_error = error.message
+        except (OSError, ValueError) as error:
             self.last_error = str(error)
 
     @contextmanager
@@ -222,6 +237,9 @@ class Field:
             problems += self._residue(home, other)
 
     def _residue(self, home: str, other: str) -> list[str]:
+        for pid in cleanup.members(self._id):
+            with suppress(ChildProcessError):  # orphans are this process's children, as init's elsewhere
+                os.waitpid(pid, os.WNOHANG)
         found = [f"{other} still has {each}" for each in self.pair.traces(other, self._id)]
         found += [f"{other} still has {line}" for line in self._lines(other)]
         found += [

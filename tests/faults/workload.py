@@ -26,23 +26,26 @@ LIMIT_BYTES = 1 << 20
 PROGRAM = f"""
 import json, os, socket, threading, time
 lock = threading.Lock()
-log = open("/data/log", "a+b")
-log.seek(0)
-stored = log.read().decode().split()
+log = os.open("/data/log", os.O_RDWR | os.O_APPEND | os.O_CREAT)
+stored = os.read(log, 1 << 24).decode().split()
 nonce = os.urandom(8).hex()
 ballast = bytearray(os.urandom(6 << 20))
 
 def add(number):
     with lock:
-        log.write(b"%d\\n" % number)
-        log.flush()
-        os.fsync(log.fileno())
+        line = b"%d\\n" % number
+        while line:
+            try:
+                line = line[os.write(log, line):]
+            except OSError:  # the disk is full
+                time.sleep(0.05)
+        os.fsync(log)
         stored.append(str(number))
         ballast[number * 4096 % len(ballast)] ^= 1
 
 def clear():
     with lock:
-        log.truncate(0)
+        os.ftruncate(log, 0)
         stored.clear()
 
 def serve(connection):

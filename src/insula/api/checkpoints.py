@@ -8,7 +8,7 @@ from aiohttp import web
 from insula.api.call import Call, answer, empty
 from insula.api.verbs import Reporter, Result
 from insula.model.grant import Grant
-from insula.model.spec import CheckpointWish, MigrateWish, RestoreWish
+from insula.model.spec import CheckpointWish, MigrateWish, ResolveWish, RestoreWish
 
 WishType = TypeVar("WishType", contravariant=True)
 
@@ -39,6 +39,12 @@ async def migrate(call: Call) -> web.StreamResponse:
     wish = await call.body(MigrateWish)
     await call.run(call.api.store.get_host, wish.target)
     return await _begin(call, call.api.verbs.migrate, wish=wish, kind="migrate", may_cancel=True)
+
+
+async def resolve(call: Call) -> web.StreamResponse:
+    wish = await call.body(ResolveWish)
+    await call.run(call.api.verbs.resolve, call.grant, call.ref, wish=wish)
+    return empty()
 
 
 class _Verb(Protocol[WishType]):

@@ -71,6 +71,7 @@ ROUTES: tuple[Route, ...] = (
     Route("DELETE", _CONTAINER + "/checkpoints/{name}", checkpoints.delete, Action.CHECKPOINT),
     Route("POST", _CONTAINER + "/restore", checkpoints.restore, Action.CHECKPOINT),
     Route("POST", _CONTAINER + "/migrate", checkpoints.migrate, Action.MIGRATE),
+    Route("POST", _CONTAINER + "/resolve", checkpoints.resolve, Action.ADMIN),
     Route("GET", "/v1/images", images.list_all, Action.READ),
     Route("POST", "/v1/images/import", images.import_tar, Action.CREATE),
     Route("POST", "/v1/images/build", images.build, Action.CREATE),

@@ -7,6 +7,7 @@ from typing import BinaryIO
 from insula.api.bodies import PathStat
 from insula.api.verbs import AttachRequest, LogCursor, LogWish, Reporter, Result
 from insula.boot.protocol import AttachPlan
+from insula.migrate.settle import resolve
 from insula.migrate.source import migrate
 from insula.migrate.target import receive
 from insula.migrate.wire import Peers, Socket
@@ -17,6 +18,7 @@ from insula.model.spec import (
     ExecSpec,
     MigrateWish,
     ResizeWish,
+    ResolveWish,
     RestoreWish,
     Spec,
     StopWish,
@@ -137,6 +139,9 @@ class Containers:
 
     def migrate(self, grant: Grant, ref: str, *, wish: MigrateWish, reporter: Reporter) -> Result:
         return migrate(grant, self.runtime, ref, wish=wish, peers=self.peers, reporter=reporter)
+
+    def resolve(self, grant: Grant, ref: str, *, wish: ResolveWish) -> None:
+        resolve(grant, self.runtime, ref, wish=wish)
 
     def receive_migration(self, grant: Grant, connection: Socket) -> None:
         receive(grant, self.runtime, connection=connection, peers=self.peers)

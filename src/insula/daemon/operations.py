@@ -145,9 +145,9 @@ class OperationRegistry:
 
         with self.lock:
             # Followers wake last: who has seen the end may close the store.
-            del self._running[running.record.id]
-            self._store.prune_operations(keep=KEPT)
-            self.change(running, change, persist=True)
+            if self._persist(change(running.record)):
+                del self._running[running.record.id]
+            self.change(running, change, persist=False)
         fields = {"operation": running.record.id, "kind": running.record.kind, "status": status.value}
         LOG.info("operation ended", extra={"fields": fields})
 
@@ -158,9 +158,22 @@ class OperationRegistry:
         with self.lock:
             running.record = change(running.record)
             if persist:
-                self._store.save_operation(running.record)
+                self._persist(running.record)
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(_wake, running)
+
+    def _persist(self, record: OperationRecord) -> bool:
+        """Write a record down, and forget the oldest.  On a full disk it is remembered in memory alone: the action goes on."""
+        try:
+            self._store.save_operation(record)
+            self._store.prune_operations(keep=KEPT)
+        except InsulaError as error:
+            LOG.warning(
+                "an operation was not written down",
+                extra={"fields": {"operation": record.id, "reason": str(error)}},
+            )
+            return False
+        return True
 
     def list(self, tenant: str | None) -> list[OperationRecord]:
         """Return the tenant's operations, oldest first, with their progress."""

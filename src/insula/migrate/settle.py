@@ -20,10 +20,12 @@ from collections.abc import Callable
 from msgspec.structs import replace
 
 from insula.migrate.wire import Peers, Wire
-from insula.model.errors import ContainerNotFound, InsulaError, MigrationFailed
+from insula.model.errors import ContainerNotFound, InsulaError, MigrationFailed, WrongState
+from insula.model.grant import Grant
 from insula.model.lifecycle import Status
 from insula.model.migration import Owner, Question
 from insula.model.record import ContainerRecord
+from insula.model.spec import Resolution, ResolveWish
 from insula.runtime import dump
 from insula.runtime.context import Runtime
 from insula.runtime.delete import remove_moved
@@ -32,14 +34,19 @@ from insula.runtime.undo import attempt, until_done
 
 LOG = logging.getLogger(__name__)
 
+GIVEN = "given:"
+"""Journal, with the container's id: an administrator gave it up here, `GENERATION HOST` is its owner."""
+LEAVING = "leaving:"
+"""Journal, with the container's id: the host that it is offered to."""
+SETTLE_SECONDS = 20.0
 PAUSE_S = 0.2
 MAX_PAUSE_S = 2.0
 
 
 def ask_until_answered(
     runtime: Runtime, peers: Peers, *, host: str, question: Question, on_silence: Callable[[str], None]
-) -> Owner:
-    """Ask a paired host who owns a container until it answers.
+) -> Owner | Resolution:
+    """Ask a paired host who owns a container until it answers, or an administrator decides.
 
     on_silence: called with the reason after each try that failed.  Raises: MigrationFailed when this insulad ends.
     """
@@ -49,7 +56,9 @@ def ask_until_answered(
             return _ask(peers, host=host, question=question)
         except (InsulaError, OSError) as error:
             on_silence(str(error))
-        if runtime.closing.wait(pause):
+        if resolution := runtime.doubts.wait(question.container, seconds=pause):
+            return resolution
+        if runtime.closing.is_set():
             raise MigrationFailed(f"cannot learn who owns `{question.container[:12]}`: insulad ends")
         pause = min(pause * 2, MAX_PAUSE_S)
 
@@ -63,11 +72,14 @@ def _ask(peers: Peers, *, host: str, question: Question) -> Owner:
         wire.close()
 
 
-def answer_question(runtime: Runtime, container_id: str) -> Owner:
+def answer_question(runtime: Runtime, question: Question) -> Owner:
     """Say who owns a container and since which generation; an empty name for one that was never here.
 
     Waits while a move in or out of it is undecided here.
     """
+    container_id = question.container
+    if container_id in runtime.dropping:
+        return Owner(name="", generation=0)
     try:
         record = runtime.store.get_container(container_id)
     except ContainerNotFound:
@@ -78,17 +90,22 @@ def answer_question(runtime: Runtime, container_id: str) -> Owner:
             try:
                 record = runtime.store.get_container(container_id)
             except ContainerNotFound:
-                return _from_journal(runtime, container_id)
+                return _from_journal(runtime, question)
             if record.status is Status.RESTORING and record.owner == runtime.host_name:
                 raise MigrationFailed(f"cannot tell who owns `{container_id[:12]}`: it is not yet known here")
     return Owner(name=record.owner, generation=record.generation)
 
 
-def _from_journal(runtime: Runtime, container_id: str) -> Owner:
-    taken = runtime.store.read_journal(TAKEN + container_id)
-    if taken is None:
-        return Owner(name="", generation=0)
-    return Owner(name=runtime.host_name, generation=int(taken.split()[0]))
+def _from_journal(runtime: Runtime, question: Question) -> Owner:
+    container_id = question.container
+    if (taken := runtime.store.read_journal(TAKEN + container_id)) is not None:
+        return Owner(name=runtime.host_name, generation=int(taken.split()[0]))
+    if (given := runtime.store.read_journal(GIVEN + container_id)) is not None:
+        generation, _, name = given.decode().partition(" ")
+        if question.generation < int(generation):
+            return Owner(name=name, generation=int(generation))
+        runtime.store.delete_journal(GIVEN + container_id)  # it has taken over
+    return Owner(name="", generation=0)
 
 
 def learn_commit(runtime: Runtime, record: ContainerRecord, *, peers: Peers) -> int:
@@ -104,7 +121,13 @@ def learn_commit(runtime: Runtime, record: ContainerRecord, *, peers: Peers) -> 
         )
 
     question = Question(container=record.id, generation=record.generation)
-    owner = ask_until_answered(runtime, peers, host=record.owner, question=question, on_silence=say)
+    with runtime.doubts.entered(record.id):
+        owner = ask_until_answered(runtime, peers, host=record.owner, question=question, on_silence=say)
+    if owner is Resolution.KEEP:
+        # Above what the source may have committed: should it come back, it learns that it has lost.
+        return record.generation + 2
+    if isinstance(owner, Resolution):
+        raise MigrationFailed(f"cannot take `{record.name}`: it was given up here")
     if owner.generation != record.generation + 1 or owner.name in ("", record.owner):
         raise MigrationFailed(f"cannot take `{record.name}`: `{record.owner}` has kept it")
     return owner.generation
@@ -119,10 +142,18 @@ def confirm_or_take_back(
     Raises: MigrationFailed when this insulad ends before there is an answer.
     """
     question = Question(container=record.id, generation=record.generation)
-    owner = ask_until_answered(runtime, peers, host=record.owner, question=question, on_silence=on_silence)
-    if owner.generation >= record.generation:
+    with runtime.doubts.entered(record.id):
+        owner = ask_until_answered(
+            runtime, peers, host=record.owner, question=question, on_silence=on_silence
+        )
+    if owner is Resolution.GIVE_UP:
+        given = b"%d %s" % (record.generation, record.owner.encode())
+        runtime.store.write_journal(GIVEN + record.id, given)
         return True
-    LOG.warning("the target lost it: taken back", extra={"fields": {"container": record.id[:12]}})
+    if isinstance(owner, Owner) and owner.generation >= record.generation:
+        return True
+    reason = "an administrator keeps it" if isinstance(owner, Resolution) else "the target lost it"
+    LOG.warning("taken back", extra={"fields": {"container": record.id[:12], "reason": reason}})
     return not runtime.store.commit_owner(record.id, record.generation, new_owner=runtime.host_name)
 
 
@@ -137,6 +168,7 @@ def thaw(runtime: Runtime, container_id: str) -> None:
     attempt(dump.release_network, record)
     if group.exists():
         attempt(group.thaw)
+    attempt(runtime.store.delete_journal, LEAVING + record.id)
     if record.status in (Status.MIGRATING, Status.MOVED):
         _write_later_if_need_be(runtime, record)
 
@@ -168,6 +200,8 @@ def settle_all(runtime: Runtime, peers: Peers) -> None:
             settle_later(runtime, record.id, peers=peers)
     for key in runtime.store.list_journal(TAKEN):
         forget_taken_later(runtime, key.removeprefix(TAKEN), peers=peers)
+    for key in runtime.store.list_journal(LEAVING):
+        forget_leaving_later(runtime, key.removeprefix(LEAVING), peers=peers)
 
 
 def settle_later(runtime: Runtime, container_id: str, *, peers: Peers) -> None:
@@ -195,9 +229,75 @@ def _settle_locked(runtime: Runtime, record: ContainerRecord, *, peers: Peers) -
         )
 
     if confirm_or_take_back(runtime, record, peers=peers, on_silence=say):
-        until_done(runtime.closing, lambda: remove_moved(runtime, record), what="remove a moved container")
+        until_done(runtime.closing, lambda: remove_lost(runtime, record), what="remove a moved container")
     else:
         thaw(runtime, record.id)
+
+
+def remove_lost(runtime: Runtime, record: ContainerRecord) -> None:
+    """Remove what is left of a container that another host owns, and every note of its move.  May be called again."""
+    remove_moved(runtime, record)
+    runtime.store.delete_journal(LEAVING + record.id)
+    runtime.store.delete_journal(TAKEN + record.id)
+
+
+def note_leaving(runtime: Runtime, record: ContainerRecord, *, target: str) -> None:
+    """Write down to whom a container is about to be offered: an administrator there may decide, should this host vanish."""
+    runtime.store.write_journal(LEAVING + record.id, target.encode())
+
+
+def forget_leaving_later(runtime: Runtime, container_id: str, *, peers: Peers) -> None:
+    """Ask the target of an interrupted move whether it keeps the container all the same; in a thread of its own."""
+    threading.Thread(
+        target=_forget_leaving,
+        args=(runtime, container_id, peers),
+        name=f"leaving-{container_id[:12]}",
+        daemon=True,
+    ).start()
+
+
+def _forget_leaving(runtime: Runtime, container_id: str, peers: Peers) -> None:
+    target = (runtime.store.read_journal(LEAVING + container_id) or b"").decode()
+    try:
+        generation = runtime.store.get_container(container_id).generation
+    except ContainerNotFound:
+        runtime.store.delete_journal(LEAVING + container_id)
+        return
+    question = Question(container=container_id, generation=generation)
+    try:
+        owner = ask_until_answered(runtime, peers, host=target, question=question, on_silence=_nothing)
+        with runtime.locked(container_id):
+            record = runtime.store.get_container(container_id)
+            if record.owner == runtime.host_name and _is_lost(owner, record=record, to=target):
+                LOG.error(
+                    "another host was given the container: dropped here",
+                    extra={"fields": {"container": container_id[:12], "host": target}},
+                )
+                until_done(
+                    runtime.closing, lambda: remove_lost(runtime, record), what="drop a lost container"
+                )
+        runtime.store.delete_journal(LEAVING + container_id)
+    except InsulaError as error:
+        LOG.info("not confirmed", extra={"fields": {"container": container_id[:12], "reason": str(error)}})
+
+
+def _is_lost(owner: Owner | Resolution, *, record: ContainerRecord, to: str) -> bool:
+    return isinstance(owner, Owner) and owner.name == to and owner.generation > record.generation
+
+
+def resolve(grant: Grant, runtime: Runtime, ref: str, *, wish: ResolveWish) -> None:
+    """Decide about a container that stands still because its other host does not answer.
+
+    Raises: ContainerNotFound; WrongState if nothing is in doubt.
+    """
+    record = runtime.find(grant, ref)
+    if not runtime.doubts.decide(record.id, wish.decision):
+        raise WrongState(
+            f"cannot resolve `{record.name}`: it is not in doubt who owns it",
+            hint="only a container that stands still between two hosts can be resolved; `insula ps` shows it as `moved` or `restoring`",
+        )
+    if not runtime.doubts.wait_settled(record.id, seconds=SETTLE_SECONDS):
+        raise MigrationFailed(f"cannot resolve `{record.name}` yet: see the daemon's log")
 
 
 def forget_taken_later(runtime: Runtime, container_id: str, *, peers: Peers) -> None:
@@ -222,9 +322,20 @@ def _forget_taken(runtime: Runtime, container_id: str, peers: Peers) -> None:
     try:
         while True:
             owner = ask_until_answered(runtime, peers, host=source, question=question, on_silence=_nothing)
-            if owner.name == "" or owner.generation != int(generation):
+            if isinstance(owner, Resolution) or owner.name == "" or owner.generation != int(generation):
                 break
-            if runtime.closing.wait(PAUSE_S):  # it has committed, and not yet removed what is left there
+            if runtime.closing.wait(MAX_PAUSE_S):  # it has committed, and not yet removed what is left there
+                return
+        with runtime.locked(container_id):
+            record = runtime.store.get_container(container_id)
+            if record.owner == runtime.host_name and _is_lost(owner, record=record, to=source):
+                LOG.error(
+                    "its source took the container back: dropped here",
+                    extra={"fields": {"container": container_id[:12], "host": source}},
+                )
+                until_done(
+                    runtime.closing, lambda: remove_lost(runtime, record), what="drop a lost container"
+                )
                 return
         runtime.store.delete_journal(TAKEN + container_id)
         restart_at_rest(runtime, runtime.store.get_container(container_id))

@@ -22,6 +22,7 @@ from insula.kernel.cgroup import Limits
 from insula.kernel.hold import Hold, pack, replay
 from insula.kernel.pagemap import Range
 from insula.migrate import settle, track
+from insula.migrate.absent import complete_images
 from insula.migrate.fault import Point, fault
 from insula.migrate.plan import plan_move
 from insula.migrate.precopy import Brake, Precopy, Rules
@@ -29,7 +30,7 @@ from insula.migrate.preflight import describe
 from insula.migrate.shared import SharedSource
 from insula.migrate.trees import open_trees
 from insula.migrate.wire import Peers, Wire
-from insula.model.errors import InsulaError, MigrationFailed, ProtocolError, Unsupported
+from insula.model.errors import Cancelled, InsulaError, MigrationFailed, ProtocolError, Unsupported
 from insula.model.grant import Grant
 from insula.model.lifecycle import Event, Status, after
 from insula.model.migration import (
@@ -46,6 +47,7 @@ from insula.model.migration import (
     Offer,
     Phase,
     Prepare,
+    Refuse,
     Restore,
     Resumed,
 )
@@ -53,7 +55,7 @@ from insula.model.record import ContainerRecord
 from insula.model.spec import DEFAULT_MAX_PAUSE_MS, MigrateWish, Mode
 from insula.runtime import dump
 from insula.runtime.context import Runtime
-from insula.runtime.delete import remove_moved
+from insula.runtime.hidden import HiddenMemory
 from insula.runtime.logs import export_logs
 from insula.runtime.plan import StartPlan, limits_plan, start_plan
 from insula.runtime.undo import attempt
@@ -93,14 +95,16 @@ def migrate(
         reporter.phase(Phase.PREFLIGHT)
         offer = describe(runtime, record)
         wire = Wire(peers.open(host))
-        held.callback(wire.close)
+        held.push(_leave(wire))
         group = runtime.group(record.id)
         tracker = _open_tracker(runtime, record, mode=wish.mode)
         held.callback(tracker.close)
         rules = rules_of(wish, record, tracker=tracker)
         if wish.plan:
+            seen = plan_move(runtime, offer, wire=wire, tracker=tracker, rules=rules)
+            _turn_back(wire)
             return {
-                **plan_move(runtime, offer, wire=wire, tracker=tracker, rules=rules),
+                **seen,
                 "target": host.name,
                 "mode": wish.mode.value,
             }
@@ -128,7 +132,7 @@ def migrate(
         )
         try:
             move.run(offer, in_rounds=wish.mode is not Mode.STOP_COPY and tracker.kind != "none")
-            remove_moved(runtime, record)
+            settle.remove_lost(runtime, record)
         except BaseException:
             if move.is_committed:
                 settle.settle_later(runtime, record.id, peers=peers)
@@ -145,6 +149,24 @@ def migrate(
         "seconds": round(time.monotonic() - move.began, 3),
         **move.watch.results(),
     }
+
+
+def _leave(wire: Wire) -> Callable[[object, object, object], None]:
+    """Return what ends a connection, however the move went."""
+
+    def leave(_kind: object, error: object, _trace: object) -> None:
+        if error is not None:
+            _turn_back(wire)
+        wire.close()
+
+    return leave
+
+
+def _turn_back(wire: Wire) -> None:
+    """Tell the target that nothing will come, and wait until it has undone its part."""
+    with suppress(InsulaError):
+        wire.send(Refuse(code=Cancelled.code, message="the source goes no further"))
+        wire.drain()
 
 
 def _open_tracker(runtime: Runtime, record: ContainerRecord, *, mode: Mode) -> track.Tracker:
@@ -248,6 +270,7 @@ class Move:
         else:
             self._precopy.check_whole()
         fault(Point.SOURCE_ROUND)
+        settle.note_leaving(self._runtime, self._record, target=self._target)
         self._wire.send(Prepare())
         self._wire.expect(Answer)
         self._reporter.check()
@@ -265,6 +288,7 @@ class Move:
 
     def _dump(self, plan: StartPlan, *, images: int) -> None:
         rest = _Beside(self._precopy.finish)
+        hidden = HiddenMemory(self._runtime.group(self._record.id).pids())
 
         def frozen() -> None:
             self._frozen_at = time.monotonic()
@@ -277,21 +301,24 @@ class Move:
             rest.result()
             # From here on not even a dying CRIU wakes them: it is for the owner to decide.
             self._runtime.group(self._record.id).freeze()
+            complete_images(images, self._precopy.last, hidden=hidden.ranges)
             fault(Point.SOURCE_DUMPED)
             self._transfer(images)
             self._commit()
 
         try:
-            dump.dump(
-                self._runtime,
-                self._record,
-                plan,
-                images=images,
-                leave_running=False,
-                on_frozen=frozen,
-                on_dumped=dumped,
-                is_lazy=True,
-            )
+            with hidden:
+                dump.dump(
+                    self._runtime,
+                    self._record,
+                    plan,
+                    images=images,
+                    leave_running=False,
+                    on_frozen=frozen,
+                    on_dumped=dumped,
+                    is_lazy=True,
+                    hidden=hidden,
+                )
         except InsulaError:
             if not self._confirmed:
                 raise

@@ -77,7 +77,7 @@ def receive(grant: Grant, runtime: Runtime, *, connection: Socket, peers: Peers)
             case Offer():
                 _receive_container(runtime, first, wire=wire, peer=grant.principal.name, peers=peers)
             case Question():
-                wire.send(answer_question(runtime, first.container))
+                wire.send(answer_question(runtime, first))
             case Recall():
                 serve_recall(grant, runtime, first, wire=wire, peer=grant.principal.name, peers=peers)
             case _:
@@ -131,7 +131,11 @@ def _take_in(
 
 def _drop(runtime: Runtime, record: ContainerRecord) -> None:
     """Take away what was made, however long a full disk or a lost spawner makes that."""
-    until_done(runtime.closing, lambda: drop_arrival(runtime, record), what="drop an arrival")
+    runtime.dropping.add(record.id)  # the source may know already
+    try:
+        until_done(runtime.closing, lambda: drop_arrival(runtime, record), what="drop an arrival")
+    finally:
+        runtime.dropping.discard(record.id)
 
 
 def _reserve(runtime: Runtime, offer: Offer, *, peer: str, undo: ExitStack) -> ContainerRecord:

@@ -201,6 +201,19 @@ class MigrateWish(Wish, kw_only=True, frozen=True):
     """Say what it would be like, and move nothing."""
 
 
+class Resolution(StrEnum):
+    """What an administrator decides about a container whose other host never returns."""
+
+    KEEP = "keep"
+    """It is this host's: it runs here; the other host loses what it has."""
+    GIVE_UP = "give-up"
+    """It is the other host's: nothing of it stays here."""
+
+
+class ResolveWish(Wish, kw_only=True, frozen=True):
+    decision: Resolution
+
+
 class DrainWish(Wish, kw_only=True, frozen=True):
     to: tuple[str, ...] = ()
     """Paired hosts that may take something; empty: all that answer."""

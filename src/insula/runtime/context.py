@@ -19,6 +19,7 @@ from insula.model.grant import Grant
 from insula.model.lifecycle import ALIVE
 from insula.model.record import ContainerRecord
 from insula.network.attach import Networks
+from insula.runtime.doubt import Doubts
 from insula.runtime.locks import Locks
 from insula.runtime.store import Store
 from insula.runtime.supervise import SpawnerClient
@@ -75,6 +76,9 @@ class Runtime:
     """Tenant → first uid of its range.  Raises: UidRangeExhausted."""
     closing: threading.Event = field(default_factory=threading.Event)
     _locks: Locks = field(default_factory=Locks)
+    doubts: Doubts = field(default_factory=Doubts)
+    dropping: set[str] = field(default_factory=set)
+    """Arrivals that never run here, and of which not every trace is gone."""
     ended: threading.Condition = field(default_factory=threading.Condition)
     """Notified whenever a container's end has been written down."""
 

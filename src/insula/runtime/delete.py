@@ -51,6 +51,11 @@ def remove_moved(runtime: Runtime, record: ContainerRecord) -> None:
             LOG.warning("a moved container does not end", extra={"fields": {"container": record.id[:12]}})
     while not runtime.spawner.forget(record.id) and time.monotonic() < deadline:
         runtime.closing.wait(0.002)
+    if group.exists():  # of a spawner that has ended
+        try:
+            group.delete(deadline)
+        except (OSError, TimeoutError) as error:
+            LOG.warning("cgroups of a moved container stay", extra={"fields": {"reason": str(error)}})
     # The record last: as long as it is there, the next insulad goes on with this.
     for mount in record.spec.mounts:
         if mount.kind is MountKind.VOLUME:

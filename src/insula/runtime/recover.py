@@ -72,7 +72,8 @@ def recover(runtime: Runtime, held: Sequence[Exit]) -> None:
             names=tuple(filter(None, dict.fromkeys((record.name, record.id[:12], record.spec.hostname)))),
         )
         for record in runtime.store.list_containers()
-        if record.attachment is not None and record.status in ALIVE
+        # A moved one may be taken back.
+        if record.attachment is not None and (record.status in ALIVE or record.status is Status.MOVED)
     )
     for record in runtime.store.list_containers():
         # A delay before a restart ended with the last insulad, or the spawner ended under the container.

@@ -7,6 +7,7 @@ import json
 
 from insula.cli.progress import watch
 from insula.client.http import quote
+from insula.model.errors import InvalidSpec
 from insula.model.units import parse_duration
 
 TYPE_CHECKING = False
@@ -37,11 +38,27 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--plan", action="store_true", help="measure and say what it would be like; move nothing"
     )
+    parser.add_argument(
+        "--resolve",
+        choices=("keep", "give-up"),
+        help="instead of moving: decide about a container that stands still because the other host of its move"
+        " never returns; it runs here (keep), or nothing of it stays here (give-up); administrators only",
+    )
     parser.add_argument("container", metavar="CONTAINER", help="name or id")
-    parser.add_argument("host", metavar="HOST", help="a paired host, see `insula host ls`")
+    parser.add_argument(
+        "host", metavar="HOST", nargs="?", default="", help="a paired host, see `insula host ls`"
+    )
 
 
 def run(options: Namespace, client: Client) -> int:
+    if options.resolve:
+        where = f"/v1/containers/{quote(options.container)}/resolve"
+        client.call("POST", where, body={"decision": options.resolve})
+        return 0
+    if not options.host:
+        raise InvalidSpec(
+            f"cannot migrate `{options.container}`: no host is named", hint="insula host ls lists them"
+        )
     where = f"/v1/containers/{quote(options.container)}/migrate"
     wish: dict[str, object] = {"target": options.host, "mode": options.mode, "plan": options.plan}
     if options.max_pause:
