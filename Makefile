@@ -26,7 +26,7 @@ demo: setup ## two hosts, two users, one running Redis carried from one host to 
 	@$(PYTHON) -m demo $(PASS_ON)
 
 test: setup ## all tests: unit, house rules, then kernel and system tests as root
-	@$(PYTEST) tests
+	@scripts/test
 
 test-unit: venv ## unit tests and house rules (no root needed)
 	@$(PYTEST) tests/unit tests/test_layers.py tests/test_style.py
