@@ -7,26 +7,16 @@ Needs the CRIU that `insula setup` found good on this host.
 
 import os
 import signal
-import socket
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 
 import pytest
 
-from insula.boot import engine, protocol
-from insula.boot.engine import FIRST_INHERITED_FD, IMAGES_FD, RPC_FD
-from insula.kernel import criu, criu_images, userfault_permit
-from insula.kernel.criu_find import find_criu
-from insula.kernel.criu_images import PAGE_BYTES, PE_LAZY
+import carried
+from insula.kernel import criu
 from insula.migrate.memory import MemoryStore, Range
 from insula.model import stream
-from insula.runtime import lazy
 from insula.runtime.dump import memory_folder
-from spawned import PYTHON, Spawned, Started, is_alive, wait_until
-
-IMAGES = f"/proc/self/fd/{IMAGES_FD}"
-LIMIT_BYTES = 2 << 30
-Reader = Callable[[int, Range], bool]
+from spawned import Spawned, Started, is_alive, wait_until
 
 
 @pytest.fixture
@@ -37,245 +27,22 @@ def images() -> Iterator[int]:
 
 @pytest.fixture
 def store() -> Iterator[MemoryStore]:
-    with MemoryStore(limit_bytes=LIMIT_BYTES) as made:
+    with MemoryStore(limit_bytes=carried.LIMIT_BYTES) as made:
         yield made
 
 
-def _all(_pid: int, _range: Range) -> bool:
-    return True
-
-
-def _read_memory(
-    host: Spawned, container: Started, images: int, store: MemoryStore, *, wanted: Reader
-) -> None:
-    """Put what CRIU left out into the store."""
-    for pid in host.group(container).pids():
-        inner = int(_status(pid, "NSpid").split()[-1])
-        try:
-            data = _image(images, f"pagemap-{inner}.img")
-        except FileNotFoundError:
-            continue  # a zombie
-        entries = criu_images.decode_pagemap(data)
-        ranges = [(each.vaddr, each.pages) for each in entries if each.flags & PE_LAZY]
-        ranges = [each for each in ranges if wanted(inner, each)]
-        taken = store.begin(inner, ranges)
-        with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
-            for start, pages in ranges:
-                left = pages * PAGE_BYTES
-                while left:
-                    piece = os.pread(memory.fileno(), min(left, 1 << 20), start + pages * PAGE_BYTES - left)
-                    taken.feed(piece)
-                    left -= len(piece)
-        taken.finish()
-
-
-def _status(pid: int, key: str) -> str:
-    with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
-        return next(line.split(":", 1)[1].strip() for line in file if line.startswith(key + ":"))
-
-
-def _image(images: int, name: str) -> bytes:
-    with open(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=images), "rb") as file:
-        return file.read()
-
-
-def _errors(images: int, name: str) -> str:
-    lines = _image(images, name).decode(errors="replace").splitlines()
-    return "\n".join(line for line in lines if "Error" in line)[-3000:]
-
-
-def _engine(
-    host: Spawned, images: int, *, extra: tuple[int, ...] = (), **body: object
-) -> tuple[socket.socket, dict[str, str]]:
-    program = find_criu()
-    assert program is not None, "no CRIU: run scripts/setup"
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs:
-        argv = [*program.argv, "swrk", str(RPC_FD)]
-        answer = host.client.ask("criu", descriptors=(theirs.fileno(), images, *extra), argv=argv, **body)
-    ours.settimeout(60)
-    return ours, answer["external"]
-
-
-def _dump(
-    host: Spawned, container: Started, images: int, *, handle: Callable[[criu.Notification], bool]
-) -> criu.Response:
-    binds = enumerate(container.plan.mounts)
-    external = ("mnt[/dev]:dev", *(f"mnt[{each.target}]:mount{number}" for number, each in binds))
-    options = criu.Options(
-        images_dir=IMAGES,
-        pid=container.pid,
-        external=external,
-        log_file="dump.log",
-        lazy_pages=True,
-        config_file=lazy.CONFIG_FILE,
-    )
-    with ExitStack() as held:
-        connection, _ = _engine(host, images, extra=lazy.dump_descriptors(held))
-        with connection:
-            return criu.request(connection, criu.DUMP, options, handle=handle)
-
-
-def _begin_restore(
-    host: Spawned, container: Started, images: int, store: MemoryStore, links: list[str]
-) -> int:
-    key = container.key
-    host.client.ask("prepare", plan=protocol.encode(container.plan))
-    slots = {str(pid): slot for pid, slot in store.slots.items()}
-    filler = host.client.ask("fill", descriptors=(images, store.descriptor), key=key, slots=slots)["pid"]
-    connection, places = _engine(host, images, restore=protocol.encode(container.plan))
-    expected = sum(criu_images.pid_of(name) is not None for name in os.listdir(images))
-
-    def handle(stage: criu.Notification) -> bool:
-        if stage.stage == "setup-namespaces":
-            host.client.ask("plug", key=key, pid=stage.pid)
-        if stage.stage == "post-restore":
-            assert _filling(host, container)["memories"] == expected
-        return True
-
-    inherited = {link: FIRST_INHERITED_FD + number for number, link in enumerate(links) if "pipe:" in link}
-    options = criu.Options(
-        images_dir=IMAGES,
-        root=engine.ROOT,
-        external=tuple(f"mnt[{name}]:{path}" for name, path in places.items()),
-        inherit_fd=tuple(inherited.items()),
-        rst_sibling=True,
-        log_file="restore.log",
-        lazy_pages=True,
-    )
-    is_adopted = False
-    try:
-        with connection, userfault_permit.permit():
-            response = criu.request(connection, criu.RESTORE, options, handle=handle)
-        assert response.success, _errors(images, "restore.log")
-        host.client.ask("adopt", key=key, pid=response.pid)
-        is_adopted = True
-    finally:
-        if not is_adopted:
-            host.client.ask("discard", key=key)
-    container.pid = response.pid
-    return int(filler)
-
-
-def _filling(host: Spawned, container: Started) -> dict[str, object]:
-    fields, descriptors = host.client.ask_for_descriptors("filling", key=container.key)
-    for each in descriptors:
-        os.close(each)
-    return fields
-
-
-def _dump_and_let_go(
-    host: Spawned, container: Started, images: int, store: MemoryStore, *, wanted: Reader = _all
-) -> list[str]:
-    links = [os.readlink(f"/proc/{container.pid}/fd/{number}") for number in range(3)]
-
-    def handle(stage: criu.Notification) -> bool:
-        if stage.stage == "post-dump":
-            _read_memory(host, container, images, store, wanted=wanted)
-        return True
-
-    response = _dump(host, container, images, handle=handle)
-    assert response.success, _errors(images, "dump.log")
-    assert host.client.wait_exit(container.key) == 137
-    host.client.events.clear()
-    host.client.ask("forget", key=container.key)
-    return links
-
-
-def _carry(host: Spawned, container: Started, images: int, store: MemoryStore) -> None:
-    links = _dump_and_let_go(host, container, images, store)
-    assert store.missing(images) == {}
-    _begin_restore(host, container, images, store, links)
-
-
-def _wait_filled(host: Spawned, container: Started) -> None:
-    wait_until(lambda: _filling(host, container)["state"] != "filling", what="all is filled")
-    assert _filling(host, container)["state"] == "filled"
-
-
-PROLOGUE = """
-import mmap, os, signal, socket, struct, sys, threading, time
-def say(text): print(text, flush=True)
-def wait(name):
-    while not os.path.exists("/root/" + name): time.sleep(0.01)
-def anonymous(megabytes):
-    memory = mmap.mmap(-1, megabytes << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    write(memory, 7)
-    return memory
-def page(number, salt): return struct.pack("<QQ", number, salt) * 256
-def write(memory, salt, step=1):
-    for number in range(0, len(memory) // 4096, step): memory[number * 4096:number * 4096 + 4096] = page(number, salt)
-def check(memory, salt, step=1, other=None):
-    for number in range(0, len(memory) // 4096):
-        salted = salt if number % step == 0 else other
-        assert memory[number * 4096:number * 4096 + 4096] == page(number, salted), (number, os.getpid())
-"""
-
-EVERYTHING = """
-file = open("/root/file", "w+b"); file.write(b"f" * (1 << 20)); file.flush()
-mapped = mmap.mmap(file.fileno(), 1 << 20, flags=mmap.MAP_PRIVATE)
-mapped[4096:8192] = b"m" * 4096
-shared = mmap.mmap(-1, 4 << 20); write(shared, 3)
-memory = anonymous(160)
-empty = mmap.mmap(-1, 8 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-listener = socket.create_server(("127.0.0.1", 0))
-one = socket.create_connection(listener.getsockname()); other, _ = listener.accept()
-one.send(b"on the way")
-counts = [0] * 3
-def count(number):
-    while True: counts[number] += 1; time.sleep(0.001)
-children = []
-for number in range(3):
-    child = os.fork()
-    if child == 0:
-        write(memory, 100 + number, 3)
-        os.write(1, b"ready\\n")
-        wait("go")
-        check(memory, 100 + number, 3, 7)
-        assert shared[:4096] == page(0, 3)
-        os._exit(5)
-    children.append(child)
-for number in range(3): threading.Thread(target=count, args=(number,), daemon=True).start()
-say("ready")
-wait("go")
-before = list(counts)
-grandchild = os.fork()
-if grandchild == 0:
-    check(memory, 7); os._exit(6)
-check(memory, 7)
-assert empty[:] == bytes(len(empty))
-assert mapped[:4096] == b"f" * 4096 and mapped[4096:8192] == b"m" * 4096
-check(shared, 3)
-assert other.recv(100) == b"on the way"
-assert os.waitstatus_to_exitcode(os.waitpid(grandchild, 0)[1]) == 6
-assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [5, 5, 5]
-time.sleep(0.1)
-assert all(now > then > 0 for now, then in zip(counts, before)), counts
-say("good")
-"""
-
-
-def _start(host: Spawned, code: str, *, ready: int = 1) -> Started:
-    container = host.start(PYTHON, "-ISc", PROLOGUE + code, python=True)
-    wait_until(
-        lambda: container.logged().count("ready") == ready or not is_alive(container.pid), what="it is ready"
-    )
-    assert container.logged().count("ready") == ready, container.logged(stream.STDERR)
-    return container
-
-
 def test_every_byte_comes_through(host: Spawned, images: int, store: MemoryStore) -> None:
-    container = _start(host, EVERYTHING, ready=4)
-    _carry(host, container, images, store)
+    container = carried.start(host, carried.EVERYTHING, ready=4)
+    carried.carry(host, container, images, store)
     assert host.execute_shell(container, "touch /root/go").code == 0
     code = host.client.wait_exit(container.key)
     assert (code, container.logged().split()[-1]) == (0, "good"), container.logged(stream.STDERR)
 
 
 def test_it_is_filled_without_being_touched(host: Spawned, images: int, store: MemoryStore) -> None:
-    container = _start(host, EVERYTHING, ready=4)
-    _carry(host, container, images, store)
-    _wait_filled(host, container)
+    container = carried.start(host, carried.EVERYTHING, ready=4)
+    carried.carry(host, container, images, store)
+    carried.wait_filled(host, container)
     assert os.fstat(store.descriptor).st_blocks * 512 < 8 << 20, "what was brought is freed"
     assert host.execute_shell(container, "touch /root/go").code == 0
     code = host.client.wait_exit(container.key)
@@ -332,20 +99,20 @@ def _assert_runs_on(host: Spawned, container: Started) -> None:
 
 
 def test_refused_lazy_dump_leaves_the_program_running(host: Spawned, images: int) -> None:
-    container = _start(host, LOOP)
+    container = carried.start(host, LOOP)
     seen: list[str] = []
 
     def refuse(stage: criu.Notification) -> bool:
         seen.append(stage.stage)
         return stage.stage != "post-dump"
 
-    assert not _dump(host, container, images, handle=refuse).success
+    assert not carried.dump(host, container, images, handle=refuse).success
     assert "post-dump" in seen
     _assert_runs_on(host, container)
 
 
 def test_what_no_round_has_brought_is_missing(host: Spawned, images: int, store: MemoryStore) -> None:
-    container = _start(host, LOOP)
+    container = carried.start(host, LOOP)
     left_out: list[Range] = []
 
     def wanted(_pid: int, each: Range) -> bool:
@@ -354,15 +121,15 @@ def test_what_no_round_has_brought_is_missing(host: Spawned, images: int, store:
             left_out.append(each)
         return not is_left_out
 
-    _dump_and_let_go(host, container, images, store, wanted=wanted)
+    carried.dump_and_let_go(host, container, images, store, wanted=wanted)
     assert store.missing(images) == {1: left_out}
 
 
 def _restore_with_a_stopped_filler(host: Spawned, container: Started, images: int, store: MemoryStore) -> int:
-    links = _dump_and_let_go(host, container, images, store)
-    filler = _begin_restore(host, container, images, store, links)
+    links = carried.dump_and_let_go(host, container, images, store)
+    filler = carried.begin_restore(host, container, images, store, links)
     os.kill(filler, signal.SIGSTOP)
-    assert _filling(host, container)["state"] == "filling", "it was filled too soon"
+    assert carried.filling(host, container)["state"] == "filling", "it was filled too soon"
     return filler
 
 
@@ -370,7 +137,7 @@ BIG = "memory = anonymous(600)\nsay('ready')\nwait('go')\ncheck(memory, 7)\nsay(
 
 
 def test_dead_filler_kills_the_container(host: Spawned, images: int, store: MemoryStore) -> None:
-    container = _start(host, BIG)
+    container = carried.start(host, BIG)
     filler = _restore_with_a_stopped_filler(host, container, images, store)
     os.kill(filler, signal.SIGKILL)
     assert host.client.wait_exit(container.key) == 137
@@ -382,14 +149,14 @@ def test_dead_filler_kills_the_container(host: Spawned, images: int, store: Memo
 def test_container_in_filling_can_be_frozen_entered_and_killed(
     host: Spawned, images: int, store: MemoryStore
 ) -> None:
-    container = _start(host, BIG)
+    container = carried.start(host, BIG)
     filler = _restore_with_a_stopped_filler(host, container, images, store)
     assert host.execute_shell(container, "echo fine").out == "fine\n"
     group = host.group(container)
     group.freeze()
     wait_until(group.is_frozen, what="it is frozen")
     os.kill(filler, signal.SIGCONT)
-    _wait_filled(host, container)
+    carried.wait_filled(host, container)
     group.thaw()
     assert host.execute_shell(container, "touch /root/go").code == 0
     assert host.client.wait_exit(container.key) == 0
@@ -397,7 +164,7 @@ def test_container_in_filling_can_be_frozen_entered_and_killed(
 
 
 def test_killed_while_it_is_filled(host: Spawned, images: int, store: MemoryStore) -> None:
-    container = _start(host, BIG)
+    container = carried.start(host, BIG)
     filler = _restore_with_a_stopped_filler(host, container, images, store)
     assert host.end(container) == 137
     os.kill(filler, signal.SIGCONT)
@@ -406,7 +173,7 @@ def test_killed_while_it_is_filled(host: Spawned, images: int, store: MemoryStor
 
 
 def test_mappings_that_change_while_they_are_filled(host: Spawned, images: int, store: MemoryStore) -> None:
-    container = _start(host, CHANGES)
+    container = carried.start(host, CHANGES)
     filler = _restore_with_a_stopped_filler(host, container, images, store)
     assert host.execute_shell(container, "touch /root/go").code == 0
     os.kill(filler, signal.SIGCONT)

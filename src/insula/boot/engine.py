@@ -20,7 +20,7 @@ import fcntl
 import os
 from typing import Any, NoReturn
 
-from insula.boot import birth, build, child
+from insula.boot import birth, blind, build, child
 from insula.boot.jobs import Container, Host, child_pids
 from insula.boot.loop import Task
 from insula.boot.protocol import StartPlan, decode
@@ -102,21 +102,30 @@ def plug(host: Host, key: str, *, pid: int) -> None:
 def launch(host: Host, body: dict[str, Any], descriptors: list[int]) -> birth.Answer:
     """Start a CRIU process.
 
-    body: argv; key and `restore` (a StartPlan, for a restore into its room).  descriptors: its RPC socket, its folder
-    of images, further ones.  Answers: pid, and the mapping of external names to paths for a restore.
+    body: argv; key and `restore` (a StartPlan, for a restore into its room); `page_maps`: the last descriptor is a mount of
+    page maps for a dump (`runtime/hidden.py`).  descriptors: its RPC socket, its folder of images, further ones.  Answers: pid, and the mapping of external names to paths for a restore.
     """
     restore = "restore" in body
     plan = decode(StartPlan, body["restore"]) if restore else None
     room = _rooms[plan.key] if plan is not None else None
     prepared = build.prepare(plan, host.maps) if plan is not None else None
     inherited = list(descriptors)
+    page_maps = inherited.pop() if body.get("page_maps") else -1
     if room is not None:
         inherited += [each for each in room.inner if each >= 0]
-    host.renew_engine_run()
+    host.renew_engine_run(blind=page_maps >= 0)
     doors = room.group.open_doors() if room is not None else Doors(-1, ())
     born = namespace.spawn(0, cgroup_fd=doors.v2)
     if born.pid == 0:
-        _become_criu(host, body["argv"], plan=plan, doors=doors, prepared=prepared, inherited=inherited)
+        _become_criu(
+            host,
+            body["argv"],
+            plan=plan,
+            doors=doors,
+            prepared=prepared,
+            inherited=inherited,
+            page_maps=page_maps,
+        )
     doors.close()
     if prepared is not None:
         prepared.close()
@@ -147,6 +156,7 @@ def _become_criu(
     doors: Doors,
     prepared: build.Prepared | None,
     inherited: list[int],
+    page_maps: int,
 ) -> NoReturn:
     step = "criu"
     try:
@@ -159,6 +169,8 @@ def _become_criu(
             _stage(plan, prepared)
             doors.enter()
             libc.unshare(namespace.CLONE_NEWCGROUP)
+        if page_maps >= 0:
+            blind.cover_page_maps(page_maps, argv=argv)
         _place_descriptors(inherited)
         os.chdir("/")
         os.execve(argv[0], argv, {"PATH": _PATH, "LANG": "C"})

@@ -24,7 +24,7 @@ import socket
 import struct
 from collections.abc import Mapping
 
-from insula.kernel import criu_images, libc, missing_pages
+from insula.kernel import criu_images, criu_unseen, libc, missing_pages
 from insula.kernel.missing_pages import SLOT_BYTES, Event, Gone, Kind
 from insula.kernel.pieces import Piece, Pieces
 
@@ -149,18 +149,11 @@ class Filler:
     def _missing_of(self, pid: int) -> Pieces:
         """Read what a process lacks out of CRIU's images."""
         missing = Pieces()
-        entries = criu_images.decode_pagemap(self._read_image(f"pagemap-{pid}.img"))
-        lazy = [each for each in entries if each.flags & criu_images.PE_LAZY]
-        if lazy:
-            base = self._slots[pid] * SLOT_BYTES
-            for entry in lazy:
-                missing.add(entry.vaddr, entry.vaddr + entry.pages * PAGE_BYTES, source=base + entry.vaddr)
+        for pages in criu_unseen.lazy_lists(self._images, pid):
+            for start, count in pages:
+                source = self._slots[pid] * SLOT_BYTES + start
+                missing.add(start, start + count * PAGE_BYTES, source=source)
         return missing
-
-    def _read_image(self, name: str) -> bytes:
-        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._images)
-        with os.fdopen(descriptor, "rb") as file:
-            return file.read()
 
     def _drop(self, memory: Memory) -> None:
         self._selector.unregister(memory.handle)

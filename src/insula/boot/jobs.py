@@ -34,7 +34,7 @@ _RETRY_SECONDS = 0.002
 _STRAY_SECONDS = (0.05, 0.5, 3.0)
 
 #: What CRIU keeps in /run, `kdat_save_cache` in criu/kerndat.c: written beside it, then renamed.
-_CRIU_CACHE = "criu.kdat"
+_CRIU_CACHE, _BLIND_CACHE = "criu.kdat", "blind.kdat"
 _CACHE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
@@ -119,7 +119,8 @@ class Host:
         self.fillers: set[int] = set()
         self.engine_run = -1
         """The tmpfs that the last CRIU got as /run."""
-        self._engine_cache = b""
+        self._engine_caches: dict[str, bytes] = {}
+        self._engine_cache = _CRIU_CACHE
 
     def get(self, key: str) -> Container | Job:
         """Return a container or an added program.  Raises: KeyError."""
@@ -236,18 +237,20 @@ class Host:
             with contextlib.suppress(ChildProcessError):
                 os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
 
-    def renew_engine_run(self) -> None:
+    def renew_engine_run(self, *, blind: bool = False) -> None:
         """Make the tmpfs that the next CRIU sees as /run; what the last one learned of the kernel is in it.
 
+        blind: the next one is to know no PAGEMAP_SCAN (`engine.py`).
         Each has its own, since kernels before 6.15 neither clone a detached mount nor attach one twice.
         """
         made = mount.tmpfs(mode=0o755, source="criu", size_bytes=16 << 20)
         try:
-            if self.engine_run >= 0:
-                self._engine_cache = _read_at(self.engine_run, _CRIU_CACHE) or self._engine_cache
-            if self._engine_cache:
-                with open(os.open(_CRIU_CACHE, _CACHE_FLAGS, 0o600, dir_fd=made), "wb") as file:
-                    file.write(self._engine_cache)
+            if self.engine_run >= 0 and (known := _read_at(self.engine_run, self._engine_cache)):
+                self._engine_caches[self._engine_cache] = known
+            self._engine_cache = _BLIND_CACHE if blind else _CRIU_CACHE
+            if known := self._engine_caches.get(self._engine_cache, b""):
+                with open(os.open(self._engine_cache, _CACHE_FLAGS, 0o600, dir_fd=made), "wb") as file:
+                    file.write(known)
         except OSError:
             os.close(made)
             raise

@@ -27,7 +27,7 @@ from insula.kernel import libc
 PAGE_BYTES = 4096
 PAGEMAP_SCAN = 0xC0606610
 PM_SCAN_WP_MATCHING = 1
-_ENTRY_BYTES = 8
+ENTRY_BYTES = 8
 _VECTORS_AT_MOST = 1024
 """UIO_MAXIOV of process_vm_readv(2)."""
 _REGIONS = 4096
@@ -61,6 +61,18 @@ class Category(IntFlag):
     PRESENT = 1 << 3
     SWAPPED = 1 << 4
     PFNZERO = 1 << 5
+    GUARD = 1 << 8
+    """Since Linux 6.15."""
+
+
+class Survey(NamedTuple):
+    """All that is asked of a process's pages when it is asked for the last time; as the methods of `PageMap` say."""
+
+    present: tuple[Range, ...]
+    written: tuple[Range, ...]
+    unwatched: tuple[Range, ...]
+    guarded: tuple[Range, ...]
+    has_watched: bool
 
 
 _ANY = Category(0)
@@ -68,6 +80,8 @@ _HAS_CONTENT = Category.PRESENT | Category.SWAPPED
 _NOT = Category.FILE | Category.PFNZERO
 _MAPPING = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) ...p [0-9a-f]+ 00:00 0 *(?:\[[^v\n].*\])?$", re.MULTILINE)
 """Private, of no file, and none of the kernel's own: [vdso], [vvar], [vsyscall]."""
+_PRIVATE = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) ...p ", re.MULTILINE)
+_VSYSCALL = 1 << 63
 _SOFT_DIRTY_BYTE, _STATE_BYTE = 6, 7
 """Of a little-endian entry: bit 55 is the first bit of the one, present (63), swapped (62) and file (61) are in the other."""
 _IS_DIRTY = bytes(1 if byte & 0x80 else 0 for byte in range(256))
@@ -109,14 +123,14 @@ def dirty_ranges(entries: bytes, start: int) -> Iterator[Range]:
 
     start: the address of the first entry's page.
     """
-    marks = int.from_bytes(entries[_SOFT_DIRTY_BYTE::_ENTRY_BYTES].translate(_IS_DIRTY), "big")
-    kinds = entries[_STATE_BYTE::_ENTRY_BYTES].translate(_IS_PRIVATE)
+    marks = int.from_bytes(entries[_SOFT_DIRTY_BYTE::ENTRY_BYTES].translate(_IS_DIRTY), "big")
+    kinds = entries[_STATE_BYTE::ENTRY_BYTES].translate(_IS_PRIVATE)
     yield from _runs((marks & int.from_bytes(kinds, "big")).to_bytes(len(kinds), "big"), start)
 
 
 def present_ranges(entries: bytes, start: int) -> Iterator[Range]:
     """Find the private pages among entries of /proc/PID/pagemap; as `dirty_ranges`.  Pure."""
-    yield from _runs(entries[_STATE_BYTE::_ENTRY_BYTES].translate(_IS_PRIVATE), start)
+    yield from _runs(entries[_STATE_BYTE::ENTRY_BYTES].translate(_IS_PRIVATE), start)
 
 
 def _runs(flags: bytes, start: int) -> Iterator[Range]:
@@ -136,6 +150,32 @@ def parse_maps(text: bytes) -> tuple[Range, ...]:
         start = int(low, 16)
         found.append(Range(start, (int(high, 16) - start) // PAGE_BYTES))
     return tuple(found)
+
+
+def private_mappings(text: bytes) -> tuple[Range, ...]:
+    """Return all private mappings out of /proc/PID/maps, those of files, too.  Pure."""
+    found = []
+    for low, high in _PRIVATE.findall(text):
+        start = int(low, 16)
+        if start < _VSYSCALL:
+            found.append(Range(start, (int(high, 16) - start) // PAGE_BYTES))
+    return tuple(found)
+
+
+def subtract(ranges: Sequence[Range], others: Sequence[Range]) -> tuple[Range, ...]:
+    """Return what the first have and the others have not; each is sorted and without overlaps.  Pure."""
+    left: list[Range] = []
+    ends = [each.end for each in others]
+    for start, pages in ranges:
+        end, index = start + pages * PAGE_BYTES, bisect_right(ends, start)
+        while index < len(others) and others[index].start < end:
+            if others[index].start > start:
+                left.append(Range(start, (others[index].start - start) // PAGE_BYTES))
+            start = ends[index]
+            index += 1
+        if start < end:
+            left.append(Range(start, (end - start) // PAGE_BYTES))
+    return tuple(left)
 
 
 def has_soft_dirty() -> bool:
@@ -163,7 +203,7 @@ class PageMap:
     def __init__(self, pid: int) -> None:
         self._handle = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
         # Before Linux 6.16 PAGEMAP_SCAN of a zombie's map, which is none, is an oops; a read of it is empty.
-        if not os.pread(self._handle, _ENTRY_BYTES, 0):
+        if not os.pread(self._handle, ENTRY_BYTES, 0):
             os.close(self._handle)
             raise ProcessLookupError(errno.ESRCH, f"open: process {pid} has no memory")
 
@@ -189,6 +229,27 @@ class PageMap:
         """Return the private pages of mappings that nobody watches."""
         return self._scan(without=_NOT | Category.WPALLOWED)
 
+    def guarded(self) -> tuple[Range, ...]:
+        """Return what is guarded by MADV_GUARD_INSTALL; nothing where the kernel cannot tell (before Linux 6.15)."""
+        if not _knows_guards():
+            return ()
+        return self._scan(Category.GUARD, any_of=Category.GUARD)
+
+    def survey(self) -> Survey:
+        """Return the answers of `present`, `written`, `unwatched`, `guarded` and `has_watched` of one walk over the pages."""
+        guard = Category.GUARD if _knows_guards() else _ANY
+        watched, written = Category.WPALLOWED, Category.WPALLOWED | Category.WRITTEN
+        told = written | Category.FILE | guard
+        regions = list(self._regions(without=Category.PFNZERO, any_of=_HAS_CONTENT | guard, told=told))
+        private = [each for each in regions if not each[2] & (Category.FILE | guard)]
+        return Survey(
+            present=_ranges_where(private, _ANY, _ANY),
+            written=_ranges_where(regions, written, written),
+            unwatched=_ranges_where(private, watched, _ANY),
+            guarded=_ranges_where(regions, guard, guard) if guard else (),
+            has_watched=any(each[2] & watched for each in regions),
+        )
+
     def has_watched(self) -> bool:
         """Whether somebody watches a mapping that has pages."""
         return bool(self._scan(Category.WPALLOWED, limit=1))
@@ -198,10 +259,32 @@ class PageMap:
         required: Category = _ANY,
         *,
         without: Category = _ANY,
+        any_of: Category = _HAS_CONTENT,
         flags: int = 0,
         limit: int = 0,
     ) -> tuple[Range, ...]:
         found: list[Range] = []
+        for regions in self._answers(required, without=without, any_of=any_of, flags=flags, limit=limit):
+            found.extend(_ranges_of(regions))
+        return tuple(found)
+
+    def _regions(
+        self, *, without: Category, any_of: Category, told: Category
+    ) -> Iterator[tuple[int, int, int]]:
+        # Start, end, and what is told of it.
+        for words in self._answers(_ANY, without=without, any_of=any_of, told=told):
+            yield from zip(*(words[number::_REGION_WORDS] for number in range(_REGION_WORDS)), strict=True)
+
+    def _answers(
+        self,
+        required: Category,
+        *,
+        without: Category,
+        any_of: Category,
+        told: Category = _ANY,
+        flags: int = 0,
+        limit: int = 0,
+    ) -> Iterator["array[int]"]:
         regions = array("Q", bytes(_REGIONS * _REGION_WORDS * 8))
         start, end, address = 0, _end_of_addresses(), regions.buffer_info()[0]
         while start < end:
@@ -210,34 +293,53 @@ class PageMap:
             argument = bytearray(
                 _SCAN_ARGUMENT.pack(
                     *(_SCAN_ARGUMENT.size, flags, start, end, 0, address, _REGIONS, limit),
-                    *(without, required | without, _HAS_CONTENT, 0),
+                    *(without, required | without, any_of, told),
                 )
             )
             count = _scan_once(self._handle, argument)
-            found.extend(_ranges_of(regions, count))
-            if limit and found:
+            yield regions[: count * _REGION_WORDS]
+            if limit and count:
                 break
             start = _SCAN_ARGUMENT.unpack(argument)[_WALK_END]
-        return tuple(found)
 
     def entries(self, mapping: Range) -> Iterator[tuple[int, bytes]]:
         """Read the entries of a mapping in pieces: the address of a piece's first page, and 8 bytes for each page."""
         address = mapping.start
         while address < mapping.end:
             count = min(_ENTRIES_AT_ONCE, (mapping.end - address) // PAGE_BYTES)
-            data = os.pread(self._handle, count * _ENTRY_BYTES, address // PAGE_BYTES * _ENTRY_BYTES)
+            data = os.pread(self._handle, count * ENTRY_BYTES, address // PAGE_BYTES * ENTRY_BYTES)
             if not data:
                 return
             yield address, data
-            address += len(data) // _ENTRY_BYTES * PAGE_BYTES
+            address += len(data) // ENTRY_BYTES * PAGE_BYTES
 
 
-def _ranges_of(regions: "array[int]", count: int) -> Iterator[Range]:
+def _ranges_of(words: "array[int]") -> Iterator[Range]:
     # struct page_region: start, end, categories.  They come sorted, and joined but where the kernel empties its buffer.
-    starts = regions[0 : count * _REGION_WORDS : _REGION_WORDS]
-    ends = regions[1 : count * _REGION_WORDS : _REGION_WORDS]
+    starts, ends = words[0::_REGION_WORDS], words[1::_REGION_WORDS]
     sizes = [(end - start) // PAGE_BYTES for start, end in zip(starts, ends, strict=True)]
     return map(Range, starts, sizes)
+
+
+def _ranges_where(
+    regions: Iterable[tuple[int, int, int]], mask: Category, value: Category
+) -> tuple[Range, ...]:
+    wanted, expected = int(mask), int(value)
+    return tuple(
+        Range(start, (end - start) // PAGE_BYTES) for start, end, told in regions if told & wanted == expected
+    )
+
+
+@functools.cache
+def _knows_guards() -> bool:
+    with PageMap(os.getpid()) as own:
+        try:
+            own._scan(Category.GUARD, any_of=Category.GUARD, limit=1)  # noqa: SLF001  it is this module's
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTTY):
+                raise
+            return False
+    return True
 
 
 def _scan_once(handle: int, argument: bytearray) -> int:

@@ -35,6 +35,8 @@ _OFFSET_NR = 0
 _OFFSET_ARCH = 4
 _OFFSET_FIRST_ARGUMENT = 16  # its low half: both architectures are little-endian, and the kernel reads an int
 
+_OFFSET_SECOND_ARGUMENT = 24
+
 _JUMP_LIMIT = 255
 
 
@@ -70,6 +72,22 @@ def build_filter(capabilities: frozenset[str], *, nested: bool = False, machine:
         _refuse(errno.ENOSYS),
         Instruction(BPF_LD_W_ABS, 0, 0, _OFFSET_NR),
         *tree,
+    ]
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+
+
+def refuse_ioctl(request: int, *, code: int, machine: str | None = None) -> bytes:
+    """Build a filter under which one ioctl fails with an errno, and everything else is as it was."""
+    machine = machine or os.uname().machine
+    program = [
+        Instruction(BPF_LD_W_ABS, 0, 0, _OFFSET_ARCH),
+        Instruction(BPF_JMP_JEQ_K, 0, 5, AUDIT_ARCH[machine]),
+        Instruction(BPF_LD_W_ABS, 0, 0, _OFFSET_NR),
+        Instruction(BPF_JMP_JEQ_K, 0, 3, syscalls.numbers(machine)["ioctl"]),
+        Instruction(BPF_LD_W_ABS, 0, 0, _OFFSET_SECOND_ARGUMENT),
+        Instruction(BPF_JMP_JEQ_K, 0, 1, request),
+        _refuse(code),
+        _ALLOW,
     ]
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
 

@@ -15,9 +15,10 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Self
 
-from insula.kernel import criu_images
-from insula.kernel.criu_images import PAGE_BYTES, PE_LAZY
+from insula.kernel import criu_images, criu_unseen, pagemap
+from insula.kernel.criu_images import PAGE_BYTES
 from insula.kernel.missing_pages import SLOT_BYTES
+from insula.kernel.pagemap import merge
 from insula.kernel.pieces import Pieces
 from insula.model.errors import ProtocolError
 
@@ -102,7 +103,7 @@ class MemoryStore:
             held = self._held.get(pid, _NOTHING)
             gaps = [
                 (low, (high - low) // PAGE_BYTES)
-                for start, end in _lazy_ranges(images, name)
+                for start, end in _lazy_ranges(images, pid)
                 for low, high in held.gaps(start, end)
             ]
             if gaps:
@@ -167,12 +168,13 @@ def _checked(ranges: Iterable[Range]) -> list[Range]:
     return found
 
 
-def _lazy_ranges(images: int, name: str) -> list[Range]:
+def _lazy_ranges(images: int, pid: int) -> list[Range]:
     try:
-        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=images)
-        with os.fdopen(descriptor, "rb") as file:
-            entries = criu_images.decode_pagemap(file.read())
+        listed, hidden = criu_unseen.lazy_lists(images, pid)
     except (OSError, ValueError) as error:
-        raise ProtocolError(f"cannot read `{name}` of the memory: {error}") from error
-    lazy = [(each.vaddr, each.pages) for each in entries if each.flags & PE_LAZY]
-    return _checked(lazy)
+        raise ProtocolError(f"cannot read what memory of process {pid} is to come: {error}") from error
+    return [(each.start, each.end) for each in merge(_ranges(listed) + _ranges(hidden))]
+
+
+def _ranges(pages: list[Range]) -> list[pagemap.Range]:
+    return [pagemap.Range(start, (end - start) // PAGE_BYTES) for start, end in _checked(pages)]

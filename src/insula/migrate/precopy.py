@@ -141,6 +141,7 @@ class Precopy:
 
     def finish(self) -> None:
         """Send what is left, now that nothing runs any more."""
+        self._brake.release()  # CRIU works within the container's limits
         self.last = self._tracker.scan_last()
         self._left = {
             pid: merge((*self._left.get(pid, ()), *each.written)) for pid, each in self.last.items()

@@ -292,6 +292,7 @@ class Move:
 
         def frozen() -> None:
             self._frozen_at = time.monotonic()
+            hidden.show()
             fault(Point.SOURCE_FROZEN)
             self._shared.stand()
             rest.start()
@@ -317,7 +318,7 @@ class Move:
                     on_frozen=frozen,
                     on_dumped=dumped,
                     is_lazy=True,
-                    hidden=hidden,
+                    page_maps=hidden.descriptor,
                 )
         except InsulaError:
             if not self._confirmed:

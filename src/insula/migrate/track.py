@@ -21,10 +21,10 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from insula.kernel import pagemap, userfault
-from insula.kernel.pagemap import PageMap, Range, intersect, mappings_of, merge, read_pages
+from insula.kernel.pagemap import PageMap, Range, intersect, mappings_of, merge, read_pages, subtract
 from insula.kernel.trials import Absent, memory
 
 __all__ = ["Range", "Tracker", "open_tracker", "read_pages"]
@@ -51,8 +51,21 @@ class Tracker(Protocol):
         whoever reads the pages afterwards gets what is there then, and what is written later is in the next answer.
         """
 
+    def scan_last(self) -> Mapping[int, "Last"]:
+        """Return the answer of a last scan of processes that stand, and which pages there are at all."""
+
     def close(self) -> None:
         """Leave the processes as if nobody had ever looked."""
+
+
+class Last(NamedTuple):
+    """What is known of a process that stands."""
+
+    written: tuple[Range, ...]
+    """Since the last scan."""
+    present: tuple[Range, ...]
+    """All private pages, also those of changed private file mappings."""
+    guarded: tuple[Range, ...]
 
 
 def open_tracker(pids: Pids, *, still: Still | None = None) -> Tracker:
@@ -95,6 +108,18 @@ class UserfaultTracker:
             self._forget(pid)
         for pid in self._rests.keys() - found.keys():
             del self._rests[pid]
+        return found
+
+    def scan_last(self) -> Mapping[int, Last]:
+        found: dict[int, Last] = {}
+        for pid in sorted(set(self._pids())):
+            with contextlib.suppress(*_GONE), PageMap(pid) as pages:
+                seen, mappings = pages.survey(), mappings_of(pid)
+                if pid not in self._handles and seen.has_watched:
+                    written = intersect(seen.present, mappings)  # as in `_scan_one`
+                else:
+                    written = merge((*seen.written, *intersect(seen.unwatched, mappings)))
+                found[pid] = Last(written, seen.present, seen.guarded)
         return found
 
     def close(self) -> None:
@@ -181,6 +206,9 @@ class SoftDirtyTracker:
         with self._still():
             return self._read(protect=True)
 
+    def scan_last(self) -> Mapping[int, Last]:
+        return _with_present(self.scan(protect=False))
+
     def close(self) -> None:
         self._known.clear()
 
@@ -223,8 +251,21 @@ class WholeTracker:
                 found[pid] = _entries_of(pid, pagemap.present_ranges)
         return found
 
+    def scan_last(self) -> Mapping[int, Last]:
+        return _with_present(self.scan(protect=False))
+
     def close(self) -> None:
         """Nothing is held."""
+
+
+def _with_present(written: Mapping[int, tuple[Range, ...]]) -> dict[int, Last]:
+    found: dict[int, Last] = {}
+    for pid, ranges in written.items():
+        with contextlib.suppress(*_GONE), PageMap(pid) as pages:
+            guarded = pages.guarded()
+            present = subtract(_entries_of(pid, pagemap.present_ranges), guarded)
+            found[pid] = Last(subtract(ranges, guarded), present, guarded)
+    return found
 
 
 def _entries_of(pid: int, parse: Callable[[bytes, int], Iterable[Range]]) -> tuple[Range, ...]:

@@ -77,12 +77,14 @@ def dump(
     on_frozen: Stage = _nothing,
     on_dumped: Stage = _nothing,
     is_lazy: bool = False,
+    page_maps: int = -1,
 ) -> None:
     """Dump a running container into the folder behind a descriptor.
 
     on_frozen: called when every process has stopped.  on_dumped: called when all is written and the processes still
     stand; what it raises makes them run on, connections intact.
     is_lazy: leave private anonymous memory out; the images tell which pages are missing (`lazy.py`).
+    page_maps: what CRIU sees instead of the kernel's (`hidden.py`).
     Raises: CheckpointFailed naming resource and cure; what the stages raise.
     """
     program = runtime.need_criu()
@@ -110,7 +112,8 @@ def dump(
     )
     with ExitStack() as held:
         extra = lazy.dump_descriptors(held) if is_lazy else ()
-        ours = _launch(runtime, held, argv=(*program.argv, "swrk", str(RPC_FD)), images=images, extra=extra)
+        argv = (*program.argv, "swrk", str(RPC_FD))
+        ours = _launch(runtime, held, argv=argv, images=images, extra=extra, page_maps=page_maps)
         try:
             response = criu.request(ours, criu.DUMP, options, handle=handle)
         except criu.CriuGone as error:
@@ -129,11 +132,14 @@ def _launch(
     argv: tuple[str, ...],
     images: int,
     extra: tuple[int, ...] = (),
+    page_maps: int = -1,
 ) -> socket.socket:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     held.callback(ours.close)
     with theirs:
-        runtime.spawner.launch_criu(argv, rpc=theirs.fileno(), images=images, extra=extra)
+        runtime.spawner.launch_criu(
+            argv, rpc=theirs.fileno(), images=images, extra=extra, page_maps=page_maps
+        )
     return ours
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from insula.kernel.pagemap import PAGE_BYTES, Range, merge
 from insula.migrate.precopy import PAGES_AT_ONCE, RANGES_AT_ONCE, Precopy, Rules, batches, inner_pid
+from insula.migrate.track import Last
 from insula.migrate.wire import Wire
 from insula.model.errors import MigrationFailed, PauseTooLong, ProtocolError
 from insula.model.migration import Answer, Memory, Probe
@@ -56,6 +57,9 @@ class Scans:
         del protect
         pages = self._found.pop(0) if self._found else 0
         return {os.getpid(): (Range(_mapped(), pages),) if pages else ()}
+
+    def scan_last(self) -> Mapping[int, Last]:
+        return {pid: Last(ranges, ranges, ()) for pid, ranges in self.scan().items()}
 
     def close(self) -> None:
         """Nothing is held."""

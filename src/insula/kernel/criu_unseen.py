@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What CRIU was not shown in a dump (`runtime/hidden.py`), put beside or into its images.
+
+    lazy-PID.img   which of the hidden pages there are: address and number of pages, 64 bits each; PID as in the container
+    mm-PID.img     CRIU's; guard regions are added to it as CRIU adds them
+
+Standard library only.  Source: CRIU's `images/mm.proto`, `images/vma.proto`, `collect_madv_guards` of `criu/mem.c`.
+"""
+
+import itertools
+import os
+import struct
+from array import array
+from collections.abc import Iterable
+
+from insula.kernel import protobuf
+from insula.kernel.criu_images import PAGE_BYTES, PE_LAZY, decode_pagemap
+
+_MAGICS, _SIZE = struct.Struct("<II"), struct.Struct("<I")
+_MM_MAGICS = (0x54564319, 0x57492820)
+_VMAS, _STATUS = 14, 7
+_GUARD = 1 << 16
+"""VMA_AREA_GUARD: the only flag of such an entry."""
+_LAZY = struct.Struct("<QQ")
+
+
+def lazy_name(pid: int) -> str:
+    """Return the name of insula's own list of pages that CRIU did not see (`runtime/hidden.py`)."""
+    return f"lazy-{pid}.img"
+
+
+def encode_lazy(ranges: Iterable[tuple[int, int]]) -> bytes:
+    """Return such a list: address and number of pages, 64 bits each."""
+    return array("Q", itertools.chain.from_iterable(ranges)).tobytes()
+
+
+def lazy_lists(images: int, pid: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Return which pages of a process come later: those that CRIU lists, and those that it did not see.
+
+    images: descriptor of the folder.  Raises: OSError; ValueError if a list is not well-formed.
+    """
+    entries = decode_pagemap(_read_at(images, f"pagemap-{pid}.img"))
+    try:
+        data = _read_at(images, lazy_name(pid))
+    except FileNotFoundError:
+        data = b""
+    if len(data) % _LAZY.size:
+        raise ValueError("list of pages: cut short")
+    return [(each.vaddr, each.pages) for each in entries if each.flags & PE_LAZY], list(
+        _LAZY.iter_unpack(data)
+    )
+
+
+def _read_at(folder: int, name: str) -> bytes:
+    descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    with os.fdopen(descriptor, "rb") as file:
+        return file.read()
+
+
+def add_guards(data: bytes, guards: Iterable[tuple[int, int]]) -> bytes:
+    """Return a `mm-PID.img` that has these guard regions (MADV_GUARD_INSTALL), unless it has some already.
+
+    Raises: ValueError if it is no such image.
+    """
+    begin = _MAGICS.size + _SIZE.size
+    if len(data) < begin or _MAGICS.unpack_from(data) != _MM_MAGICS:
+        raise ValueError("mm: not such an image")
+    end = begin + _SIZE.unpack_from(data, _MAGICS.size)[0]
+    for number, value in protobuf.decode(data[begin:end]):
+        if number == _VMAS and isinstance(value, bytes) and dict(protobuf.decode(value))[_STATUS] == _GUARD:
+            return data
+    more = b"".join(
+        # start, end, pgoff, shmid, prot, flags, status, fd (-1, zigzag)
+        protobuf.encode([(_VMAS, protobuf.encode(enumerate((start, end_of, 0, 0, 0, 0, _GUARD, 1), 1)))])
+        for start, end_of in ((start, start + pages * PAGE_BYTES) for start, pages in guards)
+    )
+    return data[: _MAGICS.size] + _SIZE.pack(end - begin + len(more)) + data[begin:end] + more + data[end:]

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hide from a lazy dump of CRIU the memory that we carry ourselves, so that the pause does not grow with it.
+
+CRIU splices every page that it finds into pipes, for a lazy server that never serves (130 ms for each GB).  It finds them in
+/proc/PID/pagemap.  In its mount namespace a sparse file of ours lies over that: a hole says that there is no page.
+
+    launch         `boot/engine.py` mounts a file over each process's pagemap, and lets CRIU know a kernel without the ioctl
+                   PAGEMAP_SCAN, which no file of ours could answer
+    network-lock   all stand, no pagemap was read: `show` copies the entries of what CRIU must dump itself into the files
+    post-dump      the caller writes beside CRIU's images which of the hidden pages there are (`criu_images.encode_lazy`)
+
+Hidden are private anonymous mappings (CRIU's `vma_entry_can_be_lazy`) but the page at each thread's stack pointer, which CRIU
+means not to list as lazy (its `is_stack`, which in 4.2 compares the wrong bits).  A process that has locked memory or a shadow stack hides nothing.  What is not hidden
+(a process that was born later, a kernel that refuses the mount) is merely as slow as ever: the two lists may overlap.
+
+Out of scope: where the pages are sent (`migrate/`).  Sources: CRIU's `criu/pagemap-cache.c`, `criu/mem.c`; proc_pid_syscall(5).
+"""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from insula.kernel import mount
+from insula.kernel.pagemap import (
+    ENTRY_BYTES,
+    PAGE_BYTES,
+    PageMap,
+    Range,
+    merge,
+    parse_maps,
+    private_mappings,
+    subtract,
+)
+
+LOG = logging.getLogger(__name__)
+
+SMALL_PAGES = 64
+"""A mapping below that is not worth hiding."""
+MIN_BYTES = 32 << 20
+"""Of a container's memory below which CRIU is fast enough."""
+MIN_PROCESS_BYTES = 4 << 20
+BYTES_PER_GAIN = 40
+"""Reserved addresses that cost as much as one byte of memory saves: CRIU reads 8 bytes for each page that could be."""
+_FILE_BYTES = 1 << 47
+"""More than any address has entries: CRIU would read on and on at an early end."""
+_GONE = (FileNotFoundError, ProcessLookupError)
+
+
+class _Size(NamedTuple):
+    anonymous: int
+    reserved: int
+    may_hide: bool
+
+
+class HiddenMemory:
+    """Page maps for one dump.  Use as a context manager.
+
+    Nothing is hidden where it would not help: `descriptor` is -1 then.
+    """
+
+    def __init__(self, pids: Iterable[int]) -> None:
+        self._pids = _worthwhile(pids)
+        self._folder = -1
+        self.descriptor = -1
+        """The mount that CRIU's mount namespace gets."""
+        self.ranges: Mapping[int, tuple[Range, ...]] = {}
+        """What was hidden of each process, by its pid here."""
+
+    def __enter__(self) -> Self:
+        if self._pids:
+            try:
+                self._make()
+            except OSError as error:
+                self._close()
+                LOG.warning("memory is not hidden from CRIU", extra={"fields": {"reason": str(error)}})
+        return self
+
+    def _make(self) -> None:
+        self.descriptor = mount.tmpfs(mode=0o700, source="insula-pagemaps")
+        self._folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.descriptor)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        for pid in self._pids:
+            file = os.open(str(pid), flags, 0o600, dir_fd=self._folder)
+            os.ftruncate(file, _FILE_BYTES)
+            os.close(file)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        for each in (self.descriptor, self._folder):
+            if each >= 0:
+                os.close(each)
+        self.descriptor = self._folder = -1
+
+    def show(self) -> None:
+        """Have CRIU find what it must dump itself, now that every process stands."""
+        ranges: dict[int, tuple[Range, ...]] = {}
+        for pid in self._pids if self._folder >= 0 else ():
+            with contextlib.suppress(*_GONE):
+                ranges[pid] = self._show_process(pid)
+        self.ranges = ranges
+
+    def _show_process(self, pid: int) -> tuple[Range, ...]:
+        with PageMap(pid) as pages:
+            with open(f"/proc/{pid}/maps", "rb") as file:
+                maps = file.read()
+            hidden = _hidden_of(pid, maps)
+            file_handle = os.open(str(pid), os.O_WRONLY | os.O_CLOEXEC, dir_fd=self._folder)
+            try:
+                for each in merge(subtract(private_mappings(maps), hidden)):
+                    for address, entries in pages.entries(each):
+                        os.pwrite(file_handle, entries, address // PAGE_BYTES * ENTRY_BYTES)
+            finally:
+                os.close(file_handle)
+        return hidden
+
+
+def _hidden_of(pid: int, maps: bytes) -> tuple[Range, ...]:
+    large = [each for each in parse_maps(maps) if each.pages >= SMALL_PAGES]
+    stacks = _stack_pages(pid)
+    if stacks is None or not _size_of(pid).may_hide:
+        return ()
+    return subtract(large, stacks)
+
+
+def _stack_pages(pid: int) -> Sequence[Range] | None:
+    """Return the page at each thread's stack pointer; None if one does not stand."""
+    found = []
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{thread}/syscall", encoding="ascii") as file:
+            words = file.read().split()
+        if len(words) < 3:  # "running"
+            return None
+        found.append(Range(int(words[-2], 16) // PAGE_BYTES * PAGE_BYTES, 1))
+    return merge(found)
+
+
+def _worthwhile(pids: Iterable[int]) -> tuple[int, ...]:
+    """Choose the processes whose memory is hidden; none if CRIU's own way is as fast."""
+    sizes: dict[int, _Size] = {}
+    for pid in sorted(set(pids)):
+        with contextlib.suppress(*_GONE):
+            sizes[pid] = _size_of(pid)
+    chosen = {
+        pid: each for pid, each in sizes.items() if each.may_hide and each.anonymous >= MIN_PROCESS_BYTES
+    }
+    gain = sum(each.anonymous for each in chosen.values())
+    cost = sum(each.reserved for each in sizes.values()) // BYTES_PER_GAIN
+    return tuple(chosen) if gain >= MIN_BYTES and gain > cost else ()
+
+
+def _size_of(pid: int) -> _Size:
+    fields: dict[str, str] = {}
+    with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as status:
+        for line in status:
+            name, _colon, value = line.partition(":")
+            fields[name] = value.strip()
+
+    def size(name: str) -> int:
+        return int(fields.get(name, "0").split()[0]) * 1024
+
+    may_hide = size("VmLck") == 0 and "shstk" not in fields.get("x86_Thread_features", "")
+    return _Size(size("RssAnon") + size("VmSwap"), size("VmSize"), may_hide)
