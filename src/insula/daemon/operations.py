@@ -145,9 +145,10 @@ class OperationRegistry:
 
         with self.lock:
             # Followers wake last: who has seen the end may close the store.
-            if self._persist(change(running.record)):
+            ended = change(running.record)
+            if self._persist(ended):
                 del self._running[running.record.id]
-            self.change(running, change, persist=False)
+            self.change(running, lambda _: ended, persist=False)
         fields = {"operation": running.record.id, "kind": running.record.kind, "status": status.value}
         LOG.info("operation ended", extra={"fields": fields})
 

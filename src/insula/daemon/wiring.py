@@ -28,7 +28,8 @@ from insula.runtime.context import Folders, Runtime
 from insula.runtime.finish import finish
 from insula.runtime.recover import recover, replace_spawner
 from insula.runtime.store import Store
-from insula.runtime.supervise import SpawnerClient
+from insula.runtime.supervise import Exit, SpawnerClient
+from insula.runtime.undo import until_done
 from insula.runtime.volumes import Volumes
 from insula.tenant.audit import Audit
 from insula.tenant.idmap import uid_base
@@ -118,7 +119,7 @@ def _runtime(
     spawner = SpawnerClient(
         options.run,
         log=options.state / "spawner.log",
-        on_exit=lambda event: finish(runtime, event),
+        on_exit=lambda event: _finish(runtime, event),
         on_lost=lambda: replace_spawner(runtime),
     )
     runtime = Runtime(
@@ -137,6 +138,10 @@ def _runtime(
     images.layers.clean()
     recover(runtime, held)
     return runtime
+
+
+def _finish(runtime: Runtime, event: Exit) -> None:
+    until_done(runtime.closing, lambda: finish(runtime, event), what="write an end down")
 
 
 def _identity(options: Options) -> HostIdentity:

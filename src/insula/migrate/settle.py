@@ -13,6 +13,7 @@ connection, for as long as it takes, and lets nothing run meanwhile:
 A target that has taken over keeps a line in its journal, so that it can say so when the container has gone again.
 """
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable
@@ -236,6 +237,8 @@ def _settle_locked(runtime: Runtime, record: ContainerRecord, *, peers: Peers) -
 
 def remove_lost(runtime: Runtime, record: ContainerRecord) -> None:
     """Remove what is left of a container that another host owns, and every note of its move.  May be called again."""
+    with contextlib.suppress(ContainerNotFound):
+        runtime.store.change_container(record.id, lambda now: replace(now, status=Status.MOVED))
     remove_moved(runtime, record)
     runtime.store.delete_journal(LEAVING + record.id)
     runtime.store.delete_journal(TAKEN + record.id)
@@ -337,7 +340,11 @@ def _forget_taken(runtime: Runtime, container_id: str, peers: Peers) -> None:
                     runtime.closing, lambda: remove_lost(runtime, record), what="drop a lost container"
                 )
                 return
-        runtime.store.delete_journal(TAKEN + container_id)
+        until_done(
+            runtime.closing,
+            lambda: runtime.store.delete_journal(TAKEN + container_id),
+            what="forget a move",
+        )
         restart_at_rest(runtime, runtime.store.get_container(container_id))
     except InsulaError as error:
         LOG.info("not confirmed", extra={"fields": {"container": container_id[:12], "reason": str(error)}})

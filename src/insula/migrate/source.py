@@ -113,7 +113,6 @@ def migrate(
         )
         brake = Brake(group, limits=limits)
         held.callback(brake.release)
-        runtime.store.update_container(replace(record, status=status))
         trees = open_trees(runtime, record, offer.volumes, held=held)
         shared = SharedSource(group.pids)
         held.callback(shared.close)
@@ -130,25 +129,9 @@ def migrate(
             precopy=precopy,
             shared=shared,
         )
-        try:
-            move.run(offer, in_rounds=wish.mode is not Mode.STOP_COPY and tracker.kind != "none")
-            settle.remove_lost(runtime, record)
-        except BaseException:
-            if move.is_committed:
-                settle.settle_later(runtime, record.id, peers=peers)
-            raise
-        with suppress(InsulaError):  # it will ask
-            wire.send(Ended())
-    return {
-        "target": host.name,
-        "tracker": tracker.kind,
-        "rounds": len(precopy.rounds),
-        "frozen_ms": move.frozen_ms,
-        "moved_bytes": wire.sent_bytes,
-        "memory_bytes": precopy.memory_bytes,
-        "seconds": round(time.monotonic() - move.began, 3),
-        **move.watch.results(),
-    }
+        runtime.store.update_container(replace(record, status=status))
+        move.run_and_end(offer, in_rounds=wish.mode is not Mode.STOP_COPY and tracker.kind != "none")
+    return {"tracker": tracker.kind, **move.result()}
 
 
 def _leave(wire: Wire) -> Callable[[object, object, object], None]:
@@ -229,6 +212,30 @@ class Move:
         self.began = time.monotonic()
         self.watch = dump.Stopwatch()
         self.frozen_ms = 0.0
+
+    def result(self) -> Result:
+        """Return what it cost."""
+        return {
+            "target": self._target,
+            "rounds": len(self._precopy.rounds),
+            "frozen_ms": self.frozen_ms,
+            "moved_bytes": self._wire.sent_bytes,
+            "memory_bytes": self._precopy.memory_bytes,
+            "seconds": round(time.monotonic() - self.began, 3),
+            **self.watch.results(),
+        }
+
+    def run_and_end(self, offer: Offer, *, in_rounds: bool) -> None:
+        """Move it, and remove what is left of it here; after the commit that is done however often it takes."""
+        try:
+            self.run(offer, in_rounds=in_rounds)
+            settle.remove_lost(self._runtime, self._record)
+        except BaseException:
+            if self.is_committed:
+                settle.settle_later(self._runtime, self._record.id, peers=self._peers)
+            raise
+        with suppress(InsulaError):  # it will ask
+            self._wire.send(Ended())
 
     def run(self, offer: Offer, *, in_rounds: bool) -> None:
         """Go through the phases.  On failure before the commit the source runs on."""

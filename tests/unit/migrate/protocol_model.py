@@ -54,7 +54,8 @@ class T(StrEnum):
     RESTORING = "restores"
     HOLDING = "everything stands, waits for Commit"
     ASKING = "lost the source, asks it"
-    TAKEN = "owner on disk, about to run"
+    TAKEN = "has heard Commit; killed now, it drops what it restored, and the source takes it back"
+    NOTED = "on disk that it may run, about to run"
     RUNS = "runs"
     UNDONE = "nothing of it is here"
     DOWN = "insulad is dead"
@@ -174,12 +175,17 @@ class Protocol:
         if now.target is T.HOLDING and now.to_target is M.REFUSE:
             yield "target: undone", _undone(replace(now, to_target=None))
         if now.target is T.TAKEN:
+            synced = self._mutation is not Mutation.NO_FSYNC
+            yield (
+                "target: notes that it may run",
+                replace(now, target=T.NOTED, target_owns=True, target_synced=synced),
+            )
+        if now.target is T.NOTED:
             runs = replace(now, target=T.RUNS, target_runs=True, target_port=True)
             yield "target: Resumed", replace(runs, to_source=M.RESUMED) if now.is_link_up else runs
 
     def _taken(self, now: State) -> State:
-        synced = self._mutation is not Mutation.NO_FSYNC
-        return replace(now, target=T.TAKEN, target_owns=True, target_synced=synced)
+        return replace(now, target=T.TAKEN)
 
     # -- migrate/settle.py
 
@@ -193,7 +199,11 @@ class Protocol:
                 yield "target: learns the commit, takes over", self._taken(now)
             elif now.source is not S.MOVING:  # answer_question waits for the lock of a move that is undecided
                 yield "target: learns it is not its own", _undone(now)
-        if now.source is S.ASKING and answers_t and now.target not in (T.RESTORING, T.HOLDING, T.TAKEN):
+        if (
+            now.source is S.ASKING
+            and answers_t
+            and now.target not in (T.RESTORING, T.HOLDING, T.TAKEN, T.NOTED)
+        ):
             if now.target_owns:
                 yield "source: learns of the take-over, end", _ended(now)
             elif now.target is not T.ASKING:
@@ -271,7 +281,7 @@ def _repairs(now: State) -> Iterator[tuple[str, State]]:
         if (
             now.target_owns and now.target_stands
         ):  # the spawner has what was restored: it is adopted, or resumed
-            yield "target: starts, goes on", replace(up, target=T.TAKEN if not now.target_runs else T.RUNS)
+            yield "target: starts, goes on", replace(up, target=T.NOTED if not now.target_runs else T.RUNS)
         elif now.target_owns:  # its machine has lost it, and a restart policy starts what is one's own
             yield (
                 "target: starts, afresh",
