@@ -22,6 +22,8 @@ from insula.model.migration import SharedPages
 
 MAX_AREAS = 1 << 12
 MAX_OFFSET = 1 << 46
+MAX_MESSAGE_BYTES = 16 << 20
+"""Of one message, whose pages are held until all of them came."""
 IMAGE_MODE = 0o644
 _COPIED = 1 << 20
 
@@ -51,8 +53,7 @@ class SharedStore:
 
     def receive(self, message: SharedPages, pieces: Iterable[bytes | bytearray]) -> None:
         """Take the pages of a round.  Raises: ProtocolError for what cannot be, or is more than was offered."""
-        total = sum(pages for _offset, pages in message.pieces) * PAGE_BYTES
-        self._check(message)
+        total = self._checked_bytes(message)
         area = self._area(message.area)
         data = bytearray()
         for piece in pieces:
@@ -61,21 +62,24 @@ class SharedStore:
                 raise ProtocolError("cannot take shared memory: more bytes than were announced")
         if len(data) != total:
             raise ProtocolError("cannot take shared memory: fewer bytes than were announced")
-        if sum(len(each.places) for each in self._areas.values()) + total // PAGE_BYTES > self._limit_pages:
-            raise ProtocolError("cannot take shared memory: it is more than was offered")
         view, position = memoryview(data), 0
         for offset, pages in message.pieces:
             self._write(area, offset // PAGE_BYTES, view[position : position + pages * PAGE_BYTES])
             position += pages * PAGE_BYTES
 
-    @staticmethod
-    def _check(message: SharedPages) -> None:
+    def _checked_bytes(self, message: SharedPages) -> int:
         for offset, pages in message.pieces:
             is_within = 0 <= offset <= MAX_OFFSET and 0 < pages <= MAX_OFFSET // PAGE_BYTES
             if not is_within or offset % PAGE_BYTES:
                 raise ProtocolError(
                     f"cannot take shared memory: no pages can be at {offset:#x} ({pages} pages)"
                 )
+        total = sum(pages for _offset, pages in message.pieces)
+        if sum(len(each.places) for each in self._areas.values()) + total > self._limit_pages:
+            raise ProtocolError("cannot take shared memory: it is more than was offered")
+        if total * PAGE_BYTES > MAX_MESSAGE_BYTES:
+            raise ProtocolError(f"cannot take shared memory: more than {MAX_MESSAGE_BYTES} bytes at once")
+        return total * PAGE_BYTES
 
     def _area(self, number: int) -> _Area:
         if number not in self._areas:
