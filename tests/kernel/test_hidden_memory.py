@@ -86,9 +86,9 @@ class Dumped:
         return tuple(self._host.group(self._container).pids())
 
     def _stands(self, maps: HiddenMemory) -> None:
-        self.ranges = dict(maps.ranges)
+        self.ranges = {pid: each.hidden for pid, each in maps.seen.items()}
         self.last = dict(WholeTracker(self._pids).scan_last())
-        complete_images(self._images, self.last, hidden=maps.ranges)
+        complete_images(self._images, self.last, seen=maps.seen)
         for pid in self._pids():
             inner = int(carried.status(pid, "NSpid").split()[-1])
             listed, unseen = criu_unseen.lazy_lists(self._images, inner)

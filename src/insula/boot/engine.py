@@ -103,7 +103,8 @@ def launch(host: Host, body: dict[str, Any], descriptors: list[int]) -> birth.An
     """Start a CRIU process.
 
     body: argv; key and `restore` (a StartPlan, for a restore into its room); `page_maps`: the last descriptor is a mount of
-    page maps for a dump (`runtime/hidden.py`).  descriptors: its RPC socket, its folder of images, further ones.  Answers: pid, and the mapping of external names to paths for a restore.
+    page maps for a dump (`runtime/hidden.py`).  descriptors: its RPC socket, its folder of images, further ones.
+    Answers: pid, and the mapping of external names to paths for a restore.
     """
     restore = "restore" in body
     plan = decode(StartPlan, body["restore"]) if restore else None

@@ -8,13 +8,12 @@ Standard library only.  Source: CRIU's `images/mm.proto`, `images/vma.proto`, `c
 """
 
 import itertools
-import os
 import struct
 from array import array
 from collections.abc import Iterable
 
 from insula.kernel import protobuf
-from insula.kernel.criu_images import PAGE_BYTES, PE_LAZY, decode_pagemap
+from insula.kernel.criu_images import PAGE_BYTES, PE_LAZY, decode_pagemap, read_image
 
 _MAGICS, _SIZE = struct.Struct("<II"), struct.Struct("<I")
 _MM_MAGICS = (0x54564319, 0x57492820)
@@ -39,9 +38,9 @@ def lazy_lists(images: int, pid: int) -> tuple[list[tuple[int, int]], list[tuple
 
     images: descriptor of the folder.  Raises: OSError; ValueError if a list is not well-formed.
     """
-    entries = decode_pagemap(_read_at(images, f"pagemap-{pid}.img"))
+    entries = decode_pagemap(read_image(images, f"pagemap-{pid}.img"))
     try:
-        data = _read_at(images, lazy_name(pid))
+        data = read_image(images, lazy_name(pid))
     except FileNotFoundError:
         data = b""
     if len(data) % _LAZY.size:
@@ -49,12 +48,6 @@ def lazy_lists(images: int, pid: int) -> tuple[list[tuple[int, int]], list[tuple
     return [(each.vaddr, each.pages) for each in entries if each.flags & PE_LAZY], list(
         _LAZY.iter_unpack(data)
     )
-
-
-def _read_at(folder: int, name: str) -> bytes:
-    descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
-    with os.fdopen(descriptor, "rb") as file:
-        return file.read()
 
 
 def add_guards(data: bytes, guards: Iterable[tuple[int, int]]) -> bytes:

@@ -81,6 +81,7 @@ _NOT = Category.FILE | Category.PFNZERO
 _MAPPING = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) ...p [0-9a-f]+ 00:00 0 *(?:\[[^v\n].*\])?$", re.MULTILINE)
 """Private, of no file, and none of the kernel's own: [vdso], [vvar], [vsyscall]."""
 _PRIVATE = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) ...p ", re.MULTILINE)
+_OF_FILES = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) ...p [0-9a-f]+ [0-9a-f:]+ [1-9]", re.MULTILINE)
 _VSYSCALL = 1 << 63
 _SOFT_DIRTY_BYTE, _STATE_BYTE = 6, 7
 """Of a little-endian entry: bit 55 is the first bit of the one, present (63), swapped (62) and file (61) are in the other."""
@@ -159,6 +160,15 @@ def private_mappings(text: bytes) -> tuple[Range, ...]:
         start = int(low, 16)
         if start < _VSYSCALL:
             found.append(Range(start, (int(high, 16) - start) // PAGE_BYTES))
+    return tuple(found)
+
+
+def file_mappings(text: bytes) -> tuple[Range, ...]:
+    """Return the private mappings of files out of /proc/PID/maps.  Pure."""
+    found = []
+    for low, high in _OF_FILES.findall(text):
+        start = int(low, 16)
+        found.append(Range(start, (int(high, 16) - start) // PAGE_BYTES))
     return tuple(found)
 
 

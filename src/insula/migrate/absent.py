@@ -1,45 +1,70 @@
 # SPDX-License-Identifier: Apache-2.0
 """Complete CRIU's images with what it was not shown (`runtime/hidden.py`): which pages there are, and guard regions.
 
+Whatever CRIU did not list of private anonymous memory is listed here, hidden or not, and what it left out of a changed file
+mapping ends the move: a CRIU that reads its page maps in another way loses nothing.
+
 Out of scope: the pages themselves, and the target's checks of these lists (memory.py).
 """
 
-import os
+import logging
 from collections.abc import Mapping, Sequence
 
-from insula.kernel import criu_unseen
-from insula.kernel.pagemap import Range, intersect
+from insula.kernel import criu_images, criu_unseen
+from insula.kernel.pagemap import Range, intersect, merge, subtract
 from insula.migrate.precopy import inner_pid
 from insula.migrate.track import Last
 from insula.model.errors import MigrationFailed
 from insula.runtime.dump import write_file
+from insula.runtime.hidden import Seen
+
+LOG = logging.getLogger(__name__)
 
 
-def complete_images(images: int, last: Mapping[int, Last], *, hidden: Mapping[int, Sequence[Range]]) -> None:
+def complete_images(images: int, last: Mapping[int, Last], *, seen: Mapping[int, Seen]) -> None:
     """Write into the folder of images what CRIU could not.
 
-    last: of all processes, by their ids here, taken while they stood.  hidden: what CRIU was not shown; empty: nothing.
-    Raises: MigrationFailed if a process is unknown; nothing may be lost.
+    last: of all processes, by their ids here, taken while they stood.  seen: how much CRIU saw; empty: everything.
+    Raises: MigrationFailed if a page would be lost.
     """
-    if not hidden:
+    if not seen:
         return
-    for pid, ranges in hidden.items():
+    for pid, each in seen.items():
         inside = inner_pid(pid)
         if pid not in last or inside is None:
             raise MigrationFailed(f"cannot move process {pid}: its pages are not known")
-        pages = intersect(last[pid].present, ranges)
+        listed = _listed(images, inside)
+        _check(last[pid].present, each, listed=listed, pid=inside)
+        pages = subtract(intersect(last[pid].present, each.anonymous), listed)
         write_file(images, criu_unseen.lazy_name(inside), criu_unseen.encode_lazy(pages))
-    for pid, each in last.items():
-        if each.guarded and (inside := inner_pid(pid)) is not None:
-            _add_guards(images, inside, each.guarded)
+    for pid, known in last.items():
+        if known.guarded and (inside := inner_pid(pid)) is not None:
+            _add_guards(images, inside, known.guarded)
+
+
+def _listed(images: int, pid: int) -> tuple[Range, ...]:
+    try:
+        entries = criu_images.decode_pagemap(criu_images.read_image(images, f"pagemap-{pid}.img"))
+    except (OSError, ValueError) as error:
+        raise MigrationFailed(f"cannot move process {pid}: its page map cannot be read: {error}") from error
+    return merge(Range(each.vaddr, each.pages) for each in entries)
+
+
+def _check(present: Sequence[Range], seen: Seen, *, listed: Sequence[Range], pid: int) -> None:
+    lost = subtract(intersect(present, seen.of_files), listed)
+    if lost:
+        raise MigrationFailed(
+            f"cannot move process {pid}: CRIU left out {sum(each.pages for each in lost)} changed pages of files",
+            hint="this CRIU is not known: `insula setup` brings one that is",
+        )
+    if intersect(seen.hidden, listed):
+        LOG.warning("CRIU saw memory that was hidden from it", extra={"fields": {"pid": pid}})
 
 
 def _add_guards(images: int, pid: int, guarded: Sequence[Range]) -> None:
     name = f"mm-{pid}.img"
     try:
-        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=images)
+        data = criu_images.read_image(images, name)
     except FileNotFoundError:
         return  # not of the container's tree
-    with os.fdopen(descriptor, "rb") as file:
-        data = file.read()
     write_file(images, name, criu_unseen.add_guards(data, guarded))

@@ -46,7 +46,10 @@ class Reporter(Protocol):
 
 
 class Tree(Protocol):
-    """A tree of files that travels in rounds: `files.FileSource`."""
+    """What travels in rounds beside private memory: a tree of files (`files.FileSource`), shared memory (`shared.py`)."""
+
+    work_bytes: int
+    """Of the last round, in the measure of `dirty_estimate`: what was sent, or, if that is more, what was compared."""
 
     def send_round(self, wire: Wire) -> int: ...
     def dirty_estimate(self) -> int: ...
@@ -153,13 +156,15 @@ class Precopy:
     def _round(self) -> None:
         began, sent_before = time.monotonic(), self._wire.sent_bytes
         self._send_memory(self._left)
+        work = self._wire.sent_bytes - sent_before
         for tree in self._trees:
             self._reporter.check()
             tree.send_round(self._wire)
+            work += tree.work_bytes
         self._left = self._tracker.scan()
         self.rounds.append(
             Round(
-                sent_bytes=self._wire.sent_bytes - sent_before,
+                sent_bytes=work,
                 seconds=time.monotonic() - began,
                 left_bytes=bytes_of(self._left) + sum(each.dirty_estimate() for each in self._trees),
             )

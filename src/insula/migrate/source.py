@@ -221,6 +221,7 @@ class Move:
             "frozen_ms": self.frozen_ms,
             "moved_bytes": self._wire.sent_bytes,
             "memory_bytes": self._precopy.memory_bytes,
+            "shared_bytes": self._shared.spared_bytes,
             "seconds": round(time.monotonic() - self.began, 3),
             **self.watch.results(),
         }
@@ -309,7 +310,7 @@ class Move:
             rest.result()
             # From here on not even a dying CRIU wakes them: it is for the owner to decide.
             self._runtime.group(self._record.id).freeze()
-            complete_images(images, self._precopy.last, hidden=hidden.ranges)
+            complete_images(images, self._precopy.last, seen=hidden.seen)
             fault(Point.SOURCE_DUMPED)
             self._transfer(images)
             self._commit()

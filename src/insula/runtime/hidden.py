@@ -7,7 +7,7 @@ CRIU splices every page that it finds into pipes, for a lazy server that never s
     launch         `boot/engine.py` mounts a file over each process's pagemap, and lets CRIU know a kernel without the ioctl
                    PAGEMAP_SCAN, which no file of ours could answer
     network-lock   all stand, no pagemap was read: `show` copies the entries of what CRIU must dump itself into the files
-    post-dump      the caller writes beside CRIU's images which of the hidden pages there are (`criu_images.encode_lazy`)
+    post-dump      the caller writes beside CRIU's images which pages there are that CRIU did not list (`migrate/absent.py`)
 
 Hidden are private anonymous mappings (CRIU's `vma_entry_can_be_lazy`) but the page at each thread's stack pointer, which CRIU
 means not to list as lazy (its `is_stack`, which in 4.2 compares the wrong bits).  A process that has locked memory or a shadow stack hides nothing.  What is not hidden
@@ -29,6 +29,7 @@ from insula.kernel.pagemap import (
     PAGE_BYTES,
     PageMap,
     Range,
+    file_mappings,
     merge,
     parse_maps,
     private_mappings,
@@ -55,6 +56,15 @@ class _Size(NamedTuple):
     may_hide: bool
 
 
+class Seen(NamedTuple):
+    """A process's private memory."""
+
+    hidden: tuple[Range, ...]
+    anonymous: tuple[Range, ...]
+    """All mappings, those that are hidden among them."""
+    of_files: tuple[Range, ...]
+
+
 class HiddenMemory:
     """Page maps for one dump.  Use as a context manager.
 
@@ -66,8 +76,8 @@ class HiddenMemory:
         self._folder = -1
         self.descriptor = -1
         """The mount that CRIU's mount namespace gets."""
-        self.ranges: Mapping[int, tuple[Range, ...]] = {}
-        """What was hidden of each process, by its pid here."""
+        self.seen: Mapping[int, Seen] = {}
+        """How much CRIU saw of each process, by its pid here."""
 
     def __enter__(self) -> Self:
         if self._pids:
@@ -100,13 +110,13 @@ class HiddenMemory:
 
     def show(self) -> None:
         """Have CRIU find what it must dump itself, now that every process stands."""
-        ranges: dict[int, tuple[Range, ...]] = {}
+        seen: dict[int, Seen] = {}
         for pid in self._pids if self._folder >= 0 else ():
             with contextlib.suppress(*_GONE):
-                ranges[pid] = self._show_process(pid)
-        self.ranges = ranges
+                seen[pid] = self._show_process(pid)
+        self.seen = seen
 
-    def _show_process(self, pid: int) -> tuple[Range, ...]:
+    def _show_process(self, pid: int) -> Seen:
         with PageMap(pid) as pages:
             with open(f"/proc/{pid}/maps", "rb") as file:
                 maps = file.read()
@@ -118,7 +128,7 @@ class HiddenMemory:
                         os.pwrite(file_handle, entries, address // PAGE_BYTES * ENTRY_BYTES)
             finally:
                 os.close(file_handle)
-        return hidden
+        return Seen(hidden, parse_maps(maps), file_mappings(maps))
 
 
 def _hidden_of(pid: int, maps: bytes) -> tuple[Range, ...]:
