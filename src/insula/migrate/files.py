@@ -49,6 +49,8 @@ class FileSource:
         self._known: dict[int, Known] = {}
         self._watch = Watch(self._folder, mount_root) if mount_root is not None else None
         self._is_first = True
+        self.work_bytes = 0
+        """What the last round sent, or compared, if that is more: to find a block costs about what it costs to send it."""
 
     def close(self) -> None:
         if self._watch is not None:
@@ -60,11 +62,12 @@ class FileSource:
 
         Raises: MigrationFailed for an owner outside of the container's ids, or if the peer is gone; OSError.
         """
-        before = wire.sent_bytes
+        before, touched_bytes = wire.sent_bytes, 0 if self._is_first else self.dirty_estimate()
         edits = self._look()
         wire.send(FileRound(volume=self._name))
         wire.send_stream(self._records(edits))
         self._is_first = False
+        self.work_bytes = max(touched_bytes, wire.sent_bytes - before)
         return wire.sent_bytes - before
 
     def dirty_estimate(self) -> int:

@@ -63,6 +63,8 @@ class SharedSource:
         self._areas: dict[int, _Area] = {}
         self._stands = False
         self._last_bytes = 0
+        self.work_bytes = 0
+        """What the last round sent."""
         self.spared_bytes = 0
         """Of CRIU's images that `held_images` found not to be needed."""
 
@@ -97,7 +99,7 @@ class SharedSource:
                     wire.send(SharedPages(area=inode, pieces=pieces))
                     wire.send_stream(b"".join(pages) for _offset, pages in runs)
                     self._last_bytes += _bytes_of(runs)
-        sent = self._last_bytes
+        sent = self.work_bytes = self._last_bytes
         if is_first:
             self._last_bytes = 0
         return sent

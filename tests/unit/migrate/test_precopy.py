@@ -120,9 +120,24 @@ def ends() -> Iterator[tuple[Wire, Target]]:
         target.join(10)
 
 
-def precopy(wire: Wire, scans: Scans, *, max_pause_s: float = 10.0) -> Precopy:
+class Compared:
+    """A folder with a large file that is written all the time, in a few places: it is compared, hardly anything is sent."""
+
+    work_bytes = 2 << 30
+
+    def send_round(self, wire: Wire) -> int:
+        del wire
+        return 0
+
+    def dirty_estimate(self) -> int:
+        return 1 << 30
+
+
+def precopy(
+    wire: Wire, scans: Scans, *, max_pause_s: float = 10.0, trees: tuple[Compared, ...] = ()
+) -> Precopy:
     return Precopy(
-        wire, tracker=scans, trees=(), brake=NoBrake(), reporter=Silent(),
+        wire, tracker=scans, trees=trees, brake=NoBrake(), reporter=Silent(),
         rules=Rules(max_pause_s=max_pause_s, fixed_s=0.05, name="web"),
     )  # fmt: skip
 
@@ -142,6 +157,11 @@ def test_a_pause_that_cannot_be_kept_is_refused_with_the_figures(ends: tuple[Wir
     wire, _target = ends
     with pytest.raises(PauseTooLong, match=r"`web` within 10 ms: .* writes .*/s and the link carries .*/s"):
         precopy(wire, Scans(8, 3), max_pause_s=0.01).run()
+
+
+def test_what_is_only_compared_does_not_look_like_a_slow_link(ends: tuple[Wire, Target]) -> None:
+    wire, _target = ends
+    assert precopy(wire, Scans(8), max_pause_s=10.0, trees=(Compared(),)).run().link > 200e6
 
 
 def test_what_does_not_fit_whole_is_refused_before_it_stops(ends: tuple[Wire, Target]) -> None:
