@@ -59,6 +59,8 @@ def add_guards(data: bytes, guards: Iterable[tuple[int, int]]) -> bytes:
     if len(data) < begin or _MAGICS.unpack_from(data) != _MM_MAGICS:
         raise ValueError("mm: not such an image")
     end = begin + _SIZE.unpack_from(data, _MAGICS.size)[0]
+    if end > len(data):
+        raise ValueError("mm: cut short")
     for number, value in protobuf.decode(data[begin:end]):
         if number == _VMAS and isinstance(value, bytes) and dict(protobuf.decode(value))[_STATUS] == _GUARD:
             return data

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from insula.kernel import pagemap
-from insula.kernel.pagemap import PAGE_BYTES, Range, intersect, merge
+from insula.kernel.pagemap import PAGE_BYTES, Range, intersect, merge, subtract
 
 PRESENT, SWAPPED, FILE, SOFT_DIRTY = 1 << 63, 1 << 62, 1 << 61, 1 << 55
 START = 0x7F0000000000
@@ -43,6 +43,16 @@ def test_the_intersection_is_that_of_the_pages(some: list[Range], others: list[R
     common = intersect(merge(some), merge(others))
     assert _pages(common) == _pages(some) & _pages(others)
     assert list(common) == sorted(common)
+
+
+@given(st.lists(ranges), st.lists(ranges))
+def test_the_difference_is_that_of_the_pages(some: list[Range], others: list[Range]) -> None:
+    left = subtract(merge(some), merge(others))
+    assert sum(each.pages for each in left) + sum(
+        each.pages for each in intersect(merge(some), merge(others))
+    ) == sum(each.pages for each in merge(some))
+    assert not intersect(left, merge(others))
+    assert intersect(left, merge(some)) == left
 
 
 def _expected(words: list[int], wanted: int) -> Iterator[int]:
@@ -79,3 +89,15 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsysca
         Range(0x7F0000005000, 1),
         Range(0x7FFC00000000, 0x21),
     )
+
+
+def test_mappings_of_files_and_all_private_ones() -> None:
+    maps = b"""55d0a0000000-55d0a0002000 r-xp 00000000 08:01 4711                       /usr/bin/a b
+55d0a0002000-55d0a0003000 rw-p 00000000 00:00 0                          [heap]
+7f0000000000-7f0000001000 rw-s 00000000 00:01 12                         /dev/zero (deleted)
+7ffd00000000-7ffd00001000 r-xp 00000000 00:00 0                          [vdso]
+ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsyscall]
+"""
+    assert pagemap.file_mappings(maps) == (Range(0x55D0A0000000, 2),)
+    starts = [each.start for each in pagemap.private_mappings(maps)]
+    assert starts == [0x55D0A0000000, 0x55D0A0002000, 0x7FFD00000000]
