@@ -16,14 +16,16 @@ PROGRAM = Path(__file__).with_name("load.py")
 DEADLINE_S = 90.0
 
 
-class LoadClient:
-    """One client that runs until `finish`."""
+class ClientProcess:
+    """A client that talks by lines as `load.py` does, until `finish`."""
 
-    def __init__(self, kind: str, address: str, *, port: int, network: int, megabytes: int = 0) -> None:
-        words = [sys.executable, "-S", str(PROGRAM), kind, address, str(port), str(megabytes)]
+    def __init__(self, kind: str, *words: str, network: int) -> None:
         self._kind = kind
         self._process = subprocess.Popen(
-            inside(network, *words), stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/"
+            inside(network, sys.executable, "-S", *words),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd="/",
         )
         self._rest = b""
 
@@ -78,3 +80,20 @@ class LoadClient:
             self._rest += data
         line, _, self._rest = self._rest.partition(b"\n")
         return dict(json.loads(line))
+
+
+class LoadClient(ClientProcess):
+    """One client of `load.py`."""
+
+    def __init__(
+        self,
+        kind: str,
+        address: str,
+        *,
+        port: int,
+        network: int,
+        megabytes: int = 0,
+        rewritten_mb_s: float = 0.0,
+    ) -> None:
+        words = (kind, address, str(port), str(megabytes), str(rewritten_mb_s))
+        super().__init__(kind, str(PROGRAM), *words, network=network)

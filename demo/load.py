@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The clients: each keeps one connection, asks as fast as it may, checks every answer, and notes the longest silence.
 
-    python load.py redis ADDRESS PORT [MEGABYTES]     fills Redis, then INCR after INCR; at the end reads everything again
-    python load.py http ADDRESS PORT                  GET after GET on one keep-alive connection, a hundred a second
+    python load.py redis ADDRESS PORT [MEGABYTES [MB_S]]   fills Redis, then INCR after INCR, and SETs at random places, so
+                                                           many MB a second; at the end reads everything again
+    python load.py http ADDRESS PORT                       GET after GET on one keep-alive connection, a hundred a second
 
 Runs as a process of its own in the clients' network namespace, and talks by lines: on stdout `{"ready": true}` at the
 beginning; `gap` on stdin is answered with the longest silence since the last `gap`; the end of stdin with the `Outcome`.
 Standard library only.
 """
 
+import functools
 import json
 import random
 import select
@@ -16,7 +18,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 
 SILENCE_S = 30.0
@@ -26,6 +28,8 @@ HTTP_PAUSE_S = 0.01
 CHUNK = 100_000
 MEGABYTE = 1_000_000
 SEED = 2
+MOST_BEHIND_S = 0.2
+"""Of the rewriting, after a pause: more is not made up for."""
 
 
 @dataclass(kw_only=True)
@@ -37,6 +41,7 @@ class Outcome:
     lost: int = 0
     longest_gap_ms: float = 0.0
     seconds: float = 0.0
+    rewritten_mb: float = 0.0
     reason: str = ""
     """Of the first failure."""
 
@@ -139,15 +144,20 @@ class Redis:
     def fill(self, megabytes: int) -> None:
         """Store data that can be computed again."""
         for number, data in enumerate(chunks(megabytes)):
-            head = b"*3\r\n$3\r\nSET\r\n$10\r\nd%09d\r\n$%d\r\n" % (number, len(data))
-            self._connection.send(head + data + b"\r\n")
-            if (line := self._connection.line()) != b"+OK":
-                raise ConnectionError(f"Redis answered {line[:80]!r}")
+            self.store(number, data)
 
-    def count_wrong(self, megabytes: int) -> int:
-        """Return how many of the stored values are not what they were."""
+    def store(self, number: int, data: bytes) -> None:
+        """Store one value."""
+        head = b"*3\r\n$3\r\nSET\r\n$10\r\nd%09d\r\n$%d\r\n" % (number, len(data))
+        self._connection.send(head + data + b"\r\n")
+        if (line := self._connection.line()) != b"+OK":
+            raise ConnectionError(f"Redis answered {line[:80]!r}")
+
+    def count_wrong(self, versions: Iterable[int]) -> int:
+        """Return how many of the stored values are not what they were.  versions: how often each was rewritten."""
         wrong = 0
-        for number, data in enumerate(chunks(megabytes)):
+        for number, version in enumerate(versions):
+            data = value(number, version=version)
             self._connection.send(b"GET d%09d\r\n" % number)
             length = int(self._connection.line()[1:])
             wrong += length != len(data) or self._connection.exactly(length + 2)[:-2] != data
@@ -176,13 +186,38 @@ class Http:
         return int(body)
 
 
+class Rewriting:
+    """Which value is to be stored anew, and when: so many MB a second, at random places.  Pure."""
+
+    def __init__(self, megabytes: int, *, mb_s: float = 0.0) -> None:
+        self.versions = [0] * (megabytes * MEGABYTE // CHUNK)
+        self._interval_s = CHUNK / (mb_s * MEGABYTE) if mb_s else 0.0
+        self._next = 0.0
+        self._choice = random.Random(SEED)
+
+    def due(self, now: float) -> int | None:
+        """Return the number of the value whose turn it is, if it is anybody's turn.  What a pause kept back follows."""
+        if not self._interval_s or not self.versions or now < self._next:
+            return None
+        self._next = max(self._next, now - MOST_BEHIND_S) + self._interval_s
+        return self._choice.randrange(len(self.versions))
+
+
+@functools.cache
+def _base() -> bytes:
+    return random.Random(SEED).randbytes(CHUNK)
+
+
+def value(number: int, *, version: int = 0) -> bytes:
+    """Return what a value holds after so many rewrites: 100 kB, no two alike."""
+    source = random.Random(number * 1_000_003 + version)
+    start = source.randrange(CHUNK)
+    return (source.randbytes(64) + _base()[start:] + _base()[:start])[:CHUNK]
+
+
 def chunks(megabytes: int) -> Iterator[bytes]:
-    """Yield the data that Redis holds, the same each time, in values of 100 kB that no two are alike."""
-    source = random.Random(SEED)
-    base = source.randbytes(CHUNK)
-    for _ in range(megabytes * MEGABYTE // CHUNK):
-        start = source.randrange(CHUNK)
-        yield (source.randbytes(64) + base[start:] + base[:start])[:CHUNK]
+    """Yield the data that Redis holds at first, the same each time."""
+    return (value(number) for number in range(megabytes * MEGABYTE // CHUNK))
 
 
 def connect(kind: type[Redis] | type[Http], address: str, *, port: int) -> Redis | Http:
@@ -201,10 +236,13 @@ def say(value: object) -> None:
     print(json.dumps(value), flush=True)
 
 
-def run(kind: type[Redis] | type[Http], address: str, *, port: int, megabytes: int) -> Outcome:
+def run(
+    kind: type[Redis] | type[Http], address: str, *, port: int, megabytes: int, mb_s: float = 0.0
+) -> Outcome:
     """Ask until stdin ends."""
     counter, orders = Counter(), Orders()
     server = connect(kind, address, port=port)
+    rewriting = Rewriting(megabytes, mb_s=mb_s)
     if isinstance(server, Redis):
         server.fill(megabytes)
     counter.take(server.ask(), waited_s=0.0)
@@ -216,6 +254,8 @@ def run(kind: type[Redis] | type[Http], address: str, *, port: int, megabytes: i
             now = time.perf_counter()
             counter.take(answer, waited_s=now - since)
             since = now
+            if isinstance(server, Redis):
+                rewrite(server, rewriting, now=now)
         except (OSError, ValueError) as error:
             counter.fail(f"{type(error).__name__}: {error}")
             server = connect(kind, address, port=port)
@@ -227,15 +267,31 @@ def run(kind: type[Redis] | type[Http], address: str, *, port: int, megabytes: i
             since = time.perf_counter()
     counter.outcome.seconds = time.perf_counter() - begun
     if isinstance(server, Redis):
-        counter.outcome.lost += server.count_wrong(megabytes)
+        counter.outcome.rewritten_mb = sum(rewriting.versions) * CHUNK / MEGABYTE
+        counter.outcome.lost += server.count_wrong(rewriting.versions)
     return counter.outcome
+
+
+def rewrite(server: Redis, rewriting: Rewriting, *, now: float) -> None:
+    """Store a value anew if it is time; the next answer's silence has this in it."""
+    number = rewriting.due(now)
+    if number is not None:
+        version = rewriting.versions[number] + 1
+        server.store(number, value(number, version=version))
+        rewriting.versions[number] = version
 
 
 def main(words: list[str]) -> int:
     kinds: dict[str, type[Redis] | type[Http]] = {"redis": Redis, "http": Http}
     kind, address, port, *rest = words
     try:
-        outcome = run(kinds[kind], address, port=int(port), megabytes=int(rest[0]) if rest else 0)
+        outcome = run(
+            kinds[kind],
+            address,
+            port=int(port),
+            megabytes=int(rest[0]) if rest else 0,
+            mb_s=float(rest[1]) if rest[1:] else 0.0,
+        )
     except OSError as error:
         outcome = Outcome(failed=1, reason=f"cannot reach {address}:{port}: {error}")
     say(asdict(outcome))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from demo.load import CHUNK, Connection, Counter, Http, Redis, chunks
+from demo.load import CHUNK, MOST_BEHIND_S, Connection, Counter, Http, Redis, Rewriting, chunks, value
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -52,6 +52,30 @@ def test_data_is_the_same_each_time_and_no_two_values_are_alike() -> None:
     assert first == list(chunks(1))
     assert {len(each) for each in first} == {CHUNK}
     assert len(set(first)) == len(first) == 10
+
+
+def test_a_rewritten_value_is_another_one_of_the_same_length() -> None:
+    assert value(3) == list(chunks(1))[3]
+    assert value(3, version=1) != value(3)
+    assert len(value(3, version=1)) == CHUNK
+
+
+def test_values_are_rewritten_at_the_wished_rate_and_a_long_pause_is_not_made_up_for() -> None:
+    rewriting = Rewriting(2, mb_s=20.0)
+    assert rewriting.due(100.0) is not None
+    while rewriting.due(100.0) is not None:
+        pass
+    later = [rewriting.due(100.0 + step / 1000) for step in range(1, 1001)]
+    assert sum(each is not None for each in later) == pytest.approx(200, abs=2)
+    assert {each for each in later if each is not None} == set(range(20))
+    behind = 0
+    while rewriting.due(200.0) is not None:
+        behind += 1
+    assert behind == pytest.approx(MOST_BEHIND_S * 200, abs=2)
+
+
+def test_nothing_is_rewritten_unless_it_is_wished() -> None:
+    assert Rewriting(2).due(100.0) is None
 
 
 @contextmanager
