@@ -5,7 +5,7 @@ PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup venv demo test test-unit test-kernel test-system test-vm bench bench-start bench-migrate bench-track matrix lint format lock clean
+.PHONY: help setup venv demo test test-unit test-kernel test-system test-vm bench bench-start bench-migrate bench-track bench-dump matrix lint format lock clean
 
 # Ends make with the code of a recipe that failed (3: this machine lacks something), not with 2: see the C file.
 -load .stamps/make_exit.so
@@ -42,7 +42,7 @@ test-vm: setup ## two emulated machines with Linux 6.1 and 6.12: moves between t
 	apt-get -q install --yes --no-install-recommends qemu-system-x86 qemu-utils
 	@INSULA_TESTS_VM=1 $(PYTEST) -x -s tests/vm
 
-bench: bench-start bench-migrate bench-track ## all figures below
+bench: bench-start bench-migrate bench-track bench-dump ## all figures below
 
 bench-start: setup ## how long create + start + exit takes, beside the peers that are installed
 	@$(PYTHON) bench/start.py
@@ -52,6 +52,9 @@ bench-migrate: setup ## the longest gap that a Redis client sees while its serve
 
 bench-track: setup ## how much slower a program runs while its memory is tracked
 	@$(PYTHON) bench/track.py $(PASS_ON)
+
+bench-dump: setup ## how long CRIU's dump has a program stand, by its memory
+	@$(PYTHON) bench/dump.py $(PASS_ON)
 
 matrix: setup ## unmodified programs carried between two hosts, the table in docs/matrix.md; PROGRAMS="redis nginx": some
 	@$(PYTHON) -m tests.matrix $(PROGRAMS) $(PASS_ON)

@@ -301,3 +301,21 @@ def test_survey_says_what_the_single_questions_say() -> None:
     assert sum(each.pages for each in common) * PAGE_BYTES > len(held)
     assert survey.guarded == ()
     assert not survey.has_watched
+
+
+def test_page_maps_that_failed_a_dump_are_not_tried_again(
+    host: Spawned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HiddenMemory, "_distrusted", False)
+    container = _begin(host, "memory = anonymous(48)\nsay('ready')\nwait('go')\n")
+    with HiddenMemory([container.pid]) as maps:
+        assert maps.descriptor >= 0
+        maps.blame(OSError("pagemap-cache: PAGEMAP_SCAN"))
+        maps.seen = {container.pid: hidden.Seen((), (), ())}
+        maps.blame(OSError("it has an io_uring instance"))
+    with HiddenMemory([container.pid]) as maps:
+        assert maps.descriptor >= 0
+        maps.seen = {container.pid: hidden.Seen((), (), ())}
+        maps.blame(OSError("cannot checkpoint `x`: Can't read 7's pagemap file"))
+    with HiddenMemory([container.pid]) as maps:
+        assert maps.descriptor == -1

@@ -328,8 +328,9 @@ class Move:
                     is_lazy=True,
                     page_maps=hidden.descriptor,
                 )
-        except InsulaError:
+        except InsulaError as error:
             if not self._confirmed:
+                hidden.blame(error)
                 raise
             # Only the killing of the frozen source can have failed.
             LOG.warning("CRIU failed after the commit", extra={"fields": {"container": self._record.id[:12]}})

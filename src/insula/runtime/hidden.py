@@ -21,7 +21,7 @@ import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 from insula.kernel import mount
 from insula.kernel.pagemap import (
@@ -71,8 +71,10 @@ class HiddenMemory:
     Nothing is hidden where it would not help: `descriptor` is -1 then.
     """
 
+    _distrusted: ClassVar[bool] = False
+
     def __init__(self, pids: Iterable[int]) -> None:
-        self._pids = _worthwhile(pids)
+        self._pids = () if self._distrusted else _worthwhile(pids)
         self._folder = -1
         self.descriptor = -1
         """The mount that CRIU's mount namespace gets."""
@@ -107,6 +109,12 @@ class HiddenMemory:
             if each >= 0:
                 os.close(each)
         self.descriptor = self._folder = -1
+
+    def blame(self, error: Exception) -> None:
+        """Hear that a dump failed: if its page maps were the reason, nothing is hidden any more as long as insulad runs."""
+        if self.seen and "pagemap" in str(error).lower():
+            HiddenMemory._distrusted = True
+            LOG.warning("this CRIU is shown the kernel's page maps", extra={"fields": {"reason": str(error)}})
 
     def show(self) -> None:
         """Have CRIU find what it must dump itself, now that every process stands."""
