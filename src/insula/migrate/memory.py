@@ -177,4 +177,5 @@ def _lazy_ranges(images: int, pid: int) -> list[Range]:
 
 
 def _ranges(pages: list[Range]) -> list[pagemap.Range]:
-    return [pagemap.Range(start, (end - start) // PAGE_BYTES) for start, end in _checked(pages)]
+    # CRIU lists pages of different kinds in different buffers, so addresses need not ascend.
+    return [pagemap.Range(start, (end - start) // PAGE_BYTES) for start, end in _checked(sorted(pages))]

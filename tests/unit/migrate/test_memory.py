@@ -52,6 +52,16 @@ def test_the_last_round_counts(rounds: list[tuple[int, int, int, int]]) -> None:
         assert store.held_bytes == len(model) * PAGE_BYTES
 
 
+def test_criu_may_list_pages_in_any_order(store: MemoryStore, tmp_path: Path) -> None:
+    entries = [Entry(BASE + 4 * PAGE_BYTES, 2, PE_LAZY), Entry(BASE, 3, PE_LAZY)]
+    (tmp_path / "pagemap-1.img").write_bytes(criu_images.encode_pagemap(entries, pages_id=1))
+    folder = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        assert store.missing(folder) == {1: [(BASE, 3), (BASE + 4 * PAGE_BYTES, 2)]}
+    finally:
+        os.close(folder)
+
+
 def test_what_is_wanted_and_not_there_is_missing(store: MemoryStore, tmp_path: Path) -> None:
     _bring(store, 1, [(BASE, 4), (BASE + 8 * PAGE_BYTES, 1)], byte=1)
     entries = [Entry(BASE + 2 * PAGE_BYTES, 8, PE_LAZY), Entry(BASE + 20 * PAGE_BYTES, 2, PE_PRESENT)]
