@@ -77,6 +77,11 @@ class Conversation:
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._file = self._socket.makefile("rb")
 
+    def hang_up(self) -> None:
+        """Wake who waits for an answer."""
+        with suppress(OSError):  # it has hung up already
+            self._socket.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         self._file.close()
         self._socket.close()
@@ -122,6 +127,13 @@ class Counter(threading.Thread):
         wanted = self.answers + count
         assert wait_until(lambda: self.answers >= wanted or bool(self.problem)), "no answer any more"
         assert not self.problem, self.problem
+
+    def abandon(self) -> None:
+        """End it, whatever it heard: its program is gone, or another one answers now."""
+        self._over.set()
+        self._conversation.hang_up()
+        self.join()
+        self._conversation.close()
 
     def finish(self) -> int:
         """End it; returns how many answers it got, all of them right."""

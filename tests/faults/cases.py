@@ -49,7 +49,11 @@ _MAY_END_IT = {Fault.SPAWNER_SOURCE, Fault.SPAWNER_TARGET, Fault.FILLER, Fault.M
 """The program's memory goes with its spawner, filler or cgroup: a restart policy brings it back, what it stored is there."""
 
 
-def may_end_the_program(fault: Fault) -> bool:
+def may_end_the_program(fault: Fault, point: Point) -> bool:
+    if fault is Fault.CRIU_SOURCE and point is Point.TARGET_LAST_PAGES:
+        return (
+            True  # in the middle of its dump: who reads a socket before it is taken out of repair sees EPERM
+        )
     return fault in _MAY_END_IT
 
 

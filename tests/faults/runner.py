@@ -223,7 +223,7 @@ class Field:
             problems.append("no new connection is answered")
             return
         is_same = self._nonce("dump").endswith(f"'{nonce}']")
-        if not is_same and not may_end_the_program(result.case.fault):
+        if not is_same and not may_end_the_program(result.case.fault, result.case.point):
             problems.append("the program was started anew: its memory is lost")
         if is_same and not steady.wait_for_more(3, seconds=HEARD_S):
             problems.append(f"the connection is dead: {steady.problem or 'no answer'}")
