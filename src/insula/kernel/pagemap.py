@@ -310,7 +310,10 @@ class PageMap:
             yield regions[: count * _REGION_WORDS]
             if limit and count:
                 break
-            start = _SCAN_ARGUMENT.unpack(argument)[_WALK_END]
+            # Linux 6.18, fs/proc/task_mmu.c: a walk that reached its end tells where it last emptied its buffer of 512 regions,
+            # if it ever did.  What follows from there was told already.
+            told_until = regions[(count - 1) * _REGION_WORDS + 1] if count else start
+            start = max(_SCAN_ARGUMENT.unpack(argument)[_WALK_END], told_until)
 
     def entries(self, mapping: Range) -> Iterator[tuple[int, bytes]]:
         """Read the entries of a mapping in pieces: the address of a piece's first page, and 8 bytes for each page."""
