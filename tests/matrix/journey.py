@@ -21,7 +21,7 @@ MOVE_S = 90.0
 REST_S = 0.5
 ANSWERS_BETWEEN = 20
 """That its client must get after a move before the next one."""
-GIVE_UP_AFTER = 2
+GIVE_UP_AFTER = 3
 """Moves in a row that were not carried: the next would not be, either."""
 PATIENCE_MS = 10_000
 """Allowed once a move was refused because the usual pause would not do: the table tells both."""
@@ -37,6 +37,7 @@ class Journey:
         self._where = "alpha"
         self._gaps: list[float] = []
         self._frozen: list[float] = []
+        self._reasons: dict[str, str] = {}
         self._is_patient = False
         self._row = Row(
             name=program.name,
@@ -140,7 +141,7 @@ class Journey:
             self._note(moves=self._row.moves + 1)
             if reason:
                 refusals += 1
-                self._note(refused=reason)
+                self._note(refused="; ".join(self._reasons.values()))
             else:
                 self._where, target, refusals = target, next(targets), 0
                 self._note(carried=self._row.carried + 1)
@@ -166,13 +167,15 @@ class Journey:
                     return "it takes for ever"
                 wait_until(lambda: False, deadline_s=0.02)
                 operation = client.get(f"/v1/operations/{operation['id']}")
-        except InsulaError as error:
-            return str(error)
-        error = failure(operation)
-        if not error:
+            error = failure(operation)
+        except InsulaError as refusal:
+            error = refusal
+        if error is None:
             self._frozen.append(float(operation["result"]["frozen_ms"]))
+            return ""
         self._is_patient |= isinstance(error, PauseTooLong)
-        return str(error) if error else ""
+        self._reasons.setdefault(error.code, str(error))
+        return str(error)
 
     def _judge(self, loader: Loader, *, is_carried: bool) -> None:
         """Look whether one copy answers, and note what the client saw of the move."""
