@@ -217,7 +217,8 @@ _CAUSES: tuple[tuple[str, str, str], ...] = (
     (r"Can't lookup mount=(\d+) for fd=(-?\d+) path=(\S+)", "an open file outside the container (`{3}`)", "close it"),
     (r"Can't dump half of stream unix connection|unix: Dangling connection|external socket is used|unix.*[Ee]xternal", "a unix socket whose other"
      " end is outside the container", "close that connection first"),
-    (r"Connected TCP socket|tcp_established|in-flight", "an established TCP connection", "try again"),
+    (r"[Ii]n-flight connection", "a TCP connection that it has not accepted yet", "try again"),
+    (r"Connected TCP socket|tcp_established", "an established TCP connection", "try again"),
     (r"Can't (?:dump|get) .*netlink|NETLINK", "a netlink socket with unread data", "try again"),
     (r"inotify|fanotify|[Cc]an't find suitable path for handle", "a watch on a file that was removed",
      "restart the program that watches"),

@@ -21,6 +21,7 @@ from insula.kernel import criu
             "(00.2)    12: Error (criu/files-reg.c:2020): File usr/lib/x.so has bad size 5 (expect 6)",
             "usr/lib/x.so",
         ),
+        ("Error (criu/sk-inet.c:99): inet: in-flight connection (l) for 6e", "not accepted yet"),
         ("Error (criu/image.c:1): write failed: No space left on device", "room for the images"),
     ],
 )
