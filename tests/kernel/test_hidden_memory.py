@@ -4,6 +4,8 @@
 Each page is compared after a restore.  The carrying is that of `carried.py`.
 """
 
+import itertools
+import mmap
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -301,6 +303,16 @@ def test_survey_says_what_the_single_questions_say() -> None:
     assert sum(each.pages for each in common) * PAGE_BYTES > len(held)
     assert survey.guarded == ()
     assert not survey.has_watched
+
+
+def test_many_regions_are_each_told_once() -> None:
+    memory = mmap.mmap(-1, 3000 * 2 * PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for number in range(0, 6000, 2):
+        memory[number * PAGE_BYTES] = 1
+    with PageMap(os.getpid()) as pages:
+        for found in (pages.present(), pages.survey().present):
+            assert len(found) > 2900
+            assert all(one.end <= other.start for one, other in itertools.pairwise(found))
 
 
 def test_page_maps_that_failed_a_dump_are_not_tried_again(
