@@ -69,6 +69,16 @@ def test_a_host_is_emptied_started_again_and_filled_again(pair: Pair) -> None:
     assert act(pair, "undrain") == {"moved": 0}
 
 
+def test_what_comes_back_may_stand_still_no_longer_than_is_said(pair: Pair) -> None:
+    pair.run("one")
+    assert act(pair, "drain") == {"moved": 1}
+    with pytest.raises(MigrationFailed, match="within 1 ms"):
+        act(pair, "undrain", max_pause_ms=1)
+    assert pair.status("beta", "one") == "running"
+    assert act(pair, "undrain", max_pause_ms=60_000) == {"moved": 1}
+    assert pair.status("alpha", "one") == "running"
+
+
 def test_one_that_cannot_move_stays_and_is_named(pair: Pair) -> None:
     pair.run("one")
     pair.run("two", host="beta")

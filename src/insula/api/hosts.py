@@ -10,7 +10,7 @@ from insula.api.bodies import HostView, PairRequest
 from insula.api.call import Call, answer, empty
 from insula.api.verbs import Reporter, Result, Work
 from insula.model.record import HostRecord
-from insula.model.spec import DrainWish, HostWish
+from insula.model.spec import DrainWish, HostWish, UndrainWish
 
 
 async def list_all(call: Call) -> web.StreamResponse:
@@ -49,8 +49,10 @@ async def drain(call: Call) -> web.StreamResponse:
 
 
 async def undrain(call: Call) -> web.StreamResponse:
+    wish = await call.body(UndrainWish, may_be_empty=True)
+
     def work(reporter: Reporter) -> Result:
-        return call.api.verbs.undrain(call.grant, reporter=reporter)
+        return call.api.verbs.undrain(call.grant, wish, reporter=reporter)
 
     return _begin(call, work, kind="undrain")
 

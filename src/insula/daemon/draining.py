@@ -12,7 +12,7 @@ from insula.model.errors import Cancelled, ContainerNotFound, InsulaError, Migra
 from insula.model.grant import Grant
 from insula.model.lifecycle import Status
 from insula.model.record import PlannedMove
-from insula.model.spec import DrainWish, MigrateWish
+from insula.model.spec import DrainWish, MigrateWish, UndrainWish
 from insula.runtime.context import Runtime
 
 AWAY = "away:"
@@ -49,7 +49,7 @@ class Draining:
         outcome = carry_all(moves, carry, hosts=hosts, reporter=reporter, parallel=wish.parallel)
         return _told(outcome, verb="drain this host")
 
-    def undrain(self, grant: Grant, *, reporter: Reporter) -> Result:
+    def undrain(self, grant: Grant, wish: UndrainWish, *, reporter: Reporter) -> Result:
         """Bring back what a drain carried off.
 
         Raises: Cancelled; MigrationFailed naming those that did not come.
@@ -65,7 +65,13 @@ class Draining:
 
         def carry(move: PlannedMove, part: Part) -> None:
             try:
-                recall(self.peers, host=move.target, container=move.container, reporter=part)
+                recall(
+                    self.peers,
+                    host=move.target,
+                    container=move.container,
+                    max_pause_ms=wish.max_pause_ms,
+                    reporter=part,
+                )
             except ContainerNotFound:
                 part.message(f"is no longer on `{move.target}`")
             store.delete_journal(AWAY + move.container)

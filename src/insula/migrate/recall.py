@@ -31,14 +31,18 @@ class Reporter(Protocol):
     def message(self, text: str) -> None: ...
 
 
-def recall(peers: Peers, *, host: str, container: str, reporter: Reporter) -> None:
+def recall(
+    peers: Peers, *, host: str, container: str, reporter: Reporter, max_pause_ms: int | None = None
+) -> None:
     """Have a paired host carry a container back to this one; wait until it is here.
+
+    max_pause_ms: the longest that it may stand still; None: what it says itself.
 
     Raises: HostNotFound, TargetUnreachable, ContainerNotFound, MigrationFailed and its kind.
     """
     wire = Wire(peers.open(peers.find(host)))
     try:
-        wire.send(Recall(container=container))
+        wire.send(Recall(container=container, max_pause_ms=max_pause_ms))
         while True:
             match wire.receive():
                 case Working(what=what):
@@ -61,7 +65,8 @@ def serve_recall(
     record = runtime.store.get_container(message.container)
     if record.came_from != peer:
         raise ContainerNotFound(f"cannot find container `{message.container[:12]}`")
-    migrate(grant, runtime, record.id, wish=MigrateWish(target=peer), peers=peers, reporter=_Telling(wire))
+    wish = MigrateWish(target=peer, max_pause_ms=message.max_pause_ms)
+    migrate(grant, runtime, record.id, wish=wish, peers=peers, reporter=_Telling(wire))
     wire.send(Recalled())
 
 

@@ -195,6 +195,8 @@ class Recall(Fact, kw_only=True, frozen=True, tag=True):
     """Carry it back to the host that it came from."""
 
     container: str
+    max_pause_ms: int | None = None
+    """None: the container's own."""
 
 
 class Working(Fact, kw_only=True, frozen=True, tag=True):

@@ -223,6 +223,10 @@ class DrainWish(Wish, kw_only=True, frozen=True):
     plan: bool = False
 
 
+class UndrainWish(Wish, kw_only=True, frozen=True):
+    max_pause_ms: MaxPause | None = None
+
+
 class HostWish(Wish, kw_only=True, frozen=True):
     """Pair with another host: `token` is what `insula host token` printed there."""
 

@@ -15,11 +15,17 @@ HELP = "bring back what `insula drain` carried off this host"
 
 
 def arguments(parser: ArgumentParser) -> None:
-    del parser
+    parser.add_argument(
+        "--max-pause", metavar="TIME", help="the longest that any may stand still (default: its own)"
+    )
 
 
 def run(options: Namespace, client: Client) -> int:
-    del options
-    ended = watch(client, client.call("POST", "/v1/host/undrain"), title="undrain")
+    wish: dict[str, object] = {}
+    if options.max_pause:
+        from insula.model.units import parse_duration
+
+        wish["max_pause_ms"] = round(parse_duration(options.max_pause) * 1000)
+    ended = watch(client, client.call("POST", "/v1/host/undrain", body=wish), title="undrain")
     print(f"brought back: {ended['result']['moved']}")
     return 0
