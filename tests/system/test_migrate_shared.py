@@ -10,6 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from insula.model.errors import PauseTooLong
 from two_hosts import Conversation, Pair, start_pair
 
 WRITERS = """
@@ -136,3 +137,13 @@ def test_shared_memory_of_each_kind_is_the_same_after_the_move(pair: Pair) -> No
             assert talk.run(CHECK) == GOOD, f"{source} to {target}"
     talk.close()
     pair.remove("shared")
+
+
+def test_files_in_dev_shm_count_for_the_pause(pair: Pair) -> None:
+    talk = Conversation(pair.world, pair.run("packed"))
+    assert talk.run("open('/dev/shm/large', 'wb').write(os.urandom(64 << 20))") is None
+    with pytest.raises(PauseTooLong):
+        pair.act("alpha", "packed", "migrate", target="beta", max_pause_ms=500)
+    assert talk.run("answer = os.stat('/dev/shm/large').st_size") == 64 << 20
+    talk.close()
+    pair.remove("packed")

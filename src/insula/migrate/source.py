@@ -24,6 +24,7 @@ from insula.kernel.pagemap import Range
 from insula.migrate import settle, track
 from insula.migrate.absent import complete_images
 from insula.migrate.fault import Point, fault
+from insula.migrate.packed import PackedSource
 from insula.migrate.plan import plan_move
 from insula.migrate.precopy import Brake, Precopy, Rules
 from insula.migrate.preflight import describe
@@ -117,7 +118,12 @@ def migrate(
         shared = SharedSource(group.pids)
         held.callback(shared.close)
         precopy = Precopy(
-            wire, tracker=tracker, trees=(shared, *trees), brake=brake, rules=rules, reporter=reporter
+            wire,
+            tracker=tracker,
+            trees=(PackedSource(record.pid), shared, *trees),
+            brake=brake,
+            rules=rules,
+            reporter=reporter,
         )
         move = Move(
             runtime,
