@@ -47,8 +47,8 @@ bench: bench-start bench-migrate bench-track bench-dump ## all figures below
 bench-start: setup ## how long create + start + exit takes, beside the peers that are installed
 	@$(PYTHON) bench/start.py
 
-bench-migrate: setup ## the longest gap that a Redis client sees while its server moves
-	@$(PYTHON) bench/migrate.py
+bench-migrate: setup ## what clients see of moves, beside podman and plain CRIU; PARTS="redis100 podman": some (PASS_ON="--moves 20")
+	@$(PYTHON) bench/migrate.py $(PARTS) $(PASS_ON)
 
 bench-track: setup ## how much slower a program runs while its memory is tracked
 	@$(PYTHON) bench/track.py $(PASS_ON)

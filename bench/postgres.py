@@ -28,7 +28,7 @@ from demo.report import align
 from demo.users import CommandFailed
 
 from bench.figures import bench_line
-from bench.migrate import phases_of
+from bench.moving import phases_of
 from insula.client import operations
 from insula.client.http import Client
 from insula.model.errors import InsulaError

@@ -37,11 +37,15 @@ class ClientProcess:
 
     def take_gap_ms(self) -> float:
         """Return the longest silence since this was last asked."""
-        self._send(b"gap\n")
+        return float(str(self.take("gap")["gap_ms"]))
+
+    def take(self, word: str) -> dict[str, object]:
+        """Ask what gaps there were; returns all that it tells.  Raises: CommandFailed."""
+        self._send(f"{word}\n".encode())
         answer = self._answer()
         if "gap_ms" not in answer:
             raise CommandFailed(f"the {self._kind} client gave up: {answer.get('reason', answer)}")
-        return float(str(answer["gap_ms"]))
+        return answer
 
     def finish(self) -> Outcome:
         """End it; returns what it saw."""

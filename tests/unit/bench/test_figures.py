@@ -5,8 +5,6 @@ import json
 
 import pytest
 from bench.figures import bench_line, percentile, ratio
-from bench.migrate import Moved, phases_of
-from bench.migrate import report as report_moves
 from bench.peers import libraries
 from bench.start import report as report_starts
 from hypothesis import given
@@ -43,26 +41,6 @@ def test_starts_are_reported_with_null_for_missing_peers() -> None:
     }
 
 
-def test_moves_are_reported_with_the_median_of_each_phase() -> None:
-    moves = [
-        Moved(gap_ms=gap, frozen_ms=1.0, moved_mb=1.0, phases_ms={"freeze": gap / 2})
-        for gap in (100.0, 300.0, 200.0)
-    ]
-    facts = json.loads(report_moves(moves, failed=0).splitlines()[-1].removeprefix("BENCH "))
-    assert facts == {
-        "gap_p50_ms": 200.0,
-        "gap_max_ms": 300.0,
-        "moves": 3,
-        "failed": 0,
-        "phases_ms": {"freeze": 100.0},
-    }
-
-
 def test_libraries_are_taken_out_of_ldd() -> None:
     listing = "\tlinux-vdso.so.1 (0x0)\n\tlibc.so.6 => /lib/x/libc.so.6 (0x1)\n\t/lib64/ld-linux.so.2 (0x2)\n"
     assert libraries(listing) == ["/lib/x/libc.so.6", "/lib64/ld-linux.so.2"]
-
-
-def test_phases_are_read_out_of_a_moves_result() -> None:
-    result = {"target": "beta", "frozen_ms": 5.0, "freeze_ms": 3.0, "transfer_ms": 1, "seconds": 1.0}
-    assert phases_of(result) == {"freeze": 3.0, "transfer": 1.0}
