@@ -5,7 +5,7 @@ PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup venv demo test test-unit test-kernel test-system test-vm bench bench-start bench-migrate bench-track bench-dump matrix lint format lock clean
+.PHONY: help setup venv demo test test-unit test-kernel test-system test-vm bench bench-start bench-migrate bench-track bench-dump bench-postgres matrix lint format lock clean
 
 # Ends make with the code of a recipe that failed (3: this machine lacks something), not with 2: see the C file.
 -load .stamps/make_exit.so
@@ -52,6 +52,9 @@ bench-migrate: setup ## what clients see of moves, beside podman and plain CRIU;
 
 bench-track: setup ## how much slower a program runs while its memory is tracked
 	@$(PYTHON) bench/track.py $(PASS_ON)
+
+bench-postgres: setup ## what eight clients of PostgreSQL see of moves (needs: apt-get install postgresql)
+	@$(PYTHON) bench/postgres.py $(PASS_ON)
 
 bench-dump: setup ## how long CRIU's dump has a program stand, by its memory
 	@$(PYTHON) bench/dump.py $(PASS_ON)
