@@ -27,7 +27,7 @@ import msgspec
 
 from insula.model.record import ContainerRecord, Fact, ImageRecord, VolumeRecord
 
-VERSION = 1
+VERSION = 2
 PROTOCOL = "insula-migration/1"
 """The name in TLS by which a connection is one of these, and not of HTTP (ALPN, RFC 7301)."""
 
