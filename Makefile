@@ -5,7 +5,9 @@ PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup venv demo test test-unit test-kernel test-system test-vm bench bench-start bench-migrate bench-track bench-dump bench-postgres matrix lint format lock clean
+N := 200
+SEED := 1
+.PHONY: faults help setup venv demo test test-unit test-kernel test-system test-vm bench bench-start bench-migrate bench-track bench-dump bench-postgres matrix lint format lock clean
 
 # Ends make with the code of a recipe that failed (3: this machine lacks something), not with 2: see the C file.
 -load .stamps/make_exit.so
@@ -42,13 +44,17 @@ test-vm: setup ## two emulated machines with Linux 6.1 and 6.12: moves between t
 	apt-get -q install --yes --no-install-recommends qemu-system-x86 qemu-utils
 	@INSULA_TESTS_VM=1 $(PYTEST) -x -s tests/vm
 
+faults: setup ## N=200 moves with a fault in each (SEED=1), then planted mistakes, which must be noticed
+	@$(PYTHON) -m tests.faults --planted $(PASS_ON)
+	@$(PYTHON) -m tests.faults --cases $(N) --seed $(SEED) $(PASS_ON)
+
 bench: bench-start bench-migrate bench-track bench-dump ## all figures below
 
 bench-start: setup ## how long create + start + exit takes, beside the peers that are installed
 	@$(PYTHON) bench/start.py
 
-bench-migrate: setup ## what clients see of moves, beside podman and plain CRIU; PARTS="redis100 podman": some (PASS_ON="--moves 20")
-	@$(PYTHON) bench/migrate.py $(PARTS) $(PASS_ON)
+bench-migrate: setup ## what clients see of moves, beside podman and plain CRIU; PARTS="redis100 podman": some; MOVES=20
+	@$(PYTHON) bench/migrate.py $(PARTS) $(if $(MOVES),--moves $(MOVES)) $(PASS_ON)
 
 bench-track: setup ## how much slower a program runs while its memory is tracked
 	@$(PYTHON) bench/track.py $(PASS_ON)

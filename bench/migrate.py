@@ -8,11 +8,12 @@ small sizes, to see that it works; the figures mean nothing then.  SMALL=N in th
 Both hosts, their clients and the bench share this machine's processors.
 
 Exit codes: 0 measured; 1 a request failed, a move did, or a part could not be measured to its end; 3 something is missing
-on this machine.
+on this machine; 130 after ctrl-c.
 """
 
 import argparse
 import os
+import signal
 import statistics
 import sys
 import time
@@ -32,7 +33,7 @@ from bench.moving import Found, Goal, PartFailed, PartMissing, Row
 from insula.migrate.track import open_tracker
 from insula.model.errors import InsulaError
 
-EXIT_FAILED, EXIT_MISSING = 1, 3
+EXIT_FAILED, EXIT_MISSING, EXIT_INTERRUPTED = 1, 3, 130
 SHARED = "both hosts, their clients and this bench share this machine's {} processors"
 PODMAN_GOAL = 0.1
 #: What the last line says in any case; null: not run, or missing here.
@@ -240,6 +241,9 @@ def main(words: list[str]) -> int:
     sizes = sizes_of(options, small_count=os.environ.get("SMALL", ""))
     if check.refuse("bench"):
         return EXIT_MISSING
+    # A termination takes the same way out as ctrl-c: through everything that cleans up.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     with cleanup.alone("bench"):
         whole = measure(options.parts or list(Part), sizes)
     facts = {**facts_of(whole), "is_quick": options.quick}
@@ -248,4 +252,7 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
