@@ -11,20 +11,46 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
 from insula.kernel import pagemap
-from insula.kernel.pagemap import PAGE_BYTES, PageMap, intersect, mappings_of
+from insula.kernel.pagemap import PAGE_BYTES, PageMap
 from insula.kernel.trials import memory
 from insula.migrate import track
 from insula.migrate.track import Range, Tracker, read_pages
 from tracked import Puppet, children, has_userfault, is_in_state, pages_within, wait
 
-pytestmark = pytest.mark.skipif(not has_userfault(), reason="no userfaultfd WP_ASYNC in this kernel")
+KINDS = [
+    kind
+    for kind, is_there in (("userfaultfd", has_userfault()), ("soft-dirty", pagemap.has_soft_dirty()))
+    if is_there
+]
+"""The trackers of this kernel."""
+pytestmark = pytest.mark.skipif(not KINDS, reason="no userfaultfd WP_ASYNC and no soft-dirty in this kernel")
 ZEROS = bytes(PAGE_BYTES)
+
+
+def open_tracker(kind: str, pids: Callable[[], Iterable[int]]) -> Tracker:
+    """Open a tracker of a kind; for soft-dirty the processes are stopped, as a container would be frozen."""
+    if kind == "userfaultfd":
+        return track.UserfaultTracker(pids)
+
+    @contextlib.contextmanager
+    def still() -> Iterator[None]:
+        stopped = list(pids())
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        wait(lambda: all(is_in_state(pid, "T") or is_in_state(pid, "Z") for pid in stopped))
+        try:
+            yield
+        finally:
+            for pid in stopped:
+                os.kill(pid, signal.SIGCONT)
+
+    return track.SoftDirtyTracker(pids, still=still)
 
 
 @pytest.fixture
@@ -37,11 +63,21 @@ def puppet() -> Iterator[Puppet]:
         made.end()
 
 
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture
-def tracker(puppet: Puppet) -> Iterator[Tracker]:
-    with contextlib.closing(track.open_tracker(lambda: (puppet.pid, *children(puppet.pid)))) as made:
-        assert made.kind == "userfaultfd"
+def tracker(puppet: Puppet, kind: str) -> Iterator[Tracker]:
+    with contextlib.closing(open_tracker(kind, lambda: (puppet.pid, *children(puppet.pid)))) as made:
+        assert made.kind == kind
         yield made
+
+
+def test_the_best_that_this_kernel_has_is_taken() -> None:
+    with contextlib.closing(track.open_tracker(tuple, still=contextlib.nullcontext)) as tracker:
+        assert tracker.kind == KINDS[0]
 
 
 class Copy:
@@ -68,8 +104,7 @@ class Copy:
         """Assert that each page of processes that stand is known.  Returns: how many there were."""
         count = 0
         for pid in pids:
-            with PageMap(pid) as pages:
-                ranges = intersect(pages.present(), mappings_of(pid))
+            ranges = track.WholeTracker(lambda pid=pid: [pid]).scan_last()[pid].present
             data = b"".join(read_pages(pid, ranges))
             addresses = [address for each in ranges for address in range(each.start, each.end, PAGE_BYTES)]
             for index, address in enumerate(addresses):
@@ -83,6 +118,8 @@ class Copy:
 
 def test_scattered_writes_are_found_exactly(puppet: Puppet, tracker: Tracker) -> None:
     start = puppet.number("new(65536)")
+    if tracker.kind == "soft-dirty":
+        puppet.do(f"ok(libc.madvise({start}, 65536 * P, 15))")  # MADV_NOHUGEPAGE: a huge page has one mark
     puppet.do(f"fill({start}, 65536)")
     assert len(pages_within(tracker.scan()[puppet.pid], start, pages=65536)) == 65536
     chosen = random.Random(1).sample(range(65536), 1000)
@@ -289,11 +326,11 @@ while True:
 """
 
 
-def test_a_copy_of_a_program_that_writes_at_random_is_true_in_the_end() -> None:
+def test_a_copy_of_a_program_that_writes_at_random_is_true_in_the_end(kind: str) -> None:
     process = subprocess.Popen([sys.executable, "-S", "-c", STRESS], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None and process.stdout.readline() == "1\n"
-        with contextlib.closing(track.open_tracker(lambda: [process.pid])) as tracker:
+        with contextlib.closing(open_tracker(kind, lambda: [process.pid])) as tracker:
             copy = Copy(tracker)
             for _ in range(40):
                 copy.round()

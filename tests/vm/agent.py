@@ -8,6 +8,7 @@ reaches it.  Standard library only.
 
 import json
 import os
+import signal
 import socketserver
 import subprocess
 
@@ -29,7 +30,7 @@ def run(words: list[str], *, seconds: float) -> dict[str, object]:
         try:
             output, errors = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # what it started holds its output open
             output, errors = process.communicate()
             errors += f"\nguest: not over after {seconds:.0f} s\n".encode()
     return {

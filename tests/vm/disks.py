@@ -43,6 +43,8 @@ NOT_IN_IMAGE = (
     "usr/lib/x86_64-linux-gnu/libLLVM-14.so.1", "usr/lib/x86_64-linux-gnu/libz3.so.4", "var/cache", "var/lib/apt",
     "var/lib/dpkg", "var/log",
 )  # fmt: skip
+#: Beside the lock: the guests run some of the tests themselves.
+FOR_TESTS = ("iniconfig", "packaging", "pluggy", "pygments", "pytest")
 _FORMAT = 1
 _BUILD_SECONDS = 900.0
 
@@ -140,6 +142,10 @@ def make_insula_disk(path: Path, *, work: Path) -> None:
     tree.mkdir()
     shutil.copytree(ROOT / "src/insula", tree / "source/insula", ignore=shutil.ignore_patterns("__pycache__"))
     _copy_packages(tree / "packages")
+    # The tests of memory tracking, for kernels that have what the machine outside has not.
+    for name in ("tracked.py", "kernel/test_track.py"):
+        (tree / "tests").mkdir(exist_ok=True)
+        shutil.copy(ROOT / "tests" / name, tree / "tests" / Path(name).name)
     shutil.copytree(PREFIX, tree / "criu", symlinks=True)
     for name in ("init.sh", "agent.py"):
         shutil.copy(HERE / name, tree / name)
@@ -155,7 +161,7 @@ def make_insula_disk(path: Path, *, work: Path) -> None:
 def _copy_packages(target: Path) -> None:
     # The very files that pip has installed from the hashed lock on this machine; Debian 12 has the same Python.
     lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
-    for name in re.findall(r"^([A-Za-z0-9._-]+)==", lock, re.MULTILINE):
+    for name in (*re.findall(r"^([A-Za-z0-9._-]+)==", lock, re.MULTILINE), *FOR_TESTS):
         for file in importlib.metadata.distribution(name).files or ():
             if ".." in file.parts or file.suffix == ".pyc":
                 continue

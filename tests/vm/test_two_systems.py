@@ -122,6 +122,15 @@ def test_the_systems_are_paired(laboratory: Laboratory, alpha: Guest, beta: Gues
         assert each.insula("host", "ls", "-q").splitlines() == [other]
 
 
+def test_what_a_program_writes_is_found_by_soft_dirty(alpha: Guest) -> None:
+    paths = "PYTHONPATH=/opt/insula/packages:/opt/insula/source:/opt/insula/tests"
+    chosen = "(nothing_is_missed and not -1-) or at_random or the_best or another_program"
+    alpha.run(
+        "env", paths, "python3", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--noconftest", "-c", "/dev/null",
+        "--rootdir", "/tmp", "-k", chosen, "/opt/insula/tests/test_track.py", seconds=MOVE_SECONDS,
+    )  # fmt: skip
+
+
 def test_limits_hold_on_pure_cgroup_v2(alpha: Guest) -> None:
     limits = ("--memory", "64m", "--pids", "20", "--cpus", "0.5")
     cgroup = "/sys/fs/cgroup/insula-alpha"

@@ -10,6 +10,7 @@ the same on every architecture.
 """
 
 import ctypes
+import mmap
 import os
 import platform
 from collections.abc import Callable
@@ -118,9 +119,9 @@ def system_call(name: str, *argtypes: object) -> Callable[..., int]:
     return call
 
 
-def address_of(buffer: bytearray | bytes) -> int:
+def address_of(buffer: bytearray | mmap.mmap | bytes) -> int:
     """Return the address of a buffer's first byte.  The caller keeps the buffer alive during the call."""
-    if isinstance(buffer, bytearray):
+    if not isinstance(buffer, bytes):
         return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
     pointer = ctypes.cast(ctypes.c_char_p(buffer), c_void_p).value
     if pointer is None:

@@ -12,6 +12,7 @@ import errno
 import fcntl
 import functools
 import itertools
+import mmap
 import os
 import re
 import struct
@@ -87,6 +88,7 @@ _SOFT_DIRTY_BYTE, _STATE_BYTE = 6, 7
 """Of a little-endian entry: bit 55 is the first bit of the one, present (63), swapped (62) and file (61) are in the other."""
 _IS_DIRTY = bytes(1 if byte & 0x80 else 0 for byte in range(256))
 _IS_PRIVATE = bytes(1 if byte & 0xC0 and not byte & 0x20 else 0 for byte in range(256))
+_DIRTY, _FRAME = 1 << 55, (1 << 55) - 1
 _RUN = re.compile(b"\x01+")
 
 
@@ -132,6 +134,32 @@ def dirty_ranges(entries: bytes, start: int) -> Iterator[Range]:
 def present_ranges(entries: bytes, start: int) -> Iterator[Range]:
     """Find the private pages among entries of /proc/PID/pagemap; as `dirty_ranges`.  Pure."""
     yield from _runs(entries[_STATE_BYTE::ENTRY_BYTES].translate(_IS_PRIVATE), start)
+
+
+def zero_ranges(entries: bytes, start: int) -> Iterator[Range]:
+    """Find the pages that are the kernel's own page of zeros; as `dirty_ranges`.
+
+    Only who may see the numbers of page frames (CAP_SYS_ADMIN) finds any; a huge page of zeros is not found.
+    """
+    if not (frame := _zero_frame()):
+        return
+    frames = array("Q", entries)
+    if frame in frames or frame | _DIRTY in frames:
+        yield from _runs(bytes((each & ~_DIRTY) == frame for each in frames), start)
+
+
+@functools.cache
+def _zero_frame() -> int:
+    """Return the entry of a page that was only read; 0 if frames are not to be seen."""
+    with mmap.mmap(-1, PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as page:
+        view = memoryview(page)
+        address = libc.address_of(page)
+        is_zero = not view[0]
+        view.release()
+        with PageMap(os.getpid()) as own:
+            entry = next(iter(own.entries(Range(address, 1))))[1]
+    value = int.from_bytes(entry, "little") & ~_DIRTY
+    return value if is_zero and value & _FRAME else 0
 
 
 def _runs(flags: bytes, start: int) -> Iterator[Range]:

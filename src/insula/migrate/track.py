@@ -263,8 +263,10 @@ def _with_present(written: Mapping[int, tuple[Range, ...]]) -> dict[int, Last]:
     for pid, ranges in written.items():
         with contextlib.suppress(*_GONE), PageMap(pid) as pages:
             guarded = pages.guarded()
-            present = subtract(_entries_of(pid, pagemap.present_ranges), guarded)
-            found[pid] = Last(subtract(ranges, guarded), present, guarded)
+            # A page that was given back and is only read since carries no mark, and what was sent of it is old.
+            nothing = merge((*guarded, *_entries_of(pid, pagemap.zero_ranges)))
+            present = subtract(_entries_of(pid, pagemap.present_ranges), nothing)
+            found[pid] = Last(subtract(ranges, nothing), present, guarded)
     return found
 
 
