@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from demo import cleanup
 from demo.clients import LoadClient
 from demo.hosts import World, inside
 from demo.users import CommandFailed
@@ -31,6 +32,8 @@ from insula.kernel.netlink import Route
 SETTLE_S = 0.5
 RUN_S = 60
 NAME = "insula-bench-redis"
+CGROUP = "libpod_parent"
+"""Of podman's own; it leaves it behind, empty."""
 IMAGE = "localhost/insula-bench-redis"
 
 
@@ -106,6 +109,7 @@ def run_podman(*, megabytes: int, turns: int) -> Found:
     missing = [name for name in ("podman", "runc", "conmon") if shutil.which(name) is None]
     if missing:
         raise PartMissing(f"program `{missing[0]}`")
+    was_there = bool(cleanup.cgroups_named(CGROUP))
     with place() as world:
         podman = Podman(world.folder / "podman", criu)
         try:
@@ -113,6 +117,8 @@ def run_podman(*, megabytes: int, turns: int) -> Found:
             seen = watch(world, podman.turn, megabytes=megabytes, turns=turns)
         finally:
             podman.end()
+    if not was_there:
+        cleanup.remove_cgroups(CGROUP)
     return found("podman", seen, megabytes=megabytes)
 
 
