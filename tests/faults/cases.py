@@ -116,7 +116,7 @@ def all_pairs() -> list[tuple[Fault, Point]]:
     return [(fault, point) for fault in Fault for point in Point if is_possible(fault, point)]
 
 
-def draw(count: int, *, seed: int) -> Iterator[Case]:
+def draw(count: int, *, seed: int, heal_after_s: float | None = None) -> Iterator[Case]:
     """Give so many cases: every possible pair once, in random order, before any comes again."""
     chance = random.Random(seed)
     pairs: list[tuple[Fault, Point]] = []
@@ -127,4 +127,5 @@ def draw(count: int, *, seed: int) -> Iterator[Case]:
         fault, point = pairs.pop()
         late = 9.5 if fault in (Fault.CUT, Fault.CUT_TO_SOURCE, Fault.CUT_TO_TARGET) else 1.5
         heal = late if chance.random() < 0.2 else chance.choice((0.0, 0.1, 0.4))
-        yield Case(number=number + 1, fault=fault, point=point, heal_after_s=heal)
+        given = heal if heal_after_s is None else heal_after_s
+        yield Case(number=number + 1, fault=fault, point=point, heal_after_s=given)

@@ -17,7 +17,17 @@ from demo.hosts import World
 
 from faults import strike
 from faults.cases import Case, Fault, Owner, may_end_the_program
-from faults.workload import LIMIT_BYTES, PROGRAM, Listener, Returning, Steady, ask, judge_ticks, judge_writes
+from faults.workload import (
+    LIMIT_BYTES,
+    PROGRAM,
+    Listener,
+    Returning,
+    Steady,
+    ask,
+    is_answered,
+    judge_ticks,
+    judge_writes,
+)
 from insula.migrate.fault import VARIABLE, Point
 from insula.model.errors import InsulaError
 from two_hosts import LAN, Pair, wait_until
@@ -31,6 +41,10 @@ LASTING = frozenset({Fault.SLOW, Fault.DISK_SOURCE, Fault.DISK_TARGET, Fault.MEM
 LASTING_S = 4.0
 """What strikes only what is done while it lasts stays for the whole move, or so long."""
 TRIES = 5
+SILENT = frozenset(
+    tuple(Point)[tuple(Point).index(Point.SOURCE_FROZEN) : tuple(Point).index(Point.TARGET_RESTORED)]
+)
+"""From the freeze until it runs on the target nobody may answer at its address."""
 INSULAD = ("-m", "insula.cli")
 
 
@@ -154,6 +168,9 @@ class Field:
             self._wish.unlink()
         else:
             with self._reached(case.point, mover=mover):
+                is_asked = case.number % 2 and case.point in SILENT  # a client that asks anew waits longer
+                if is_asked and is_answered(self.pair.world, self._address):
+                    result.problems.append("a copy is on the network that may not run")
                 struck = strike.strike(self.pair, case.fault, source=source, target=target, start=self.start)
             try:
                 mover.join(case.heal_after_s)

@@ -8,12 +8,13 @@ number, or as ticks that change their host twice.
 
 import json
 import socket
+import subprocess
 import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 
-from demo.hosts import CLIENT_HOST, World
+from demo.hosts import CLIENT_HOST, World, inside
 
 from insula.kernel.netlink import namespace_entered
 from two_hosts import LAN, PORT
@@ -21,6 +22,7 @@ from two_hosts import LAN, PORT
 TICKS = 7001
 TRY_S = 3.0
 PAUSE_S = 0.01
+ANSWER_S = 0.2
 LIMIT_BYTES = 1 << 20
 
 PROGRAM = f"""
@@ -121,6 +123,25 @@ def ask(world: World, address: str, words: str, *, seconds: float = TRY_S) -> ob
         return talk.ask(words)
     finally:
         talk.close()
+
+
+def is_answered(world: World, address: str) -> bool:
+    """Tell whether anybody has that address, and says so: to ARP's question, or for a packet to a port that nobody has."""
+    flush = ("ip", "neigh", "flush", "to", address)
+    subprocess.run(inside(world.outside, *flush), check=True, timeout=20)
+    with namespace_entered(world.outside):
+        asked = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with asked:
+        asked.settimeout(ANSWER_S)
+        try:
+            asked.connect((address, 9))
+            asked.send(b"?")
+            asked.recv(1)
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+    return True
 
 
 class Writer(threading.Thread):
@@ -233,16 +254,20 @@ class Listener(threading.Thread):
 
 def judge_ticks(ticks: list[Tick]) -> list[str]:
     """Say where two copies were heard: a number twice, or a host that came back within one life."""
-    found, last, bases = [], dict[str, int](), dict[str, list[str]]()
+    found, last, bases = [], dict[str, Tick](), dict[str, list[str]]()
     for each in ticks:
-        if each.number <= last.get(each.nonce, 0):
-            found.append(f"tick {each.number} after {last[each.nonce]}: two copies")
-        last[each.nonce] = each.number
+        before = last.setdefault(each.nonce, each)
+        if each.number < before.number or (each.number == before.number and each is not before):
+            found.append(
+                f"tick {each.number} of {each.base} after {before.number} of {before.base}: two copies"
+            )
+        else:
+            last[each.nonce] = each
         seen = bases.setdefault(each.nonce, [each.base])
         if seen[-1] != each.base:
             seen.append(each.base)
     found += [f"heard from {', '.join(each)}: two copies" for each in bases.values() if len(each) > 2]
-    return found[:3]
+    return [*found[:2], f"{len(found)} ticks are wrong"] if found else []
 
 
 def judge_writes(stored: list[str], *writers: Writer) -> list[str]:

@@ -239,9 +239,10 @@ def remove_lost(runtime: Runtime, record: ContainerRecord) -> None:
     """Remove what is left of a container that another host owns, and every note of its move.  May be called again."""
     with contextlib.suppress(ContainerNotFound):
         runtime.store.change_container(record.id, lambda now: replace(now, status=Status.MOVED))
-    remove_moved(runtime, record)
+    # Before the record: as long as that is there, this is done again.
     runtime.store.delete_journal(LEAVING + record.id)
     runtime.store.delete_journal(TAKEN + record.id)
+    remove_moved(runtime, record)
 
 
 def note_leaving(runtime: Runtime, record: ContainerRecord, *, target: str) -> None:
