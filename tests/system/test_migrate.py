@@ -30,7 +30,7 @@ from insula.model.errors import (
 from insula.model.migration import VERSION, Accept, Offer
 from insula.model.record import ContainerRecord
 from insula.runtime.store import Store
-from two_hosts import Conversation, Counter, Pair, start_pair
+from two_hosts import Conversation, Counter, Pair, show_log, start_pair
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +62,20 @@ def test_three_times_there_and_back_under_a_counting_client(pair: Pair) -> None:
             counter.wait_for_more()
     assert counter.finish() > 100
     pair.remove("walker")
+
+
+def test_a_silent_one_is_found_after_it_has_come_back(pair: Pair) -> None:
+    """A bridge that has learned its hardware address out on the uplink would look for it there."""
+    address = pair.run("c")
+    counter = Counter(pair.world, address)
+    counter.wait_for_more()
+    counter.finish()
+    for source, target in (("alpha", "beta"), ("beta", "alpha")):
+        pair.migrate("c", source, target)
+    assert "bind: No such device" not in show_log(pair)
+    again = Counter(pair.world, address)
+    again.wait_for_more()
+    again.finish()
 
 
 FILES_MADE = """

@@ -9,7 +9,6 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterable
 
 from insula.kernel import announce
 from insula.model.record import Attachment
@@ -20,12 +19,11 @@ PAUSES_S = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 2.0)
 INTERFACE = "eth0"
 
 
-def announce_arrival(attachment: Attachment, pids: Iterable[int], *, closing: threading.Event) -> None:
-    """Begin to announce; goes on in a thread of its own.  pids: of the container, of which one is asked for its network."""
+def announce_arrival(attachment: Attachment, pid: int, *, closing: threading.Event) -> None:
+    """Begin to announce; goes on in a thread of its own.  pid: of the container's pid 1, whose network is its own."""
     try:
-        pid = next(iter(pids))
         process = os.pidfd_open(pid)
-    except (OSError, StopIteration) as error:
+    except OSError as error:
         LOG.warning("neighbours were not told", extra={"fields": {"reason": str(error)}})
         return
     threading.Thread(

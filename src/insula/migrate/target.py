@@ -339,10 +339,9 @@ class Arrival:
             self._wire.send(Held())
         self._take_over(self._wait_for_commit())
 
-    def _announce(self) -> None:
+    def _announce(self, pid: int) -> None:
         if self._record.attachment is not None:
-            pids = self._runtime.group(self._record.id).pids()
-            announce_arrival(self._record.attachment, pids, closing=self._runtime.closing)
+            announce_arrival(self._record.attachment, pid, closing=self._runtime.closing)
 
     def _write_running(self, pid: int) -> None:
         running = after(Status.RESTORING, Event.RESTORED)

@@ -58,6 +58,10 @@ def _nothing() -> None:
     return
 
 
+def _nothing_of(_pid: int) -> None:
+    return
+
+
 def external_mounts(plan: StartPlan) -> dict[str, str]:
     """Return the mounts that are not CRIU's business: name → place in the container."""
     found = {"dev": "/dev"}
@@ -171,7 +175,7 @@ def restore(
     engine: Engine | None = None,
     on_restored: Stage = _nothing,
     on_unlock: Stage = _nothing,
-    on_resume: Stage = _nothing,
+    on_resume: Callable[[int], None] = _nothing_of,
     on_running: Stage = _nothing,
     memory: lazy.Memory | None = None,
 ) -> int:
@@ -180,20 +184,22 @@ def restore(
     engine: a CRIU that was launched ahead.
     on_restored: called when everything is as it was and stands still; what it raises undoes the restore.
     on_unlock: called right before its port is on the bridge again; what it raises undoes the restore, too, unheard.
-    on_resume: called right before the sockets speak again and the processes run; on_running: right after.
+    on_resume: called with the pid of pid 1 right before the sockets speak again and the processes run; on_running: right
+    after.
     memory: what a lazy dump left out; it is brought while the program runs.
     Returns: the pid of its pid 1.  Raises: RestoreFailed; what the stages raise.
     """
     state = msgspec.json.decode(read_file(images, STATE_FILE), type=DumpState)
     rewrite_user_namespaces(images, uid_base=record.uid_base)
-    terminal = -1
+    terminal, first = -1, 0
     filled = lazy.Restore(runtime, record, images=images, memory=memory)
 
     def handle(stage: criu.Notification) -> bool:
-        nonlocal terminal
+        nonlocal terminal, first
         match stage.stage:
             case "setup-namespaces":
                 filled.permit()
+                first = stage.pid
                 runtime.spawner.plug(record.id, stage.pid)
             case "orphan-pts-master" if stage.descriptors:
                 terminal = stage.descriptors[0]
@@ -203,7 +209,7 @@ def restore(
             case "network-unlock":
                 on_unlock()
                 release_network(record)
-                on_resume()
+                on_resume(first)
             case "post-resume":
                 on_running()
         return True
