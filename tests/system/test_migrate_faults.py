@@ -245,8 +245,8 @@ def test_a_killed_criu_of_the_source_leaves_connections_whole(pair: Pair, tmp_pa
     case.check_only_on("alpha", not_on="beta")
 
 
-def test_a_criu_killed_when_all_is_dumped_changes_nothing(pair: Pair, point: Point, tmp_path: Path) -> None:
-    gate = Gate(pair, point, tmp_path)
+def test_a_criu_killed_when_all_is_dumped_changes_nothing(pair: Pair, tmp_path: Path) -> None:
+    gate = Gate(pair, Point.SOURCE_DUMPED, tmp_path)
     case = Case(pair)
     mover = threading.Thread(target=case.try_to_move)
     mover.start()
