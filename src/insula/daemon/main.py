@@ -30,6 +30,8 @@ LOG = logging.getLogger(__name__)
 SWITCH_S = 0.0005
 """A thread that has got its bytes waits up to this long for the interpreter while the loop decrypts the next ones;
 Python's own 5 ms, once per buffer, would be the speed of a migration."""
+BACKLOG = 1024
+"""Connections that wait for the loop to take them; beyond that a client's connect fails at once (EAGAIN, unix(7))."""
 
 FAILED = 125
 """insula's own failure, as docker's."""
@@ -106,7 +108,7 @@ async def _serve(options: Options) -> None:
     pid_file = options.run / "insulad.pid"
     undo = AsyncExitStack()
     try:
-        await web.SockSite(runner, _unix_listener(options.socket_path, group=group)).start()
+        await web.SockSite(runner, _unix_listener(options.socket_path, group=group), backlog=BACKLOG).start()
         if options.listen:
             door = HostDoor.open(
                 options.listen, runner=runner, context=daemon.pki.server_context(), arrivals=daemon.arrivals

@@ -297,14 +297,15 @@ class _Unpacker:
         return name.startswith(_KEPT_XATTRS) or (self._form is Form.UPPER and name in (OPAQUE, REDIRECT))
 
     def _whiteout(self, parts: tuple[bytes, ...]) -> None:
-        if parts[-1] == OPAQUE_NAME:
-            self._set_opaque(parts[:-1])
-            return
         hidden = parts[-1][len(WHITEOUT_PREFIX) :]
-        if any(part.startswith(2 * WHITEOUT_PREFIX) for part in parts):
+        is_opaque = parts[-1] == OPAQUE_NAME
+        if any(part.startswith(2 * WHITEOUT_PREFIX) for part in (parts[:-1] if is_opaque else parts)):
             return  # aufs' own bookkeeping, as in `.wh..wh.plnk`
         if hidden in (b"", b".", b"..") or any(part.startswith(WHITEOUT_PREFIX) for part in parts[:-1]):
             raise InvalidImage(f"cannot unpack `{shown(b'/'.join(parts))}`: a whiteout of nothing")
+        if is_opaque:
+            self._set_opaque(parts[:-1])
+            return
         parent_fd = self._directories.open(parts[:-1])
         before = _status(parent_fd, hidden)
         if before is None:

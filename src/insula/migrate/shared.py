@@ -152,7 +152,7 @@ class SharedSource:
                 name = criu_images.shared_pagemap_name(inode)
                 data = criu_images.read_image(images, name)
                 wanted = merge(Range(each.vaddr, each.pages) for each in criu_images.decode_pagemap(data))
-                if _covers(self._held(inode), wanted):
+                if wanted and _covers(self._held(inode), wanted):
                     found[criu_images.pages_name(criu_images.pages_id_of(data))] = inode
                     self.spared_bytes += sum(each.pages for each in wanted) * PAGE_BYTES
         return found

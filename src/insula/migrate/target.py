@@ -311,10 +311,12 @@ class Arrival:
                 self._plan,
                 images=self._images,
                 engine=self._engine,
-                on_restored=self._hold_until_commit,
-                on_unlock=self._note_that_it_runs,
-                on_resume=self._announce,
-                on_running=self._take_frames,
+                stages=dump.RestoreStages(
+                    restored=self._hold_until_commit,
+                    unlock=self._note_that_it_runs,
+                    resume=self._announce,
+                    running=self._take_frames,
+                ),
                 memory=lazy.Memory(store=self._memory.descriptor, slots=self._memory.slots),
             )
         except (InsulaError, OSError) as error:

@@ -147,6 +147,20 @@ def _launch(
     return ours
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreStages:
+    """What is called on the way of a restore."""
+
+    restored: Stage = _nothing
+    """Everything is as it was and stands still; what it raises undoes the restore."""
+    unlock: Stage = _nothing
+    """Its port is about to join the bridge again; what it raises undoes the restore, too, unheard."""
+    resume: Callable[[int], None] = _nothing_of
+    """The sockets are about to speak and the processes to run; with the pid of pid 1."""
+    running: Stage = _nothing
+    """They run."""
+
+
 @dataclass(frozen=True, slots=True)
 class Engine:
     """A CRIU that waits beside a room, and where it finds the external mounts."""
@@ -173,25 +187,19 @@ def restore(
     *,
     images: int,
     engine: Engine | None = None,
-    on_restored: Stage = _nothing,
-    on_unlock: Stage = _nothing,
-    on_resume: Callable[[int], None] = _nothing_of,
-    on_running: Stage = _nothing,
+    stages: RestoreStages | None = None,
     memory: lazy.Memory | None = None,
 ) -> int:
     """Restore a container whose cgroups and pipes are prepared (`SpawnerClient.prepare`).
 
     engine: a CRIU that was launched ahead.
-    on_restored: called when everything is as it was and stands still; what it raises undoes the restore.
-    on_unlock: called right before its port is on the bridge again; what it raises undoes the restore, too, unheard.
-    on_resume: called with the pid of pid 1 right before the sockets speak again and the processes run; on_running: right
-    after.
     memory: what a lazy dump left out; it is brought while the program runs.
     Returns: the pid of its pid 1.  Raises: RestoreFailed; what the stages raise.
     """
     state = msgspec.json.decode(read_file(images, STATE_FILE), type=DumpState)
     rewrite_user_namespaces(images, uid_base=record.uid_base)
     terminal, first = -1, 0
+    stages = stages or RestoreStages()
     filled = lazy.Restore(runtime, record, images=images, memory=memory)
 
     def handle(stage: criu.Notification) -> bool:
@@ -205,13 +213,13 @@ def restore(
                 terminal = stage.descriptors[0]
             case "post-restore":
                 filled.check()
-                on_restored()
+                stages.restored()
             case "network-unlock":
-                on_unlock()
+                stages.unlock()
                 release_network(record)
-                on_resume(first)
+                stages.resume(first)
             case "post-resume":
-                on_running()
+                stages.running()
         return True
 
     with ExitStack() as held:

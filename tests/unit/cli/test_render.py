@@ -5,6 +5,8 @@ from argparse import Namespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from insula.cli import progress, render
 from insula.cli.commands import logs, migrate, ps, stats, top
@@ -146,3 +148,8 @@ def test_moments_and_stamps_of_logs() -> None:
     assert logs.stamp(1769860800.25) == "2026-01-31T12:00:00.250000Z"
     with pytest.raises(UsageError, match="cannot read time"):
         logs.parse_moment("yesterday")
+
+
+@given(st.floats(1.7e9, 2.2e9))
+def test_a_printed_stamp_is_never_later_than_the_line(seconds: float) -> None:
+    assert float(logs.parse_moment(logs.stamp(seconds))) <= seconds

@@ -88,4 +88,6 @@ def stamp(seconds: float) -> str:
     from time import gmtime, strftime
 
     micro = int(seconds * 1_000_000)
+    if micro / 1_000_000 > seconds:  # the product was rounded up
+        micro -= 1
     return strftime("%Y-%m-%dT%H:%M:%S", gmtime(micro // 1_000_000)) + f".{micro % 1_000_000:06d}Z"
