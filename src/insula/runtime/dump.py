@@ -32,6 +32,9 @@ REPAIR_SECONDS = 2.0
 FILLED_SECONDS = 60.0
 """As long is waited before a dump for memory that is still being filled."""
 
+LAZY_SECONDS = 45.0
+"""Between two stages of a lazy restore; less than the other host waits (`migrate/wire.py`)."""
+
 STATE_FILE = "insula.json"
 IMAGE_MODE = 0o644
 """CRIU reopens its images as the container's root; who may come near them is decided by the folder."""
@@ -226,16 +229,26 @@ def restore(
         held.enter_context(filled)
         engine = engine or launch_engine(runtime, plan, images=images, held=held)
         options = _restore_options(state, engine.places, is_lazy=memory is not None)
-        try:
-            response = criu.request(engine.rpc, criu.RESTORE, options, handle=handle)
-        except criu.CriuGone as error:
-            raise RestoreFailed(f"cannot restore `{record.name}`: CRIU ended without an answer") from error
+        response = _request_restore(engine, options, handle=handle, name=record.name)
         if not response.success:
             raise _failure(RestoreFailed, "restore", record=record, images=images, log=RESTORE_LOG)
         runtime.spawner.adopt(record.id, response.pid, terminal=terminal)
         if terminal >= 0:
             os.close(terminal)
     return response.pid
+
+
+def _request_restore(
+    engine: Engine, options: criu.Options, *, handle: criu.Handler, name: str
+) -> criu.Response:
+    if options.lazy_pages:  # nothing of size is read in, so there is an end to waiting
+        engine.rpc.settimeout(LAZY_SECONDS)
+    try:
+        return criu.request(engine.rpc, criu.RESTORE, options, handle=handle)
+    except criu.CriuGone as error:
+        raise RestoreFailed(f"cannot restore `{name}`: CRIU ended without an answer") from error
+    except TimeoutError as error:  # one of its processes was killed, for want of memory, and it waits for it
+        raise RestoreFailed(f"cannot restore `{name}`: CRIU does not go on") from error
 
 
 def _restore_options(state: DumpState, places: Mapping[str, str], *, is_lazy: bool) -> criu.Options:
