@@ -20,8 +20,13 @@ WORD = "a-word-that-only-this-memory-holds"
 
 
 @pytest.fixture(scope="module")
-def pair() -> Iterator[Pair]:
+def module_pair() -> Iterator[Pair]:
     yield from start_pair()
+
+
+@pytest.fixture
+def pair(module_pair: Pair) -> Pair:
+    return module_pair
 
 
 def _folder(pair: Pair, name: str) -> Path:
