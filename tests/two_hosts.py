@@ -295,6 +295,15 @@ def start_pair() -> Iterator[Pair]:
         yield Pair(world)
 
 
+def mended_after(pair: Pair) -> Iterator[Pair]:
+    """For a test that may break a host: afterwards all run again without a wish for a fault, and `c` is gone."""
+    yield pair
+    for name, host in pair.world.hosts.items():
+        if name in pair.faulty or host.daemon is None or host.daemon.poll() is not None:
+            pair.restart(name)
+    pair.remove("c")
+
+
 def show_log(pair: Pair) -> str:
     """Return the last words of both daemons, for a failing test."""
     return "\n".join(hosts.tail(host) for host in pair.world.hosts.values())

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from insula.migrate.fault import Point
 from insula.model.errors import InsulaError
-from two_hosts import Conversation, Counter, Pair, show_log, start_pair, wait_until
+from two_hosts import Counter, Pair, mended_after, show_log, start_pair, wait_until
 
 #: Of the points before the commit.
 FAILS_AT = (Point.TARGET_RESERVED, Point.TARGET_LAST_PAGES, Point.TARGET_HELD, Point.SOURCE_HELD)
@@ -41,24 +41,16 @@ def module_pair() -> Iterator[Pair]:
 
 @pytest.fixture
 def pair(module_pair: Pair) -> Iterator[Pair]:
-    yield module_pair
-    for name, host in module_pair.world.hosts.items():
-        if name in module_pair.faulty or host.daemon is None or host.daemon.poll() is not None:
-            module_pair.restart(name)
-    module_pair.remove("c")
+    yield from mended_after(module_pair)
 
 
 class Case:
     """One container with a client, on alpha, and what must hold after a fault."""
 
-    def __init__(self, pair: Pair, *, ballast: str = "") -> None:
+    def __init__(self, pair: Pair) -> None:
         self.pair = pair
         volume = {"kind": "volume", "source": "data", "target": "/data"}
         address = pair.run("c", mounts=[volume])
-        if ballast:
-            talk = Conversation(pair.world, address)
-            assert talk.run(ballast) is None
-            talk.close()
         self.counter = Counter(pair.world, address)
         self.counter.wait_for_more()
         self.error: InsulaError | None = None
@@ -216,43 +208,24 @@ def test_a_cable_cut_at_the_commit_leaves_it_frozen_until_the_hosts_meet_again(
     case.check_only_on("beta", not_on="alpha")
 
 
-def test_a_killed_criu_of_the_target_lets_the_source_run_on(pair: Pair, tmp_path: Path) -> None:
-    gate = Gate(pair, Point.TARGET_HELD, tmp_path)
+@pytest.mark.parametrize(
+    ("point", "killed", "stays"),
+    [
+        pytest.param(Point.TARGET_HELD, "beta", "alpha", id="target lets the source run on"),
+        pytest.param(Point.SOURCE_FROZEN, "alpha", "alpha", id="source leaves connections whole"),
+        pytest.param(Point.SOURCE_DUMPED, "alpha", "beta", id="source, all is dumped, changes nothing"),
+    ],
+)
+def test_a_killed_criu(pair: Pair, tmp_path: Path, *, point: Point, killed: str, stays: str) -> None:
+    gate = Gate(pair, point, tmp_path)
     case = Case(pair)
     mover = threading.Thread(target=case.try_to_move)
     mover.start()
     reached = gate.wait_reached()
-    assert pair.engines("beta")
-    for pid in pair.engines("beta"):
-        os.kill(pid, signal.SIGKILL)
-    os.close(reached)
-    mover.join()
-    case.check_only_on("alpha", not_on="beta")
-
-
-def test_a_killed_criu_of_the_source_leaves_connections_whole(pair: Pair, tmp_path: Path) -> None:
-    gate = Gate(pair, Point.SOURCE_FROZEN, tmp_path)
-    case = Case(pair)
-    mover = threading.Thread(target=case.try_to_move)
-    mover.start()
-    reached = gate.wait_reached()
-    engines = pair.engines("alpha")
+    engines = pair.engines(killed)
     assert engines
     for pid in engines:
         os.kill(pid, signal.SIGKILL)
     os.close(reached)
     mover.join()
-    case.check_only_on("alpha", not_on="beta")
-
-
-def test_a_criu_killed_when_all_is_dumped_changes_nothing(pair: Pair, tmp_path: Path) -> None:
-    gate = Gate(pair, Point.SOURCE_DUMPED, tmp_path)
-    case = Case(pair)
-    mover = threading.Thread(target=case.try_to_move)
-    mover.start()
-    reached = gate.wait_reached()
-    for pid in pair.engines("alpha"):
-        os.kill(pid, signal.SIGKILL)
-    os.close(reached)
-    mover.join()
-    case.check_only_on("beta", not_on="alpha")
+    case.check_only_on(stays, not_on="beta" if stays == "alpha" else "alpha")

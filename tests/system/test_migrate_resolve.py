@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from insula.migrate.fault import Point
 from insula.model.errors import InsulaError, WrongState
-from two_hosts import Conversation, Counter, Pair, show_log, start_pair, wait_until
+from two_hosts import Conversation, Counter, Pair, mended_after, show_log, start_pair, wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -31,11 +31,7 @@ def module_pair() -> Iterator[Pair]:
 
 @pytest.fixture
 def pair(module_pair: Pair) -> Iterator[Pair]:
-    yield module_pair
-    for name, host in module_pair.world.hosts.items():
-        if name in module_pair.faulty or host.daemon is None or host.daemon.poll() is not None:
-            module_pair.restart(name)
-    module_pair.remove("c")
+    yield from mended_after(module_pair)
 
 
 def resolve(pair: Pair, host: str, decision: str) -> None:

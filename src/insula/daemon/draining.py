@@ -11,7 +11,7 @@ from insula.migrate.wire import Peers
 from insula.model.errors import Cancelled, ContainerNotFound, InsulaError, MigrationFailed
 from insula.model.grant import Grant
 from insula.model.lifecycle import Status
-from insula.model.record import PlannedMove
+from insula.model.record import ContainerRecord, PlannedMove
 from insula.model.spec import DrainWish, MigrateWish, UndrainWish
 from insula.runtime.context import Runtime
 
@@ -29,8 +29,10 @@ class Draining:
     def plan_drain(self, grant: Grant, wish: DrainWish) -> list[PlannedMove]:
         """Say which container would go where.  Raises: HostNotFound, TargetUnreachable."""
         del grant
-        running = [each for each in self.runtime.store.list_containers() if each.status is Status.RUNNING]
-        return place(running, self._hosts(wish))
+        return place(self._running(), self._hosts(wish))
+
+    def _running(self) -> list[ContainerRecord]:
+        return [each for each in self.runtime.store.list_containers() if each.status is Status.RUNNING]
 
     def drain(self, grant: Grant, wish: DrainWish, *, reporter: Reporter) -> Result:
         """Carry every running container off.
@@ -45,7 +47,7 @@ class Draining:
             self.runtime.store.write_journal(AWAY + move.container, move.target.encode())
 
         reporter.phase("drain")
-        moves = self.plan_drain(grant, wish)
+        moves = place(self._running(), hosts)
         outcome = carry_all(moves, carry, hosts=hosts, reporter=reporter, parallel=wish.parallel)
         return _told(outcome, verb="drain this host")
 

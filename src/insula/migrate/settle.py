@@ -270,23 +270,24 @@ def _forget_leaving(runtime: Runtime, container_id: str, peers: Peers) -> None:
     question = Question(container=container_id, generation=generation)
     try:
         owner = ask_until_answered(runtime, peers, host=target, question=question, on_silence=_nothing)
-        with runtime.locked(container_id):
-            record = runtime.store.get_container(container_id)
-            if record.owner == runtime.host_name and _is_lost(owner, record=record, to=target):
-                LOG.error(
-                    "another host was given the container: dropped here",
-                    extra={"fields": {"container": container_id[:12], "host": target}},
-                )
-                until_done(
-                    runtime.closing, lambda: remove_lost(runtime, record), what="drop a lost container"
-                )
+        _drop_if_lost(runtime, container_id, owner, to=target, why="another host was given the container")
         runtime.store.delete_journal(LEAVING + container_id)
     except InsulaError as error:
         LOG.info("not confirmed", extra={"fields": {"container": container_id[:12], "reason": str(error)}})
 
 
-def _is_lost(owner: Owner | Resolution, *, record: ContainerRecord, to: str) -> bool:
-    return isinstance(owner, Owner) and owner.name == to and owner.generation > record.generation
+def _drop_if_lost(
+    runtime: Runtime, container_id: str, owner: Owner | Resolution, *, to: str, why: str
+) -> bool:
+    """Drop a container whose ownership went to a peer with a later generation.  Returns: whether it did."""
+    with runtime.locked(container_id):
+        record = runtime.store.get_container(container_id)
+        has_gone = isinstance(owner, Owner) and owner.name == to and owner.generation > record.generation
+        if record.owner != runtime.host_name or not has_gone:
+            return False
+        LOG.error(f"{why}: dropped here", extra={"fields": {"container": container_id[:12], "host": to}})
+        until_done(runtime.closing, lambda: remove_lost(runtime, record), what="drop a lost container")
+        return True
 
 
 def resolve(grant: Grant, runtime: Runtime, ref: str, *, wish: ResolveWish) -> None:
@@ -330,17 +331,8 @@ def _forget_taken(runtime: Runtime, container_id: str, peers: Peers) -> None:
                 break
             if runtime.closing.wait(MAX_PAUSE_S):  # it has committed, and not yet removed what is left there
                 return
-        with runtime.locked(container_id):
-            record = runtime.store.get_container(container_id)
-            if record.owner == runtime.host_name and _is_lost(owner, record=record, to=source):
-                LOG.error(
-                    "its source took the container back: dropped here",
-                    extra={"fields": {"container": container_id[:12], "host": source}},
-                )
-                until_done(
-                    runtime.closing, lambda: remove_lost(runtime, record), what="drop a lost container"
-                )
-                return
+        if _drop_if_lost(runtime, container_id, owner, to=source, why="its source took the container back"):
+            return
         until_done(
             runtime.closing,
             lambda: runtime.store.delete_journal(TAKEN + container_id),

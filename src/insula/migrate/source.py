@@ -18,7 +18,6 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
-from insula.kernel.cgroup import Limits
 from insula.kernel.hold import Hold, pack, replay
 from insula.kernel.pagemap import Range
 from insula.migrate import settle, track
@@ -52,13 +51,13 @@ from insula.model.migration import (
     Restore,
     Resumed,
 )
-from insula.model.record import ContainerRecord
+from insula.model.record import ContainerRecord, HostRecord
 from insula.model.spec import DEFAULT_MAX_PAUSE_MS, MigrateWish, Mode
 from insula.runtime import dump
 from insula.runtime.context import Runtime
 from insula.runtime.hidden import HiddenMemory
 from insula.runtime.logs import export_logs
-from insula.runtime.plan import StartPlan, limits_plan, start_plan
+from insula.runtime.plan import StartPlan, cpu_limits, start_plan
 from insula.runtime.undo import attempt
 
 LOG = logging.getLogger(__name__)
@@ -97,8 +96,7 @@ def migrate(
         status = after(record.status, Event.MIGRATE, name=record.name)
         reporter.phase(Phase.PREFLIGHT)
         offer = describe(runtime, record)
-        wire = Wire(peers.open(host))
-        held.push(_leave(wire))
+        wire = held.enter_context(_connected(peers, host))
         group = runtime.group(record.id)
         tracker = _open_tracker(runtime, record, mode=wish.mode)
         held.callback(tracker.close)
@@ -111,10 +109,7 @@ def migrate(
                 "target": host.name,
                 "mode": wish.mode.value,
             }
-        limits = Limits(
-            **{name: getattr(limits_plan(record.spec), name) for name in ("cpu_quota_us", "cpu_period_us")}
-        )
-        brake = Brake(group, limits=limits)
+        brake = Brake(group, limits=cpu_limits(record.spec))
         held.callback(brake.release)
         trees = open_trees(runtime, record, offer.volumes, held=held)
         shared = SharedSource(group.pids)
@@ -142,15 +137,17 @@ def migrate(
     return {"tracker": tracker.kind, **move.result()}
 
 
-def _leave(wire: Wire) -> Callable[[object, object, object], None]:
-    """Return what ends a connection, however the move went."""
-
-    def leave(_kind: object, error: object, _trace: object) -> None:
-        if error is not None:
-            _turn_back(wire)
+@contextmanager
+def _connected(peers: Peers, host: HostRecord) -> Iterator[Wire]:
+    """Open a connection to a paired host; if the move fails the target is told."""
+    wire = Wire(peers.open(host))
+    try:
+        yield wire
+    except BaseException:
+        _turn_back(wire)
+        raise
+    finally:
         wire.close()
-
-    return leave
 
 
 def _turn_back(wire: Wire) -> None:

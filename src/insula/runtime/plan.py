@@ -18,6 +18,7 @@ from insula.boot.protocol import (
 )
 from insula.image.host import HOST_IMAGE
 from insula.kernel import caps
+from insula.kernel.cgroup import Limits
 from insula.model.errors import InvalidSpec
 from insula.model.record import Attachment, ContainerRecord, ImageConfig, ImageRecord
 from insula.model.spec import ExecSpec, MountKind, MountWish, Spec
@@ -75,6 +76,12 @@ def limits_plan(spec: Spec) -> LimitsPlan:
         cpu_period_us=CPU_PERIOD_US,
         pids=spec.pids,
     )
+
+
+def cpu_limits(spec: Spec) -> Limits:
+    """Translate the wished limits of processor time alone."""
+    plan = limits_plan(spec)
+    return Limits(cpu_quota_us=plan.cpu_quota_us, cpu_period_us=plan.cpu_period_us)
 
 
 def arguments_of(spec: Spec, config: ImageConfig) -> tuple[str, ...]:

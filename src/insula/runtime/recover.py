@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from insula.kernel import userfault_permit
-from insula.kernel.cgroup import Group, Limits
+from insula.kernel.cgroup import Group
 from insula.model.errors import ContainerNotFound, InsulaError, RestoreFailed, VolumeNotFound
 from insula.model.lifecycle import ALIVE, Status
 from insula.model.record import ContainerRecord
@@ -19,7 +19,7 @@ from insula.network.attach import Running
 from insula.runtime.context import Runtime
 from insula.runtime.dump import release_network, repair
 from insula.runtime.finish import AT_REST, begin_restart, finish, wants_restart, wants_start
-from insula.runtime.plan import limits_plan
+from insula.runtime.plan import cpu_limits
 from insula.runtime.remove import remove_ended
 from insula.runtime.supervise import Exit
 from insula.runtime.trees import remove_tree
@@ -197,9 +197,8 @@ def _take_up(runtime: Runtime, record: ContainerRecord, held: Exit | None) -> No
         repair(runtime, record)
         release_network(record)
         group = runtime.group(record.id)
-        plan = limits_plan(record.spec)
         # The brake of a move's rounds (`migrate/precopy.py`) may be on.
-        group.limit_cpu(Limits(cpu_quota_us=plan.cpu_quota_us, cpu_period_us=plan.cpu_period_us))
+        group.limit_cpu(cpu_limits(record.spec))
         group.thaw()
     runtime.store.update_container(replace(record, status=status, pid=held.pid))
 

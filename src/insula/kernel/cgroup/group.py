@@ -115,7 +115,7 @@ class Group:
         check(limits)
         self._limit("memory", limits, is_asked=limits.memory_bytes is not None)
         self._limit("pids", limits, is_asked=limits.pids is not None)
-        self._limit("cpu", limits, is_asked=(limits.cpu_quota_us or limits.cpu_weight) is not None)
+        self.limit_cpu(limits)
         if limits.cpuset is not None:
             self._limit_cpuset(limits.cpuset)
 
