@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from insula.model.errors import Denied, ProtocolError
-from insula.model.grant import Principal
+from insula.model.grant import Kind, Principal, Role
 from insula.model.record import HostRecord
 from insula.tenant.idmap import is_container_uid
 
@@ -26,7 +26,7 @@ _TENANT_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 _UID_NAME = re.compile(r"uid[0-9]+")
 """Belongs to that uid: a user who is called so and has another is named by his own."""
 
-NOBODY = Principal(name="")
+NOBODY = Principal(name="", kind=Kind.NOBODY)
 
 FindHost = Callable[[str], HostRecord | None]
 
@@ -54,7 +54,8 @@ def user(uid: int, *, admins: frozenset[str] = frozenset()) -> Principal:
     if is_container_uid(uid):
         raise Denied(f"cannot serve uid `{uid}`: it belongs to a container", uid=uid)
     name = tenant_name(uid)
-    return Principal(name=name, uid=uid, is_admin=uid == 0 or name in admins)
+    role = Role.ADMIN if uid == 0 or name in admins else Role.USER
+    return Principal(name=name, uid=uid, role=role)
 
 
 def identify(transport: Extra, *, find_host: FindHost, admins: frozenset[str]) -> Principal:
@@ -66,7 +67,7 @@ def identify(transport: Extra, *, find_host: FindHost, admins: frozenset[str]) -
     if isinstance(tls, ssl.SSLObject | ssl.SSLSocket):
         certificate = tls.getpeercert(binary_form=True)
         host = find_host(hashlib.sha256(certificate).hexdigest()) if certificate else None
-        return Principal(name=host.name, is_peer=True) if host else NOBODY
+        return Principal(name=host.name, kind=Kind.HOST) if host else NOBODY
     connection = transport.get_extra_info("socket")
     if not hasattr(connection, "getsockopt") or getattr(connection, "family", None) != socket.AF_UNIX:
         raise ProtocolError("cannot tell who calls: neither a unix socket nor TLS")

@@ -40,4 +40,6 @@ class Lanes:
 def _key(principal: Principal) -> str:
     if principal.is_peer:
         return f"host {principal.name}"
-    return "nobody" if principal.uid is None else f"uid {principal.uid}"
+    if principal.uid is not None:
+        return f"uid {principal.uid}"
+    return f"user {principal.name}" if principal.is_user else "nobody"

@@ -18,7 +18,7 @@ from insula.api import auth
 from insula.daemon.pki import HANDSHAKE_S, fingerprint
 from insula.migrate.wire import Wire, tune
 from insula.model.errors import InsulaError, TargetRefused
-from insula.model.grant import Action, Grant, Principal
+from insula.model.grant import Action, Grant, Kind, Principal
 from insula.model.migration import PROTOCOL, Refuse, Welcome
 from insula.tenant.audit import Audit, Entry
 from insula.tenant.check import check
@@ -126,7 +126,7 @@ class Arrivals:
     def _identify(self, secured: ssl.SSLSocket) -> Principal:
         certificate = secured.getpeercert(binary_form=True)
         host = self._find_host(fingerprint(certificate)) if certificate else None
-        return Principal(name=host.name, is_peer=True) if host else auth.NOBODY
+        return Principal(name=host.name, kind=Kind.HOST) if host else auth.NOBODY
 
     @contextlib.contextmanager
     def _one_of_the_served(self) -> Iterator[None]:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from insula.daemon.wiring import Daemon
 from insula.kernel.cgroup import delete_parent
 from insula.model.errors import ContainerNotFound
-from insula.model.grant import Action, Grant, Principal
+from insula.model.grant import Action, Grant, Principal, Role
 from insula.model.lifecycle import ALIVE
 from insula.runtime.context import Runtime
 from insula.runtime.stop import stop
@@ -29,7 +29,7 @@ def tear_down(daemon: Daemon) -> None:
     Raises: WrongState if a container does not end.
     """
     runtime = daemon.runtime
-    administrator = Principal(name="root", uid=0, is_admin=True)
+    administrator = Principal(name="root", uid=0, role=Role.ADMIN)
     grant = check(administrator, Action.CONTROL, target_tenant=EVERY_TENANT)
     alive = [record.id for record in runtime.store.list_containers() if record.status in ALIVE]
     with ThreadPoolExecutor(AT_ONCE) as workers:

@@ -10,37 +10,94 @@ from enum import StrEnum
 
 
 class Action(StrEnum):
-    """What a route lets its caller do.  A required field of each route."""
+    """What a route lets its caller do.  A required field of each route, and a scope of tokens."""
 
     READ = "read"
+    """See that things are there, and how they are."""
+    LOGS = "logs"
+    """Read what a container wrote."""
     CREATE = "create"
     CONTROL = "control"
     """start, stop, pause, resize, rename …"""
     ENTER = "enter"
-    """attach, exec, copy, logs."""
+    """attach, exec, copy."""
     DELETE = "delete"
     CHECKPOINT = "checkpoint"
     MIGRATE = "migrate"
+    TOKEN = "token"
+    """Make, list and revoke one's own tokens."""
+    OPERATE = "operate"
+    """This host as a whole: drain it, see its peers."""
     ADMIN = "admin"
-    """hosts, uplinks, other tenants."""
+    """Pair hosts, users and their roles, policy, the last word about a container."""
     PEER = "peer"
     """Calls between paired hosts."""
     OPEN = "open"
-    """Anyone who reaches the socket: version."""
+    """Anyone who reaches the socket: version, who am I."""
+
+
+class Role(StrEnum):
+    """What a user may do at all; the table of rights stands in `tenant/check.py`."""
+
+    VIEWER = "viewer"
+    USER = "user"
+    OPERATOR = "operator"
+    ADMIN = "admin"
+
+
+class Kind(StrEnum):
+    """How a principal has shown who it is."""
+
+    UNIX = "unix"
+    """By the kernel's word about the other end of a unix socket."""
+    REMOTE = "remote"
+    """By the pinned client certificate of a user."""
+    TOKEN = "token"
+    """By a user's token."""
+    HOST = "host"
+    """By the pinned certificate of a paired host."""
+    NOBODY = "nobody"
+    """Not at all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
-    """Who gives a command: a Unix user, or the name of a pinned certificate."""
+    """Who gives a command: a Unix user, a remote user, one of their tokens, or a paired host."""
 
     name: str
+    """Of the user or host; a token has its owner's."""
+    tenant: str = ""
+    """Whose things it works with; empty when built: the one called as the principal."""
+    kind: Kind = Kind.UNIX
+    role: Role = Role.USER
+    """Means nothing for hosts and nobody."""
     uid: int | None = None
-    is_admin: bool = False
-    is_peer: bool = False
+    gid: int | None = None
+    groups: frozenset[int] = frozenset()
+    """Groups that both the connection and the user database of this moment name."""
+    token: str = ""
+    """Id of the token, for the audit."""
+    scopes: frozenset[Action] | None = None
+    """A token's: nothing else is allowed.  None: all that the role may."""
+    container: str = ""
+    """A token's: id of the only container that it is for."""
+
+    def __post_init__(self) -> None:
+        if not self.tenant:
+            object.__setattr__(self, "tenant", self.name)
 
     @property
-    def tenant(self) -> str:
-        return self.name
+    def is_admin(self) -> bool:
+        """Whether it has an admin's role, and is no host."""
+        return self.role is Role.ADMIN and self.is_user
+
+    @property
+    def is_user(self) -> bool:
+        return self.kind in (Kind.UNIX, Kind.REMOTE, Kind.TOKEN) and self.name != ""
+
+    @property
+    def is_peer(self) -> bool:
+        return self.kind is Kind.HOST
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,4 +107,4 @@ class Grant:
     principal: Principal
     action: Action
     tenant: str
-    """The tenant whose things are touched (for an admin possibly another's)."""
+    """The tenant whose things are touched (for admins and operators possibly another's)."""

@@ -1,17 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
 """May this principal do this?  The only place that turns a principal into a `Grant`.  Pure.
 
-principal          OPEN  PEER  ADMIN  the rest, own tenant  the rest, another tenant
-user                yes   no     no          yes             NotFound: it learns nothing
-admin               yes   no    yes          yes             yes; `*` means all tenants
-paired host         yes  yes     no           no              no
-nobody (TLS)        yes   no     no           no              no
+              OPEN  READ LOGS TOKEN   CREATE ENTER DELETE CHECKPOINT   CONTROL MIGRATE   OPERATE   ADMIN   PEER
+viewer          •    own  own  own      -                               -                 -         -       -
+user            •    own  own  own      own                             own               -         -       -
+operator        •    all  own  own      own                             all               •         -       -
+admin           •    all  all  all      all                             all               •         •       -
+paired host     •    -                  -                               -                 -         -       •
+nobody (TLS)    •    -                  -                               -                 -         -       -
+
+own: within the tenant of the principal; all: within any, `*` means all of them at once.  A token has its owner's rights
+that are among its scopes, and within its own tenant only.  Who may not see a tenant is told that there is none.
 """
 
 from insula.model.errors import Denied, NotFound
-from insula.model.grant import Action, Grant, Principal
+from insula.model.grant import Action, Grant, Kind, Principal, Role
 
 EVERY_TENANT = "*"
+
+_VIEWER = frozenset({Action.OPEN, Action.READ, Action.LOGS, Action.TOKEN})
+_USER = _VIEWER | {
+    Action.CREATE,
+    Action.CONTROL,
+    Action.ENTER,
+    Action.DELETE,
+    Action.CHECKPOINT,
+    Action.MIGRATE,
+}
+_OPERATOR = _USER | {Action.OPERATE}
+_ADMIN = _OPERATOR | {Action.ADMIN}
+
+#: Role → what it may do within its own tenant.
+OWN: dict[Role, frozenset[Action]] = {
+    Role.VIEWER: _VIEWER,
+    Role.USER: _USER,
+    Role.OPERATOR: _OPERATOR,
+    Role.ADMIN: _ADMIN,
+}
+#: Role → what it may do within every tenant.  Who has nothing here does not learn which tenants there are.
+EVERYWHERE: dict[Role, frozenset[Action]] = {
+    Role.VIEWER: frozenset(),
+    Role.USER: frozenset(),
+    Role.OPERATOR: frozenset({Action.READ, Action.CONTROL, Action.MIGRATE, Action.OPERATE}),
+    Role.ADMIN: _ADMIN,
+}
+#: What a token can be made for.
+SCOPES = _ADMIN - {Action.OPEN, Action.TOKEN}
 
 
 def check(principal: Principal, action: Action, *, target_tenant: str = "") -> Grant:
@@ -19,19 +53,17 @@ def check(principal: Principal, action: Action, *, target_tenant: str = "") -> G
 
     Raises: Denied; NotFound for a tenant that is not the principal's.
     """
-    match action:
-        case Action.OPEN:
-            return Grant(principal=principal, action=action, tenant=principal.tenant)
-        case Action.PEER:
-            _require(principal.is_peer and principal.name != "", principal, action=action)
-            return Grant(principal=principal, action=action, tenant=EVERY_TENANT)
-        case Action.ADMIN:
-            _require(principal.is_admin and not principal.is_peer, principal, action=action)
-        case _:
-            _require(principal.uid is not None and not principal.is_peer, principal, action=action)
+    if action is Action.OPEN:
+        return Grant(principal=principal, action=action, tenant=principal.tenant)
+    if action not in _rights(principal):
+        raise _denied(principal, action)
+    if action is Action.PEER:
+        return Grant(principal=principal, action=action, tenant=EVERY_TENANT)
     tenant = target_tenant or principal.tenant
-    if tenant != principal.tenant and not principal.is_admin:
-        raise NotFound(f"cannot find tenant `{tenant}`")
+    if tenant != principal.tenant and action not in _rights_everywhere(principal):
+        if principal.kind is Kind.TOKEN or not EVERYWHERE[principal.role]:
+            raise NotFound(f"cannot find tenant `{tenant}`")
+        raise _denied(principal, action)
     if tenant == EVERY_TENANT and action is Action.CREATE:
         raise Denied("cannot create for tenant `*`: choose one")
     return Grant(principal=principal, action=action, tenant=tenant)
@@ -42,16 +74,43 @@ def scope(grant: Grant) -> str | None:
     return None if grant.tenant == EVERY_TENANT else grant.tenant
 
 
+def _rights(principal: Principal) -> frozenset[Action]:
+    """Return what the principal may do in its own tenant."""
+    if not principal.name:
+        return frozenset()
+    match principal.kind:
+        case Kind.NOBODY:
+            return frozenset()
+        case Kind.HOST:
+            return frozenset({Action.PEER})
+        case Kind.UNIX if principal.uid is None:
+            return frozenset()
+        case Kind.UNIX | Kind.REMOTE:
+            return OWN[principal.role]
+        case Kind.TOKEN:
+            return OWN[principal.role] & SCOPES & (principal.scopes or frozenset())
+
+
+def _rights_everywhere(principal: Principal) -> frozenset[Action]:
+    if not principal.is_user or (principal.kind is Kind.TOKEN and principal.tenant != EVERY_TENANT):
+        return frozenset()
+    return EVERYWHERE[principal.role] & _rights(principal)
+
+
 _CURES = {
-    Action.ADMIN: "only root and the users named by `insula daemon --admin` may",
+    Action.ADMIN: "only root, the users named by `insula daemon --admin` and those with role admin may",
+    Action.OPERATE: "only operators and admins may: insula user set NAME --role operator",
     Action.PEER: "only a paired host may: insula host add",
 }
 
 
-def _require(holds: bool, principal: Principal, *, action: Action) -> None:  # noqa: FBT001 (the sentence reads so)
-    if not holds:
-        raise Denied(
-            f"cannot let `{principal.name or 'an unknown peer'}` do this: it needs the right `{action.value}`",
-            hint=_CURES.get(action, ""),
-            action=action.value,
-        )
+def _denied(principal: Principal, action: Action) -> Denied:
+    if principal.kind is Kind.TOKEN:
+        hint = f"make a token with --scope {action.value}" if action in SCOPES else "a token never may"
+    else:
+        hint = _CURES.get(action, f"the role `{principal.role.value}` does not have it")
+    return Denied(
+        f"cannot let `{principal.name or 'an unknown peer'}` do this: it needs the right `{action.value}`",
+        hint=hint,
+        action=action.value,
+    )

@@ -4,12 +4,12 @@
 import threading
 
 from insula.api.lanes import Lanes
-from insula.model.grant import Principal
+from insula.model.grant import Kind, Principal, Role
 
 DEADLINE_S = 10.0
 WIDTH = 2
 ALICE, BOB = Principal(name="alice", uid=1001), Principal(name="bob", uid=1002)
-PEER = Principal(name="alice", is_peer=True)
+PEER = Principal(name="alice", kind=Kind.HOST)
 
 
 def test_a_full_lane_holds_up_nobody_else() -> None:
@@ -27,6 +27,6 @@ def test_a_full_lane_holds_up_nobody_else() -> None:
 
 def test_a_caller_keeps_his_lane_under_each_of_his_tenants() -> None:
     lanes = Lanes("test", width=WIDTH)
-    assert lanes.of(ALICE) is lanes.of(Principal(name="else", uid=1001, is_admin=True))
+    assert lanes.of(ALICE) is lanes.of(Principal(name="else", uid=1001, role=Role.ADMIN))
     assert lanes.of(ALICE) is not lanes.of(PEER)
     lanes.close()

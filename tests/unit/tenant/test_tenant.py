@@ -9,26 +9,26 @@ from pathlib import Path
 import pytest
 
 from insula.model.errors import Denied, NotFound, UidRangeExhausted
-from insula.model.grant import Action, Principal
+from insula.model.grant import Action, Kind, Principal, Role
 from insula.tenant import idmap
 from insula.tenant.audit import Audit, Entry
 from insula.tenant.check import check, scope
 
 ALICE = Principal(name="alice", uid=1000)
-ROOT = Principal(name="root", uid=0, is_admin=True)
-BETA = Principal(name="beta", is_peer=True)
-NOBODY = Principal(name="")
-ORDINARY = set(Action) - {Action.OPEN, Action.PEER, Action.ADMIN}
+ROOT = Principal(name="root", uid=0, role=Role.ADMIN)
+BETA = Principal(name="beta", kind=Kind.HOST)
+NOBODY = Principal(name="", kind=Kind.NOBODY)
+ORDINARY = set(Action) - {Action.OPEN, Action.PEER, Action.ADMIN, Action.OPERATE}
 
 
 @pytest.mark.parametrize(
     ("principal", "allowed"),
     [
         (ALICE, ORDINARY | {Action.OPEN}),
-        (ROOT, ORDINARY | {Action.OPEN, Action.ADMIN}),
+        (ROOT, ORDINARY | {Action.OPEN, Action.ADMIN, Action.OPERATE}),
         (BETA, {Action.OPEN, Action.PEER}),
         (NOBODY, {Action.OPEN}),
-        (Principal(name="", is_peer=True), {Action.OPEN}),
+        (Principal(name="", kind=Kind.HOST), {Action.OPEN}),
     ],
 )
 def test_each_principal_has_exactly_its_actions(principal: Principal, allowed: set[Action]) -> None:
