@@ -65,6 +65,14 @@ kept = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0x7FFF0000))
 fd = call(317, 1, 8, ctypes.create_string_buffer(struct.pack("HxxxxxxQ", 1, ctypes.addressof(kept))))""",
     "a Landlock ruleset": "fd = call(444, ctypes.create_string_buffer(struct.pack('QQ', 1, 0), 16), 8, 0)",
     "a file system that is being made": "fd = call(430, b'tmpfs', 0)",
+    "a pipe in packet mode": "a, b = os.pipe2(os.O_DIRECT)",
+    "a pidfd of a single thread": "fd = call(434, os.getpid(), os.O_EXCL)",
+    "a process whose first thread has ended": """
+import threading
+if (pid := os.fork()) == 0:
+    threading.Thread(target=wait).start()
+    libc.syscall(60, 0)
+while "State:\\tZ" not in open(f"/proc/{pid}/status").read(): time.sleep(0.01)""",
     "an open file outside the container": "fd = call(428, -100, b'/root', 1)",
 }
 

@@ -9,7 +9,7 @@ Established connections are CRIU's business; those that are not accepted yet pas
 
 Read from /proc and by one dump of unix_diag.  Out of scope: what a dump then says itself (`kernel/criu.py`).
 Sources: proc(5), proc_pid_fdinfo(5), sock_diag(7), `include/uapi/linux/unix_diag.h`; CRIU: `files.c` (dump_one_file),
-`files-ext.c`, `sockets.c`, `namespaces.c`.
+`files-ext.c`, `sockets.c`, `namespaces.c`, `pipes.c`, `pidfd.c`, `seize.c` (seize_threads), `proc_parse.c`.
 """
 
 import contextlib
@@ -69,6 +69,14 @@ _SECRET = _Rule("secret memory", "start the program without memfd_secret")
 _HUGE = _Rule("huge pages in a memfd", "start the program without them")
 _EXTERNAL = _Rule("a unix socket whose other end is outside the container", "close that connection first")
 _FROM_MEMORY = _Rule("a program that runs from memory alone (a memfd)", "start it from a file")
+_PACKETS = _Rule("a pipe in packet mode (O_DIRECT)", "start the program without it")
+_THREAD = _Rule("a pidfd of a single thread (PIDFD_THREAD)", _CLOSE)
+_HEADLESS = _Rule("a process whose first thread has ended while others run", "end that program")
+_MAPPED = _Rule("mapped memory of a kernel object", _CLOSE)
+
+PIDFD_THREAD = os.O_EXCL
+#: What a link begins with → the flag that CRIU cannot carry there.
+_MARKED: dict[str, tuple[int, _Rule]] = {"pipe:": (os.O_DIRECT, _PACKETS), "pidfd:": (PIDFD_THREAD, _THREAD)}
 
 #: Character devices that CRIU carries: null, zero, full, random, urandom, tty, console, ptmx; the pseudo-terminals.
 _KNOWN_DEVICES = frozenset([(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2)])
@@ -169,15 +177,18 @@ class _Looker:
         if not self._own:
             self._own = _namespaces(self._init)
         here = _namespaces(pid)
-        if re.search(r"^TracerPid:\t[1-9]", _read(f"/proc/{pid}/status"), re.MULTILINE):
+        status = _read(f"/proc/{pid}/status")
+        if re.search(r"^TracerPid:\t[1-9]", status, re.MULTILINE):
             yield _Rule("a process that a debugger holds", "end strace or gdb on it")
+        if re.search(r"^State:\tZ.*^Threads:\t([2-9]|\d\d)", status, re.MULTILINE | re.DOTALL):
+            yield _HEADLESS
+            return
         for kind in _NAMESPACES:
             if kind in here and here[kind] != self._own.get(kind):
                 yield _Rule(f"a nested {kind} namespace", "end the program that made it")
         if os.readlink(f"/proc/{pid}/exe").startswith("/memfd:"):
             yield _FROM_MEMORY
-        if "/secretmem (" in _read(f"/proc/{pid}/maps"):
-            yield _SECRET
+        yield from _of_mappings(_read(f"/proc/{pid}/maps"))
         yield from self._left_queues(pid, namespace=here.get("ipc", ""))
         yield from self._of_files(pid, here=here)
 
@@ -189,10 +200,15 @@ class _Looker:
             except FileNotFoundError:
                 continue
             if link.startswith("anon_inode:"):
-                if rule := ANONYMOUS.get(link[11:].strip("[]")):
+                if link == "anon_inode:[pidfd]" and _flags(pid, number) & PIDFD_THREAD:
+                    yield _THREAD  # before Linux 6.9; then it has a file system of its own
+                elif rule := ANONYMOUS.get(link[11:].strip("[]")):
                     yield rule
             elif link.startswith("socket:["):
                 yield from self._of_socket(pid, number, inode=int(link[8:-1]), here=here)
+            elif marked := _MARKED.get(link.partition("[")[0]):
+                if _flags(pid, number) & marked[0]:
+                    yield marked[1]
             elif link.startswith("/memfd:"):
                 with contextlib.suppress(OSError):
                     if os.stat(f"{folder}/{number}").st_blksize > 1 << 20:
@@ -268,6 +284,20 @@ class _Looker:
                             yield _QUEUE
                     finally:
                         os.close(root)
+
+
+def _of_mappings(text: str) -> Iterator[_Rule]:
+    """Judge /proc/PID/maps: what is mapped may not be open any more."""
+    for name in set(re.findall(r" (/secretmem \(|anon_inode:\S+)", text)):
+        if name.startswith("anon_inode:"):
+            yield ANONYMOUS.get(name[11:].strip("[]"), _MAPPED)
+        else:
+            yield _SECRET
+
+
+def _flags(pid: int, number: str) -> int:
+    found = re.search(r"^flags:\t([0-7]+)", _read(f"/proc/{pid}/fdinfo/{number}"), re.MULTILINE)
+    return int(found[1], 8) if found else 0
 
 
 _QUEUE_BYTES = 80

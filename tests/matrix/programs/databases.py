@@ -91,7 +91,8 @@ exec $as $bin/postgres -D /tmp/pg/data -c listen_addresses='*'
         client="lines",
         words=_INSERT,
         limit="in this mode SQLite compares the inode number of its file with the one that it saw when it opened it, and a copied"
-        " file has another: it calls the database read-only until it is opened again",
+        " file has another: it calls the database read-only until it is opened again; no file system gives a copy the inode"
+        " number of its original: use PRAGMA journal_mode=WAL (as above)",
     ),
     Program(
         name="tarantool",

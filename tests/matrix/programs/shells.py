@@ -48,7 +48,7 @@ exec zsh /tmp/s
     ),
     Program(
         name="fish",
-        note="an interactive shell on a pseudo-terminal",
+        note="a shell's script, socat before it",
         packages=("fish", "socat"),
         script="""
 printf 'set n 0\nwhile read word\n set n (math $n + 1)\n echo $n\nend\n' > /tmp/count
