@@ -257,7 +257,7 @@ class Host:
 
     def remains(self) -> list[str]:
         """Return what there is of containers: cgroups, interfaces, leases, folders, volumes."""
-        groups = [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/{self.cgroup}/*") if path.is_dir()]
+        groups = [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/{self.cgroup}/*/*") if path.is_dir()]
         with Route.in_namespace(self.network) as route:
             links = [link.name for link in route.links() if link.kind == "veth"]
         state = self.folder / "state"

@@ -223,3 +223,36 @@ def test_the_v2_id_is_the_inode_of_the_directory(group: Group) -> None:
         assert os.fstat(fd).st_ino == group.v2_id()
     finally:
         os.close(fd)
+
+
+def test_a_group_above_limits_the_sum_and_goes_with_its_parent() -> None:
+    hierarchies = Hierarchies.detect()
+    parent = f"insula-test-{uuid.uuid4().hex[:8]}"
+    tenant = Group(hierarchies, parent, "tenant-a")
+    tenant.create()
+    tenant.set_limits(Limits(pids=1))
+    containers = [Group(hierarchies, f"{parent}/tenant-a", name) for name in ("one", "two")]
+    for each in containers:
+        each.create()
+    child = start(containers[0], pause)
+    try:
+        assert tenant.pids() == [child]
+        receive, send = os.pipe()
+
+        def fork() -> None:
+            try:
+                os.fork()
+            except OSError as error:
+                os.write(send, bytes([error.errno or 0]))
+
+        other = start(containers[1], fork)
+        os.close(send)
+        assert os.read(receive, 1) == bytes([errno.EAGAIN])
+        os.close(receive)
+        os.waitpid(other, 0)
+    finally:
+        end(containers[0], child)
+        for each in containers:
+            each.delete(soon())
+        delete_parent(hierarchies, parent)
+    assert not tenant.exists()

@@ -49,8 +49,8 @@ def move(pair: Pair, **wish: object) -> dict[str, object]:
 def quota(pair: Pair) -> list[str]:
     """Return the CPU quotas of all containers of alpha."""
     parent = pair.host("alpha").cgroup
-    files = [*Path("/sys/fs/cgroup").glob(f"cpu*/**/{parent}/*/cpu.cfs_quota_us")]
-    files += Path("/sys/fs/cgroup").glob(f"**/{parent}/*/cpu.max")
+    files = [*Path("/sys/fs/cgroup").glob(f"cpu*/**/{parent}/*/*/cpu.cfs_quota_us")]
+    files += Path("/sys/fs/cgroup").glob(f"**/{parent}/*/*/cpu.max")
     return [each.read_text().split()[0].replace("max", "-1") for each in files]
 
 

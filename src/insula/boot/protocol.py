@@ -27,7 +27,7 @@ import socket
 import types
 import typing
 
-VERSION = 2
+VERSION = 3
 """Raised with every change of what is said here; `hello` tells it, and an insulad replaces an idle spawner of another."""
 MAX_MESSAGE = 4 << 20
 MAX_DESCRIPTORS = 64
@@ -112,6 +112,7 @@ class StartPlan:
     """The container's id."""
     uid_base: int
     cgroup_parent: str
+    """Name of the group above; since version 3 several, joined by `/`."""
     limits: LimitsPlan
     root: RootPlan
     hostname: str

@@ -48,7 +48,7 @@ def describe(runtime: Runtime, record: ContainerRecord) -> Offer:
                 hint="use a volume instead",
             )
     _refuse_shared_volumes(runtime, record)
-    refuse_obstacles(record.name, runtime.group(record.id).pids(), init=record.pid, verb="migrate")
+    refuse_obstacles(record.name, runtime.group(record).pids(), init=record.pid, verb="migrate")
     folders = [runtime.folders.upper(record.id), *(runtime.volumes.path(each) for each in volumes)]
     return Offer(
         version=VERSION,
@@ -61,7 +61,7 @@ def describe(runtime: Runtime, record: ContainerRecord) -> Offer:
         kernel_release=os.uname().release,
         host_identity=runtime.images.host.identity() if image.id == HOST_IMAGE.id else "",
         disk_bytes=sum(tree_bytes(each) for each in folders),
-        memory_bytes=runtime.group(record.id).stats().memory_bytes,
+        memory_bytes=runtime.group(record).stats().memory_bytes,
     )
 
 
@@ -185,7 +185,7 @@ def _check_room(runtime: Runtime, offer: Offer) -> None:
     layers = sum(each.size_bytes for each in offer.image.layers if each.digest in missing)
     check_disk(runtime.folders.state, offer.record.name, needed=offer.disk_bytes + layers + SPARE_BYTES)
     available = available_memory()
-    room = memory_room(runtime.hierarchies(), runtime.cgroup_parent)
+    room = memory_room(runtime.hierarchies(), runtime.tenant_parent(offer.record.tenant))
     check_memory(
         offer.record.name,
         # Twice: once as images in memory, once as the processes themselves.

@@ -161,7 +161,7 @@ def confirm_or_take_back(
 def thaw(runtime: Runtime, container_id: str) -> None:
     """Let a source run on, connections intact.  What fails on the way is logged: who calls has an error to tell."""
     record = runtime.store.get_container(container_id)
-    group = runtime.group(container_id)
+    group = runtime.group(record)
     if record.status is Status.MOVED and not (group.exists() and group.pids()):
         # Its processes went with the host's power or the spawner, while it was not its owner.
         until_done(runtime.closing, lambda: end_lost_arrival(runtime, record), what="write an end down")

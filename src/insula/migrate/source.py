@@ -97,7 +97,7 @@ def migrate(
         reporter.phase(Phase.PREFLIGHT)
         offer = describe(runtime, record)
         wire = held.enter_context(_connected(peers, host))
-        group = runtime.group(record.id)
+        group = runtime.group(record)
         tracker = _open_tracker(runtime, record, mode=wish.mode)
         held.callback(tracker.close)
         rules = rules_of(wish, record, tracker=tracker, processes=len(group.pids()))
@@ -164,10 +164,10 @@ def _open_tracker(runtime: Runtime, record: ContainerRecord, *, mode: Mode) -> t
             "cannot migrate with `--mode post-copy`: a source that dies would take the memory with it",
             hint="--mode pre-copy: it runs on the target before all pages are in place there, too, but they are there",
         )
-    group = runtime.group(record.id)
+    group = runtime.group(record)
     if mode is Mode.STOP_COPY:
         return track.WholeTracker(group.pids)
-    tracker = track.open_tracker(group.pids, still=lambda: standing(runtime, record.id))
+    tracker = track.open_tracker(group.pids, still=lambda: standing(runtime, record))
     if mode is Mode.PRE_COPY and tracker.kind == "none":
         raise Unsupported(
             "cannot migrate with `--mode pre-copy`: this kernel cannot tell what a program writes",
@@ -302,7 +302,7 @@ class Move:
 
     def _dump(self, plan: StartPlan, *, images: int) -> None:
         rest = _Beside(self._precopy.finish)
-        hidden = HiddenMemory(self._runtime.group(self._record.id).pids())
+        hidden = HiddenMemory(self._runtime.group(self._record).pids())
 
         def frozen() -> None:
             self._frozen_at = time.monotonic()
@@ -315,7 +315,7 @@ class Move:
             self.watch.lap("dump")
             rest.result()
             # From here on not even a dying CRIU wakes them: it is for the owner to decide.
-            self._runtime.group(self._record.id).freeze()
+            self._runtime.group(self._record).freeze()
             complete_images(images, self._precopy.last, seen=hidden.seen)
             fault(Point.SOURCE_DUMPED)
             self._transfer(images)
@@ -461,9 +461,9 @@ def _open_hold(record: ContainerRecord, *, held: ExitStack) -> Hold | None:
 
 
 @contextmanager
-def standing(runtime: Runtime, container_id: str) -> Iterator[None]:
+def standing(runtime: Runtime, record: ContainerRecord) -> Iterator[None]:
     """Have a container's processes stand for a moment.  Raises: TimeoutError."""
-    group = runtime.group(container_id)
+    group = runtime.group(record)
     group.freeze()
     try:
         group.wait_frozen(time.monotonic() + STAND_SECONDS)

@@ -58,7 +58,7 @@ def checkpoint(
     with runtime.locked(found.id), ExitStack() as undo:
         record = runtime.store.get_container(found.id)
         status = after(record.status, Event.CHECKPOINT, name=record.name)
-        refuse_obstacles(record.name, runtime.group(record.id).pids(), init=record.pid, verb="checkpoint")
+        refuse_obstacles(record.name, runtime.group(record).pids(), init=record.pid, verb="checkpoint")
         folder = _make_folder(runtime, record, name)
         undo.callback(remove_tree, folder)
         runtime.store.update_container(replace(record, status=status))

@@ -27,6 +27,8 @@ from insula.runtime.volumes import Volumes
 
 EVERY_TENANT = "*"
 """As `tenant/check.py` writes it into a grant."""
+TENANT_PREFIX = "tenant-"
+"""Before a tenant's name as a cgroup's: no file of the kernel in there has such a name (cgroup v1 has one called `tasks`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +104,23 @@ class Runtime:
             raise WrongState(f"container `{record.name}` is not running: it is {record.status.value}")
         return record
 
-    def group(self, container_id: str) -> Group:
+    def group(self, record: ContainerRecord) -> Group:
         """Return the container's cgroups, seen as the spawner sees them: ours may lie elsewhere."""
-        return Group(self.hierarchies(), self.cgroup_parent, container_id)
+        # insula before tenants had groups started it beside all others: it stays there until it ends.
+        old = Group(self.hierarchies(), self.cgroup_parent, record.id)
+        return (
+            old if old.exists() else Group(self.hierarchies(), self.tenant_parent(record.tenant), record.id)
+        )
+
+    def tenant_parent(self, tenant: str) -> str:
+        """Return the cgroup above a tenant's containers: their sum is limited there, and shares processors with others'."""
+        if not self.spawner.knows_tenants:
+            return self.cgroup_parent
+        return f"{self.cgroup_parent}/{TENANT_PREFIX}{tenant}"
+
+    def tenant_group(self, tenant: str) -> Group:
+        """Return a tenant's cgroups themselves."""
+        return Group(self.hierarchies(), self.cgroup_parent, f"{TENANT_PREFIX}{tenant}")
 
     def hierarchies(self) -> Hierarchies:
         return self.spawner.hierarchies()

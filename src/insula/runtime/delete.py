@@ -40,7 +40,7 @@ def remove_moved(runtime: Runtime, record: ContainerRecord) -> None:
 
     May be called again after a failure.
     """
-    group = runtime.group(record.id)
+    group = runtime.group(record)
     deadline = time.monotonic() + END_SECONDS
     if group.exists():
         group.kill()

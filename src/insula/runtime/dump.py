@@ -113,7 +113,7 @@ def dump(
         log_file=DUMP_LOG,
         leave_running=leave_running,
         external=tuple(f"mnt[{place}]:{name}" for name, place in external_mounts(plan).items()),
-        irmap_scan_paths=watched_folders(runtime.group(record.id).pids(), init=record.pid),
+        irmap_scan_paths=watched_folders(runtime.group(record).pids(), init=record.pid),
         lazy_pages=is_lazy,
         config_file=lazy.CONFIG_FILE if is_lazy else "",
     )
@@ -265,7 +265,7 @@ def _restore_options(state: DumpState, places: Mapping[str, str], *, is_lazy: bo
 
 def repair(runtime: Runtime, record: ContainerRecord) -> None:
     """Undo what a CRIU that was killed in mid-dump left: sockets in repair.  Its network must still be held."""
-    group = runtime.group(record.id)
+    group = runtime.group(record)
     was_frozen = group.is_frozen()
     group.freeze()
     try:

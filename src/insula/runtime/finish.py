@@ -57,7 +57,7 @@ def finish(runtime: Runtime, event: Exit) -> None:
 
 def _write_down(runtime: Runtime, record: ContainerRecord, event: Exit) -> ContainerRecord:
     try:
-        oom_killed = event.exit_code == 137 and runtime.group(event.key).stats().oom_kills > 0
+        oom_killed = event.exit_code == 137 and runtime.group(record).stats().oom_kills > 0
     except OSError:
         oom_killed = False
     if record.attachment is not None:

@@ -23,7 +23,7 @@ def pause(grant: Grant, runtime: Runtime, ref: str) -> None:
     with runtime.locked(found.id):
         record = runtime.store.get_container(found.id)
         status = after(record.status, Event.PAUSE, name=record.name)
-        group = runtime.group(record.id)
+        group = runtime.group(record)
         group.freeze()
         try:
             group.wait_frozen(time.monotonic() + FREEZE_SECONDS)
@@ -39,5 +39,5 @@ def unpause(grant: Grant, runtime: Runtime, ref: str) -> None:
     with runtime.locked(found.id):
         record = runtime.store.get_container(found.id)
         status = after(record.status, Event.UNPAUSE, name=record.name)
-        runtime.group(record.id).thaw()
+        runtime.group(record).thaw()
         runtime.store.update_container(replace(record, status=status))

@@ -45,7 +45,7 @@ def start_plan(runtime: Runtime, record: ContainerRecord) -> StartPlan:
     return StartPlan(
         key=record.id,
         uid_base=record.uid_base,
-        cgroup_parent=runtime.cgroup_parent,
+        cgroup_parent=runtime.tenant_parent(record.tenant),
         limits=limits_plan(spec),
         root=RootPlan(
             lower=lower,

@@ -100,7 +100,7 @@ def replace_spawner(runtime: Runtime) -> None:
     Their restart policies bring them back.  Called in a thread of its own.
     """
     lost = [each for each in runtime.store.list_containers() if each.status in ALIVE]
-    groups = {each.id: runtime.group(each.id) for each in lost}
+    groups = {each.id: runtime.group(each) for each in lost}
     delay_s = RECONNECT_DELAY_S
     while True:
         if runtime.closing.is_set():
@@ -133,7 +133,7 @@ def _end_lost(runtime: Runtime, record: ContainerRecord, group: Group) -> None:
 
 def end_lost_arrival(runtime: Runtime, record: ContainerRecord) -> None:
     """Write down that a container's processes are gone, which this host owns; its restart policy brings it back."""
-    group = runtime.group(record.id)
+    group = runtime.group(record)
     with contextlib.suppress(InsulaError):
         runtime.spawner.discard(record.id)
     _end_orphans(record, group)
@@ -187,7 +187,7 @@ def _drop_halves(runtime: Runtime, known: set[str]) -> None:
 
 def _take_up(runtime: Runtime, record: ContainerRecord, held: Exit | None) -> None:
     if held is None:
-        _end_orphans(record, runtime.group(record.id))
+        _end_orphans(record, runtime.group(record))
         _write_lost(runtime, record)
         return
     status = record.status
@@ -196,7 +196,7 @@ def _take_up(runtime: Runtime, record: ContainerRecord, held: Exit | None) -> No
         status = Status.RUNNING
         repair(runtime, record)
         release_network(record)
-        group = runtime.group(record.id)
+        group = runtime.group(record)
         # The brake of a move's rounds (`migrate/precopy.py`) may be on.
         group.limit_cpu(cpu_limits(record.spec))
         group.thaw()
@@ -268,7 +268,7 @@ def drop_arrival(runtime: Runtime, record: ContainerRecord) -> None:
 
     May be called again after a failure, of which the record is left.  Raises: InsulaError, OSError.
     """
-    group = runtime.group(record.id)
+    group = runtime.group(record)
     runtime.spawner.discard(record.id)
     _end_orphans(record, group)  # of a spawner that has ended
     runtime.networks.deactivate(record.id)

@@ -40,7 +40,7 @@ def all_stats(grant: Grant, runtime: Runtime) -> list[ContainerStats]:
 
 
 def _measure(runtime: Runtime, record: ContainerRecord, *, route: Route) -> ContainerStats:
-    used = runtime.group(record.id).stats()
+    used = runtime.group(record).stats()
     counters = _counters(record, route)
     return ContainerStats(
         id=record.id,

@@ -70,7 +70,7 @@ def _mark_and_send(runtime: Runtime, record: ContainerRecord, *, number: int) ->
         runtime.store.change_container(record.id, lambda now: replace(now, stopped_by_user=True))
         _send(runtime, record, number=number)
         if record.status is Status.PAUSED:
-            runtime.group(record.id).thaw()
+            runtime.group(record).thaw()
 
 
 def _send(runtime: Runtime, record: ContainerRecord, *, number: int) -> None:
@@ -89,7 +89,7 @@ def kill(grant: Grant, runtime: Runtime, ref: str, *, signal: str) -> None:
         record = runtime.find_alive(grant, found.id)
         _send(runtime, record, number=number)
         if number == 9 and record.status is Status.PAUSED:
-            runtime.group(record.id).thaw()
+            runtime.group(record).thaw()
 
 
 def wait_for_end(runtime: Runtime, record: ContainerRecord, *, seconds: float) -> bool:

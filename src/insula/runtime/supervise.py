@@ -36,6 +36,8 @@ ANSWER_SECONDS = 60.0
 SEND_SECONDS = 10
 """For a spawner that does not read: one that was stopped."""
 
+_TENANTS_SINCE = 3
+"""Version of the protocol."""
 AGAIN = "insulad starts another one: try again, else see its log"
 
 Undo = tuple[str, Mapping[str, object]]
@@ -99,6 +101,7 @@ class SpawnerClient:
         self._on_lost = on_lost
         self._ends = False
         self._verbs: frozenset[str] = frozenset()
+        self._version = protocol.VERSION
         self._connection: socket.socket | None = None
         self._reader: threading.Thread | None = None
         self._numbers = itertools.count(1)
@@ -118,6 +121,7 @@ class SpawnerClient:
         if int(hello.get("version", 1)) != protocol.VERSION:
             hello = self._replace(hello)
         self._pid = int(hello["pid"])
+        self._version = int(hello.get("version", 1))
         self._verbs = frozenset(hello.get("verbs", ()))
         self._engines = [int(pid) for pid in hello.get("engines", ())]  # an older spawner has none
         # Read now: when the spawner has ended, its place is still asked for, to end what it left.
@@ -154,6 +158,11 @@ class SpawnerClient:
         if self._reader is not None:
             self._reader.join()
         return self._begin()
+
+    @property
+    def knows_tenants(self) -> bool:
+        """Whether it can put containers into a group within a group: one that an older insulad has started cannot."""
+        return self._version >= _TENANTS_SINCE
 
     def hierarchies(self) -> Hierarchies:
         """Return the cgroup hierarchies with the spawner's own place in them."""
@@ -327,8 +336,8 @@ class SpawnerClient:
         extra: Sequence[int] = (),
         restore: StartPlan | None = None,
         page_maps: int = -1,
-    ) -> Mapping[str, str]:
-        """Start a CRIU process.  Returns: for a restore, external mount → path in CRIU's view.
+    ) -> Launched:
+        """Start a CRIU process.
 
         page_maps: a mount of those that it is to see instead of the kernel's (`hidden.py`).
         """
@@ -338,7 +347,8 @@ class SpawnerClient:
             extra = (*extra, page_maps)
         if restore is not None:
             body["restore"] = protocol.encode(restore)
-        return dict(self._ask("criu", descriptors=(rpc, images, *extra), **body).fields["external"])
+        fields = self._ask("criu", descriptors=(rpc, images, *extra), **body).fields
+        return Launched(fields["pid"], fields["external"])
 
     def fill(self, key: str, *, images: int, store: int, slots: Mapping[int, int]) -> None:
         """Begin to fill the memory of the container that is about to be restored into its room."""

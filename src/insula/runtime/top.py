@@ -24,7 +24,7 @@ def top(grant: Grant, runtime: Runtime, ref: str) -> list[ProcessRecord]:
     Raises: ContainerNotFound, WrongState.
     """
     record = runtime.find_alive(grant, ref)
-    return processes(record, runtime.group(record.id).pids())
+    return processes(record, runtime.group(record).pids())
 
 
 def processes(record: ContainerRecord, pids: list[int]) -> list[ProcessRecord]:

@@ -44,12 +44,15 @@ class Doors(NamedTuple):
 
 
 class Group:
-    """The cgroup `parent_name/name` beneath our own, in every hierarchy that matters."""
+    """The cgroup `parent_name/name` beneath our own, in every hierarchy that matters.
+
+    parent_name: one name, or several joined by `/`: a tenant's containers stand in the tenant's group.
+    """
 
     __slots__ = ("_directories", "_hierarchies", "_relative", "_v2")
 
     def __init__(self, hierarchies: Hierarchies, parent_name: str, name: str) -> None:
-        for part in (parent_name, name):
+        for part in (*parent_name.split("/"), name):
             if part in ("", ".", "..") or "/" in part or part.startswith("cgroup."):
                 raise ValueError(f"`{part}` cannot name a cgroup")
         self._hierarchies = hierarchies
@@ -270,9 +273,6 @@ class Group:
 
 
 def delete_parent(hierarchies: Hierarchies, parent_name: str) -> None:
-    """Remove the empty groups that stood above containers' groups.  Raises: OSError: EBUSY if one is not empty."""
+    """Remove the groups that stood above containers' groups.  Raises: OSError: EBUSY if a process is in one."""
     for hierarchy in (*hierarchies.v1, *([hierarchies.v2] if hierarchies.v2 else [])):
-        try:
-            os.rmdir(os.path.join(hierarchy.base, parent_name))
-        except FileNotFoundError:
-            pass
+        files.remove_tree(os.path.join(hierarchy.base, parent_name))
