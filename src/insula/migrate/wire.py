@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Frames between two hosts: messages and streams of bytes over a connection that is authenticated already.
 
-A frame is `>BI`: kind and length, then the payload of at most MAX_PAYLOAD bytes.  Blocking, one thread at a time; every
-wait has a deadline.
+A frame is `>BI`: kind and length, then the payload of at most MAX_PAYLOAD bytes.  Blocking; one thread reads, frames of several
+may be sent; every wait has a deadline.
 """
 
 import contextlib
 import io
 import logging
+import math
 import socket
 import struct
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from typing import Protocol, TypeVar
@@ -39,6 +41,9 @@ SILENCE_SECONDS = 8
 While layers travel, when nothing is frozen yet, it is PEER_SECONDS: a target that writes a layer to a slow disk reads nothing
 meanwhile, and TCP_USER_TIMEOUT counts a closed window as silence.
 """
+
+_LEAST_SECONDS = 0.001
+"""Zero would not wait at all, not even for what is here already."""
 
 _M = TypeVar("_M")
 
@@ -91,6 +96,7 @@ class Wire:
         self._connection = connection
         self._is_patient = False
         self._has_refused = False
+        self._sending = threading.Lock()
         self.sent_bytes = 0
         connection.settimeout(PEER_SECONDS)
 
@@ -131,12 +137,13 @@ class Wire:
     def end_stream(self) -> None:
         self._frame(Kind.END, b"")
 
-    def receive(self) -> Message:
+    def receive(self, *, within_s: float | None = None) -> Message:
         """Receive a message; a `Refuse` is raised as the error that it names.
 
+        within_s: seconds until the whole of it must be here; None: PEER_SECONDS between two bytes.
         Raises: MigrationFailed if the peer is gone; ProtocolError for what is no message.
         """
-        kind, payload = self._receive_frame()
+        kind, payload = self._receive_frame() if within_s is None else self._receive_frame_within(within_s)
         if kind != Kind.MESSAGE:
             raise ProtocolError("cannot read the peer's message: data where a message was due")
         try:
@@ -179,9 +186,15 @@ class Wire:
                 self.send(Refuse(code=error.code, message=error.message, hint=error.hint))
 
     def drain(self) -> None:
-        """Read what still comes, so that our last words are not lost in a reset (tcp(7)), until the peer hangs up."""
+        """Say no more, and read what still comes, so that our last words are not lost in a reset (tcp(7)), until the peer
+
+        says no more, too: both sides may wait for each other here.
+        """
         deadline = time.monotonic() + DRAIN_SECONDS
         try:
+            if isinstance(self._connection, socket.socket):
+                # Not SSLSocket's own, which could not read any more.
+                socket.socket.shutdown(self._connection, socket.SHUT_WR)
             while (left := deadline - time.monotonic()) > 0:
                 self._connection.settimeout(left)
                 if not self._connection.recv(DRAINED_BYTES):
@@ -202,27 +215,37 @@ class Wire:
     def _frame(self, kind: int, payload: bytes | bytearray | memoryview) -> None:
         header = HEADER.pack(kind, len(payload))
         try:
-            if len(payload) <= JOINED_BYTES:
-                self._connection.sendall(b"".join((header, payload)))
-            else:
-                self._connection.sendall(header)
-                self._connection.sendall(payload)
+            with self._sending:
+                if len(payload) <= JOINED_BYTES:
+                    self._connection.sendall(b"".join((header, payload)))
+                else:
+                    self._connection.sendall(header)
+                    self._connection.sendall(payload)
+                self.sent_bytes += HEADER.size + len(payload)
         except OSError as error:
             raise MigrationFailed(f"cannot send to the other host: {error.strerror or error}") from error
-        self.sent_bytes += HEADER.size + len(payload)
 
-    def _receive_frame(self) -> tuple[int, bytearray]:
-        kind, length = HEADER.unpack(self._read(HEADER.size))
+    def _receive_frame_within(self, seconds: float) -> tuple[int, bytearray]:
+        try:
+            return self._receive_frame(deadline=time.monotonic() + seconds)
+        finally:
+            with contextlib.suppress(OSError):  # it is cut
+                self._connection.settimeout(PEER_SECONDS)
+
+    def _receive_frame(self, *, deadline: float = math.inf) -> tuple[int, bytearray]:
+        kind, length = HEADER.unpack(self._read(HEADER.size, deadline=deadline))
         if length > MAX_PAYLOAD:
             raise ProtocolError(f"cannot read a frame of {length} bytes: the limit is {MAX_PAYLOAD}")
-        return kind, self._read(length)
+        return kind, self._read(length, deadline=deadline)
 
-    def _read(self, size: int) -> bytearray:
+    def _read(self, size: int, *, deadline: float) -> bytearray:
         # Not a byte more than is asked for: what follows may be read by another Wire of the same connection.
         found = bytearray(size)
         rest = memoryview(found)
         while rest:
             try:
+                if deadline < math.inf:
+                    self._connection.settimeout(max(_LEAST_SECONDS, deadline - time.monotonic()))
                 count = self._connection.recv_into(rest)
             except OSError as error:
                 raise MigrationFailed(f"cannot hear the other host: {error.strerror or error}") from error

@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insula.migrate.wire import HEADER, MAX_PAYLOAD, PEER_SECONDS, SILENCE_SECONDS, StreamFile, Wire, tune
+from insula.migrate.wire import (
+    DRAIN_SECONDS,
+    HEADER,
+    MAX_PAYLOAD,
+    PEER_SECONDS,
+    SILENCE_SECONDS,
+    StreamFile,
+    Wire,
+    tune,
+)
 from insula.model.errors import MigrationFailed, NameTaken, ProtocolError
 from insula.model.migration import Commit, Held, Kind, Layer, Refuse, Restore
 
@@ -97,3 +106,38 @@ def test_a_target_may_take_long_for_layers_and_not_for_the_rest() -> None:
     assert silence_ms() == SILENCE_SECONDS * 1000
     source.close()
     target.close()
+
+
+def test_two_who_refuse_each_other_do_not_wait_for_each_other() -> None:
+    near, far = socket.socketpair()
+    wires = Wire(near), Wire(far)
+    threads = []
+    for wire in wires:
+        wire.send(Refuse(code="cancelled", message="no more"))
+        threads.append(threading.Thread(target=wire.drain, daemon=True))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(DRAIN_SECONDS / 2)
+    assert not any(thread.is_alive() for thread in threads)
+    for wire in wires:
+        wire.close()
+
+
+def test_a_message_that_comes_byte_by_byte_is_waited_for_only_so_long(
+    pair: tuple[Wire, socket.socket],
+) -> None:
+    wire, far = pair
+    over = threading.Event()
+
+    def dribble() -> None:
+        far.sendall(HEADER.pack(Kind.MESSAGE, MAX_PAYLOAD))
+        while not over.wait(0.01):
+            far.sendall(b" ")
+
+    thread = threading.Thread(target=dribble)
+    thread.start()
+    with pytest.raises(MigrationFailed, match="cannot hear"):
+        wire.receive(within_s=0.2)
+    over.set()
+    thread.join()
