@@ -10,6 +10,7 @@ the same on every architecture.
 """
 
 import ctypes
+import errno
 import mmap
 import os
 import platform
@@ -31,6 +32,9 @@ _OLD_NUMBERS = {
         "close": 3,
         "keyctl": 250,
         "bpf": 321,
+        "mmap": 9,
+        "munmap": 11,
+        "dup3": 292,
     },
     "aarch64": {
         "rt_sigaction": 134,
@@ -41,6 +45,9 @@ _OLD_NUMBERS = {
         "close": 57,
         "keyctl": 219,
         "bpf": 280,
+        "mmap": 222,
+        "munmap": 215,
+        "dup3": 24,
     },
 }
 _UNIFIED_NUMBERS = {
@@ -114,6 +121,37 @@ def system_call(name: str, *argtypes: object) -> Callable[..., int]:
         if result == -1:
             _raise_errno(name)
         return result
+
+    call.__name__ = name
+    return call
+
+
+#: Of `foreign`: int, unsigned int, pointer, text, nothing.
+_KINDS = {"i": c_int, "u": c_uint, "p": c_void_p, "s": c_char_p, "v": None}
+
+
+def foreign(library: str, name: str, arguments: str, *, answer: str) -> Callable[..., int]:
+    """Declare a function of another shared library, which is opened at the first call; kinds as in `_KINDS`.
+
+    One that answers `i` tells a failure by a negative errno, one that answers `p` by NULL and errno.
+    Returns: a callable that gives the result, or raises OSError naming the function (ENOSYS: no such library here).
+    """
+    raw: Callable[..., int | None] | None = None
+
+    def call(*values: object) -> int:
+        nonlocal raw
+        if raw is None:
+            try:
+                raw = getattr(ctypes.CDLL(library, use_errno=True), name)
+            except (OSError, AttributeError) as error:
+                raise OSError(errno.ENOSYS, f"{name}: {error}") from None
+            raw.argtypes = [_KINDS[each] for each in arguments]  # type: ignore[attr-defined]
+            raw.restype = _KINDS[answer]  # type: ignore[attr-defined]
+        result = raw(*values)
+        code = ctypes.get_errno() if result is None and answer == "p" else max(0, -(result or 0))
+        if code:
+            raise OSError(code, f"{name}: {os.strerror(code)}")
+        return result or 0
 
     call.__name__ = name
     return call
