@@ -3,9 +3,12 @@
 
 import math
 import time
+from dataclasses import dataclass
 
 from insula.migrate import rounds
+from insula.migrate.packed import PACKING, PackedSource
 from insula.migrate.precopy import Rules, bytes_of, probe_link
+from insula.migrate.shared import SharedSource
 from insula.migrate.track import Tracker
 from insula.migrate.wire import Wire
 from insula.model.migration import Accept, Offer
@@ -15,31 +18,48 @@ Result = dict[str, str | int | float | bool]
 LOOK_SECONDS = 1.0
 
 
-def plan_move(runtime: Runtime, offer: Offer, *, wire: Wire, tracker: Tracker, rules: Rules) -> Result:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What there is to carry, and how it is measured."""
+
+    tracker: Tracker
+    shared: SharedSource
+    packed: PackedSource
+    rules: Rules
+
+    def changed(self) -> tuple[int, int]:
+        """Return how many bytes of private and of shared memory were written since the last call; at first, all."""
+        return bytes_of(self.tracker.scan()), self.shared.look()
+
+
+def plan_move(runtime: Runtime, offer: Offer, *, wire: Wire, load: Load) -> Result:
     """Have the target check everything, measure, and foresee the rounds.
 
     Raises: what the target refuses for; MigrationFailed.
     """
     wire.send(offer)
     wire.expect(Accept)
-    link = probe_link(wire)
+    link, rules = probe_link(wire), load.rules
+    size, shared_size = load.changed()
     began = time.monotonic()
-    size = bytes_of(tracker.scan())
     runtime.closing.wait(LOOK_SECONDS)
-    written = bytes_of(tracker.scan()) / (time.monotonic() - began)
+    written = sum(load.changed()) / (time.monotonic() - began)
+    packed = load.packed.dirty_estimate()
     seen = rounds.foresee(
-        size_bytes=size + offer.disk_bytes,
+        size_bytes=size + shared_size + offer.disk_bytes,
         written=written,
         link=link,
         max_pause_s=rules.max_pause_s,
-        fixed_s=rules.fixed_s,
+        fixed_s=rules.fixed_s + packed / link,
     )
     verdict = "moves" if seen.step is rounds.Step.FREEZE else "is refused: it would stand still for too long"
     if seen.throttled:
         verdict += f", slowed down to {rounds.THROTTLES[seen.throttled - 1]:.0%} of its CPU time meanwhile"
     return {
-        "tracker": tracker.kind,
+        "tracker": load.tracker.kind,
         "memory_bytes": size,
+        "shared_bytes": shared_size,
+        "tmpfs_bytes": packed // PACKING,
         "file_bytes": offer.disk_bytes,
         "link_bytes_per_s": round(link),
         "written_bytes_per_s": round(written),

@@ -11,6 +11,7 @@ from pathlib import Path
 from insula.image.host import HOST_IMAGE
 from insula.kernel.cgroup.room import memory_room
 from insula.migrate.processor import processor_flags
+from insula.migrate.reserved import refuse_reserved
 from insula.model.errors import (
     IncompatibleCpu,
     MigrationFailed,
@@ -48,7 +49,9 @@ def describe(runtime: Runtime, record: ContainerRecord) -> Offer:
                 hint="use a volume instead",
             )
     _refuse_shared_volumes(runtime, record)
-    refuse_obstacles(record.name, runtime.group(record).pids(), init=record.pid, verb="migrate")
+    pids = runtime.group(record).pids()
+    refuse_obstacles(record.name, pids, init=record.pid, verb="migrate")
+    refuse_reserved(record.name, pids)
     folders = [runtime.folders.upper(record.id), *(runtime.volumes.path(each) for each in volumes)]
     return Offer(
         version=VERSION,

@@ -104,6 +104,12 @@ class SharedSource:
             self._last_bytes = 0
         return sent
 
+    def look(self) -> int:
+        """Compare as a round does, and send nothing.  Returns: bytes that differ.  Raises: OSError."""
+        self._find_areas()
+        areas = [each for each in self._areas.values() if not each.is_dropped]
+        return sum(_bytes_of(self._changes(each)) for each in areas)
+
     def _find_areas(self) -> None:
         found: dict[int, list[tuple[int, Mapping]]] = {}
         for pid in sorted(set(self._pids())):

@@ -24,7 +24,7 @@ from insula.migrate import settle, track
 from insula.migrate.absent import complete_images
 from insula.migrate.fault import Point, fault
 from insula.migrate.packed import PackedSource
-from insula.migrate.plan import plan_move
+from insula.migrate.plan import Load, plan_move
 from insula.migrate.precopy import Brake, Precopy, Rules
 from insula.migrate.preflight import describe
 from insula.migrate.shared import SharedSource
@@ -101,8 +101,11 @@ def migrate(
         tracker = _open_tracker(runtime, record, mode=wish.mode)
         held.callback(tracker.close)
         rules = rules_of(wish, record, tracker=tracker, processes=len(group.pids()))
+        shared, packed = SharedSource(group.pids), PackedSource(record.pid)
+        held.callback(shared.close)
         if wish.plan:
-            seen = plan_move(runtime, offer, wire=wire, tracker=tracker, rules=rules)
+            load = Load(tracker=tracker, shared=shared, packed=packed, rules=rules)
+            seen = plan_move(runtime, offer, wire=wire, load=load)
             _turn_back(wire)
             return {
                 **seen,
@@ -112,12 +115,10 @@ def migrate(
         brake = Brake(group, limits=cpu_limits(record.spec))
         held.callback(brake.release)
         trees = open_trees(runtime, record, offer.volumes, held=held)
-        shared = SharedSource(group.pids)
-        held.callback(shared.close)
         precopy = Precopy(
             wire,
             tracker=tracker,
-            trees=(PackedSource(record.pid), shared, *trees),
+            trees=(packed, shared, *trees),
             brake=brake,
             rules=rules,
             reporter=reporter,

@@ -73,11 +73,16 @@ def run(options: Namespace, client: Client) -> int:
     return 0
 
 
+CARRIED = ("memory", "shared", "file", "tmpfs")
+"""What `planned` tells the size of: private memory, shared memory, files on disk, and those of tmpfs mounts."""
+
+
 def planned(name: str, result: Json) -> str:
     """Return what a move would be like, as a few lines."""
+    carried = ", ".join(f"{word} {result[f'{word}_bytes'] / MEGABYTE:.1f}" for word in CARRIED)
     return (
         f"{name} to {result['target']}, {result['mode']}:\n"
-        f"  to carry   {result['memory_bytes'] / MEGABYTE:.1f} MB of memory, {result['file_bytes'] / MEGABYTE:.1f} MB of files\n"
+        f"  to carry   {carried} MB\n"
         f"  link       {result['link_bytes_per_s'] / MEGABYTE:.0f} MB/s\n"
         f"  written    {result['written_bytes_per_s'] / MEGABYTE:.1f} MB/s ({result['tracker']})\n"
         f"  pause      about {result['pause_ms']:.0f} ms (at most {result['max_pause_ms']} ms are allowed)\n"
