@@ -16,6 +16,7 @@ STATUSES: dict[type[errors.InsulaError], int] = {
     errors.Exhausted: 507,
     errors.LimitRefused: 422,
     errors.Unsupported: 501,
+    errors.TooManyRequests: 429,
     errors.StartFailed: 422,
     errors.CheckpointFailed: 500,
     errors.RestoreFailed: 500,

@@ -9,7 +9,7 @@
     ├── Denied                         denied               known, but not allowed
     ├── NotFound                       not_found            … container_not_found, image_not_found, …
     ├── Conflict                       conflict             … name_taken, port_in_use, wrong_state, in_use, …
-    ├── Exhausted                      exhausted            … address_pool_exhausted, disk_full, limit_refused, …
+    ├── Exhausted                      exhausted            … address_pool_exhausted, disk_full, quota_exceeded, …
     ├── Unsupported                    unsupported          this kernel or machine lacks a feature
     ├── StartFailed                    start_failed         … command_not_found, command_not_executable
     ├── CheckpointFailed               checkpoint_failed
@@ -93,6 +93,10 @@ class CheckpointNotFound(NotFound):
 class OperationNotFound(NotFound):
     code = "operation_not_found"
 
+class TenantNotFound(NotFound):
+    code = "tenant_not_found"
+
+
 
 class PathNotFound(NotFound):
     code = "path_not_found"
@@ -156,6 +160,22 @@ class CommandNotFound(StartFailed):
 
 class CommandNotExecutable(StartFailed):
     code = "command_not_executable"
+
+class QuotaExceeded(Exhausted):
+    """A tenant would use more than it may."""
+
+    code = "quota_exceeded"
+
+
+class TooManyRequests(Exhausted):
+    """A user asks faster than it may.  after_s: when to try again."""
+
+    code = "too_many_requests"
+
+    def __init__(self, message: str, *, hint: str = "", after_s: int = 1) -> None:
+        super().__init__(message, hint=hint, after_s=after_s)
+        self.after_s = after_s
+
 
 
 class CheckpointFailed(InsulaError):

@@ -71,6 +71,23 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE TABLE tokens (digest BLOB PRIMARY KEY, expires_at REAL NOT NULL) WITHOUT ROWID;
     CREATE TABLE journal (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
     """,
+    """
+    CREATE TABLE quotas (tenant TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;
+    ALTER TABLE tenants ADD COLUMN removed_at REAL NOT NULL DEFAULT 0;
+    """,
+    """
+    CREATE TABLE users (
+        name TEXT PRIMARY KEY, origin TEXT NOT NULL, number INTEGER, fingerprint TEXT UNIQUE, tenant TEXT NOT NULL,
+        record BLOB NOT NULL,
+        UNIQUE (origin, number)
+    ) WITHOUT ROWID;
+    CREATE INDEX users_tenant ON users (tenant);
+    CREATE TABLE api_tokens (
+        id TEXT PRIMARY KEY, owner TEXT NOT NULL, digest BLOB NOT NULL, created_at REAL NOT NULL,
+        expires_at REAL NOT NULL, record BLOB NOT NULL
+    ) WITHOUT ROWID;
+    CREATE INDEX api_tokens_owner ON api_tokens (owner);
+    """,
 )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from insula.model.errors import HostNotFound, NameTaken, OperationNotFound
 from insula.model.record import HostRecord, OperationRecord, OperationStatus
+from insula.model.quota import Quota
 from insula.runtime.database import Database, encode
 
 
@@ -133,24 +134,50 @@ class Ledger(Database):
     def tenant(self, name: str) -> TenantRecord:
         """Return the tenant's place, the first free one if it is new.  Whether the place has uids: `tenant/idmap.py`."""
         with self.transaction():
-            rows = self.read("SELECT position, created_at FROM tenants WHERE name = ?", name)
+            rows = self.read("SELECT position, created_at, removed_at FROM tenants WHERE name = ?", name)
             if rows:
-                position, created_at = rows[0]
+                position, created_at, removed_at = rows[0]
+                if removed_at:
+                    self.write("UPDATE tenants SET removed_at = 0 WHERE name = ?", name)
                 return TenantRecord(name=name, position=int(position or 0), created_at=float(created_at or 0))
             (free,) = self.read("SELECT coalesce(max(position) + 1, 0) FROM tenants")[0]
             record = TenantRecord(name=name, position=int(free or 0), created_at=time.time())
-            self.write("INSERT INTO tenants VALUES (?, ?, ?)", name, record.position, record.created_at)
+            self.write(
+                "INSERT INTO tenants (name, position, created_at) VALUES (?, ?, ?)",
+                *(name, record.position, record.created_at),
+            )
             return record
 
     def list_tenants(self) -> list[TenantRecord]:
-        """Return all tenants in the order of their uid ranges."""
-        rows = self.read("SELECT name, position, created_at FROM tenants ORDER BY position")
+        """Return all tenants in the order of their uid ranges, without those that were removed."""
+        rows = self.read(
+            "SELECT name, position, created_at FROM tenants WHERE removed_at = 0 ORDER BY position"
+        )
         return [
             TenantRecord(name=str(name), position=int(position or 0), created_at=float(created_at or 0))
             for name, position, created_at in rows
         ]
 
     # the journal: what a migration must know after a crash
+
+    def find_tenant(self, name: str) -> TenantRecord | None:
+        """Return a tenant that there is; one that was removed is not."""
+        return next((each for each in self.list_tenants() if each.name == name), None)
+
+    def remove_tenant(self, name: str) -> None:
+        """Forget a tenant's limits, and list it no more.  Its place in the order of uids stays its own for ever."""
+        with self.transaction(durable=True):
+            self.write("DELETE FROM quotas WHERE tenant = ?", name)
+            self.write("UPDATE tenants SET removed_at = ? WHERE name = ?", time.time(), name)
+
+    def quota(self, tenant: str) -> Quota:
+        """Return a tenant's own limits, empty if it has none."""
+        statement = "SELECT record FROM quotas WHERE tenant = ?"
+        return self.record(Quota, statement, tenant) or Quota()
+
+    def save_quota(self, tenant: str, quota: Quota) -> None:
+        """Remember a tenant's limits."""
+        self.write("INSERT OR REPLACE INTO quotas VALUES (?, ?)", tenant, encode(quota))
 
     def write_journal(self, key: str, value: bytes) -> None:
         """Remember a value under a key, on disk when it returns."""
