@@ -100,12 +100,20 @@ def dump(
 
 
 def begin_restore(
-    host: Spawned, container: Started, images: int, store: MemoryStore, links: list[str]
+    host: Spawned,
+    container: Started,
+    images: int,
+    store: MemoryStore,
+    links: list[str],
+    *,
+    fill: str = "fill",
+    on_filling: Callable[[], None] = lambda: None,
 ) -> int:
     key = container.key
     host.client.ask("prepare", plan=protocol.encode(container.plan))
     slots = {str(pid): slot for pid, slot in store.slots.items()}
-    filler = host.client.ask("fill", descriptors=(images, store.descriptor), key=key, slots=slots)["pid"]
+    filler = host.client.ask(fill, descriptors=(images, store.descriptor), key=key, slots=slots)["pid"]
+    on_filling()
     connection, places = launch(host, images, restore=protocol.encode(container.plan))
     expected = sum(criu_images.pid_of(name) is not None for name in os.listdir(images))
 

@@ -8,6 +8,7 @@ have to be copied once more while the program stands): pages come from a sparse 
     criu restore ──connect──► lazy-pages.socket:  { i32 pid, 1 byte + userfaultfd } per process, i32 -pid per zombie
                  ──────────►  "RSTF": the program runs; from here on it is also filled without being asked
     a fault      ──────────►  that page and those around it
+    supply       ◄─────────►  of a restore whose store is empty at first: pages are asked for, and come (`supply.py`)
     keeper       ◄──────────  a copy of every userfaultfd: with all copies gone, missing pages would read as zeros
 
 Ends with 0 when nothing is missing any more.  Standard library only.
@@ -24,6 +25,7 @@ import socket
 import struct
 from collections.abc import Mapping
 
+from insula.boot.supply import Link, Lost, Supply
 from insula.kernel import criu_images, criu_unseen, libc, missing_pages
 from insula.kernel.missing_pages import SLOT_BYTES, Event, Gone, Kind
 from insula.kernel.pieces import Piece, Pieces
@@ -67,15 +69,28 @@ class Progress:
 class Memory:
     """The memory of one process, with what is missing in it."""
 
-    def __init__(self, handle: int, missing: Pieces) -> None:
+    def __init__(self, handle: int, missing: Pieces, *, slot: int, has_moved: bool = False) -> None:
         self.handle = handle
         self.missing = missing
-        self.waiting: list[int] = []
-        """Pages that somebody waits for, which could not be brought before later events were read."""
+        self.slot = slot
+        self.has_moved = has_moved
+        """Whether something lies elsewhere than where it lay when it was dumped."""
+        self.waiting: dict[int, None] = {}
+        """Pages that somebody waits for, in their order, which could not be brought yet."""
+
+    def cut_sources(self, start: int, end: int) -> list[Piece]:
+        """Take out what is missing of a range of the store."""
+        base = self.slot * SLOT_BYTES
+        if self.has_moved:
+            return self.missing.cut_sources(start, end)
+        return self.missing.cut(start - base, end - base)
 
 
 class Filler:
-    """All memories of one container.  listener: where CRIU connects.  store: the pages.  keeper: takes the copies."""
+    """All memories of one container.
+
+    listener: where CRIU connects.  store: the pages.  keeper: takes the copies.  supply: of a store that is empty at first.
+    """
 
     def __init__(
         self,
@@ -86,7 +101,9 @@ class Filler:
         keeper: socket.socket,
         slots: Mapping[int, int],
         progress: Progress,
+        supply: Supply | None = None,
     ) -> None:
+        self._supply = supply
         self._listener = listener
         self._store = store
         self._images = images
@@ -102,21 +119,49 @@ class Filler:
         self._address = libc.address_of(self._buffer)
 
     def run(self) -> None:
-        """Serve until nothing is missing.  Raises: OSError, ValueError; EOFError if CRIU gave up."""
+        """Serve until nothing is missing.  Raises: OSError, ValueError; EOFError if CRIU gave up; Lost."""
         connection, _ = self._listener.accept()
         self._listener.close()
         connection.settimeout(_PASS_SECONDS)
         self._selector.register(connection, selectors.EVENT_READ, None)
+        for link in self._supply.links if self._supply else ():
+            self._selector.register(link, selectors.EVENT_READ, link)
         while not (self._is_running and not self._memories):
-            ready = self._selector.select(0 if self._is_running else None)
+            if self._supply and self._is_running:
+                self._supply.ask_rest()
+            may_fill = self._is_running and (self._supply is None or self._supply.is_complete)
+            ready = self._selector.select(0 if may_fill else None)
             for key, _events in ready:
                 if key.data is None:
                     self._hear(connection)
+                elif isinstance(key.data, Link):
+                    self._hear_link(key.data)
                 elif key.fd in self._memories:
                     self._serve(key.data)
-            if self._is_running and not ready:
+            if may_fill and not ready:
                 self._fill_some()
             self._tell()
+
+    def _hear_link(self, link: Link) -> None:
+        arrived = link.hear()
+        if arrived is not None and self._supply is not None:
+            start, end = arrived[0], sum(arrived)
+            self._supply.forget(start, end)
+            self._spread(start, end)
+
+    def _spread(self, start: int, end: int) -> None:
+        """Bring what has come into the store to whoever lacks it: a process, and those that it has forked since."""
+        left = 0
+        for memory in list(self._memories.values()):
+            if memory.slot == start // SLOT_BYTES:
+                try:
+                    for piece in memory.cut_sources(start, end):
+                        left += not self._copy(memory, piece)
+                    self._answer_waiting(memory)
+                except Gone:
+                    self._drop(memory)
+        if not left:  # also what came twice, or is not missing any more
+            self._free(Piece(start, end, start), end - start)
 
     def _tell(self) -> None:
         left = sum(each.missing.total_bytes for each in self._memories.values())
@@ -137,14 +182,13 @@ class Filler:
             _byte, handles, _flags, _from = socket.recv_fds(connection, 1, 1)
             if len(handles) != 1:
                 raise EOFError("CRIU sent no userfaultfd")
-            self._take(handles[0], self._missing_of(number))
+            self._take(Memory(handles[0], self._missing_of(number), slot=self._slots.get(number, 0)))
 
-    def _take(self, handle: int, missing: Pieces) -> None:
-        socket.send_fds(self._keeper, [b"u"], [handle])
-        memory = Memory(handle, missing)
-        self._memories[handle] = memory
+    def _take(self, memory: Memory) -> None:
+        socket.send_fds(self._keeper, [b"u"], [memory.handle])
+        self._memories[memory.handle] = memory
         self._seen += 1
-        self._selector.register(handle, selectors.EVENT_READ, memory)
+        self._selector.register(memory.handle, selectors.EVENT_READ, memory)
 
     def _missing_of(self, pid: int) -> Pieces:
         """Read what a process lacks out of CRIU's images."""
@@ -153,22 +197,29 @@ class Filler:
             for start, count in pages:
                 source = self._slots[pid] * SLOT_BYTES + start
                 missing.add(start, start + count * PAGE_BYTES, source=source)
+                if self._supply:
+                    self._supply.expect(source, source + count * PAGE_BYTES)
         return missing
 
     def _drop(self, memory: Memory) -> None:
         self._selector.unregister(memory.handle)
         del self._memories[memory.handle]
         os.close(memory.handle)
+        if self._supply and all(each.slot != memory.slot for each in self._memories.values()):
+            self._supply.forget(memory.slot * SLOT_BYTES, (memory.slot + 1) * SLOT_BYTES)
 
     def _serve(self, memory: Memory) -> None:
         try:
             for event in missing_pages.read_events(memory.handle):
                 self._handle(memory, event)
-            again, memory.waiting = memory.waiting, []
-            for page in again:
-                self._answer(memory, page)
+            self._answer_waiting(memory)
         except Gone:
             self._drop(memory)
+
+    def _answer_waiting(self, memory: Memory) -> None:
+        again, memory.waiting = memory.waiting, {}
+        for page in again:
+            self._answer(memory, page)
 
     def _handle(self, memory: Memory, event: Event) -> None:
         missing = memory.missing
@@ -177,32 +228,43 @@ class Filler:
                 self._answer(memory, event.second // PAGE_BYTES * PAGE_BYTES)
             case Kind.FORK:
                 self._may_free = False  # the child reads the same pages once more
-                self._take(event.first & 0xFFFFFFFF, missing.copy())
+                handle = event.first & 0xFFFFFFFF
+                self._take(Memory(handle, missing.copy(), slot=memory.slot, has_moved=memory.has_moved))
             case Kind.REMAP:
                 start, to, length = event.first, event.second, event.third
+                memory.has_moved = True
                 moved = missing.cut(start, start + length)
                 missing.cut(to, to + length)
                 for piece in moved:
                     missing.add(piece.start + to - start, piece.end + to - start, source=piece.source)
             case Kind.REMOVE | Kind.UNMAP:
-                missing.cut(event.first, event.second)
+                for piece in missing.cut(event.first, event.second):
+                    if self._supply and self._may_free:
+                        self._supply.forget(piece.source, piece.source + piece.end - piece.start)
 
     def _answer(self, memory: Memory, page: int) -> None:
         """Bring a page that somebody waits for, first, and then those around it."""
-        wanted = memory.missing.cut(page, page + PAGE_BYTES)
+        missing, start = memory.missing, page // AROUND_BYTES * AROUND_BYTES
+        wanted = missing.within(page, page + PAGE_BYTES)
         if not wanted:
             done, reason = missing_pages.zero(memory.handle, page, length=PAGE_BYTES)
             if reason == errno.EAGAIN:
-                memory.waiting.append(page)
+                memory.waiting[page] = None
             elif not done:
                 missing_pages.wake(memory.handle, page, length=PAGE_BYTES)
             return
-        if not self._copy(memory, wanted[0]):
-            memory.waiting.append(page)
+        if self._supply and self._supply.lacks(wanted[0]):
+            memory.waiting[page] = None
+            self._supply.ask(missing.within(start, start + AROUND_BYTES))
             return
-        start = page // AROUND_BYTES * AROUND_BYTES
-        for piece in memory.missing.cut(start, start + AROUND_BYTES):
-            self._copy(memory, piece)
+        missing.cut(page, page + PAGE_BYTES)
+        if not self._copy(memory, wanted[0]):
+            memory.waiting[page] = None
+            return
+        for piece in missing.within(start, start + AROUND_BYTES):
+            if not (self._supply and self._supply.lacks(piece)):
+                missing.cut(piece.start, piece.end)
+                self._copy(memory, piece)
 
     def _fill_some(self) -> None:
         for memory in list(self._memories.values()):
@@ -266,12 +328,24 @@ def serve(
     keeper: socket.socket,
     slots: Mapping[int, int],
     progress: Progress,
+    supply: Supply | None = None,
 ) -> int:
     """Fill, as a process of its own.  Returns: the exit code."""
     with contextlib.suppress(OSError, ValueError):
         _raise_descriptor_limit()
     try:
-        Filler(listener, store=store, images=images, keeper=keeper, slots=slots, progress=progress).run()
+        Filler(
+            listener,
+            store=store,
+            images=images,
+            keeper=keeper,
+            slots=slots,
+            progress=progress,
+            supply=supply,
+        ).run()
+    except Lost as error:
+        progress.fail(str(error))
+        return 1
     except (OSError, ValueError, EOFError, KeyError) as error:
         progress.fail(f"{type(error).__name__}: {error}")
         return 1

@@ -2,6 +2,8 @@
 """Who fills which container (`filler.py`): begun before its restore, known until it has ended well.
 
     fill      a filler beside the room, listening in the folder of images
+    fill-later  the same with a store that is empty at first (`supply.py`)
+    supply    how an insulad brings the pages of such a one: its store, and the other ends of the two links
     filling   is it being filled, how much is missing, a pidfd to wait by
 
 A copy of every userfaultfd waits in a socket that nobody reads: as long as it does, what is missing blocks whoever touches
@@ -21,6 +23,7 @@ from insula.boot import birth, child, engine, filler
 from insula.boot.filler import Progress
 from insula.boot.jobs import Host
 from insula.boot.loop import log
+from insula.boot.supply import Supply
 from insula.kernel import namespace
 
 _SO_SNDBUFFORCE = 32
@@ -35,16 +38,26 @@ class Filling:
     born: namespace.Child
     keeper: socket.socket
     progress: Progress
+    supplied_by: tuple[int, ...] = ()
+    """The store and insulad's ends of the two links, if the pages come later."""
     failure: str = ""
+
+    def close(self) -> None:
+        """Let go of all but what is known of its end."""
+        self.keeper.close()
+        for each in self.supplied_by:
+            os.close(each)
+        self.supplied_by = ()
 
 
 _fillings: dict[str, Filling] = {}
 
 
-def fill(host: Host, body: dict[str, Any], descriptors: list[int]) -> birth.Answer:
+def fill(host: Host, body: dict[str, Any], descriptors: list[int], *, is_later: bool = False) -> birth.Answer:
     """Start the filler of a room.
 
     body: key; slots, the pid in the container → where its pages are.  descriptors: the folder of images, the store.
+    is_later: whether the pages are still to come into the store.
     """
     key: str = body["key"]
     stop(key)
@@ -57,18 +70,44 @@ def fill(host: Host, body: dict[str, Any], descriptors: list[int]) -> birth.Answ
         undo.callback(keeper.close)
         undo.enter_context(theirs)
         theirs.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _KEEPER_BYTES)
+        links = [_link(undo) for _ in range(2)] if is_later else []
         born = namespace.spawn(0)
         if born.pid == 0:
             _become_filler(
-                listener, store=store, images=images, keeper=theirs, slots=slots, progress=progress
+                listener,
+                store=store,
+                images=images,
+                keeper=theirs,
+                slots=slots,
+                progress=progress,
+                links=[inner for _outer, inner in links],
             )
+        supplied_by = (os.dup(store), *(os.dup(outer.fileno()) for outer, _inner in links)) if links else ()
         undo.pop_all()
-        listener.close()
-        theirs.close()
-    _fillings[key] = Filling(born, keeper, progress)
+        for each in (listener, theirs, *(end for pair in links for end in pair)):
+            each.close()
+    _fillings[key] = Filling(born, keeper, progress, supplied_by)
     host.fillers.add(born.pid)
     host.loop.watch(born.pidfd, selectors.EVENT_READ, lambda _events: _ended(host, key, born))
     return {"pid": born.pid}, []
+
+
+def fill_later(host: Host, body: dict[str, Any], descriptors: list[int]) -> birth.Answer:
+    """Start the filler of a room whose store is empty at first.  As `fill`."""
+    return fill(host, body, descriptors, is_later=True)
+
+
+def supply(key: str) -> birth.Answer:
+    """Hand out how pages are brought.  Descriptors: the store and the two links; none if there is nothing to bring."""
+    filling = _fillings.get(key)
+    return {}, [os.dup(each) for each in filling.supplied_by] if filling is not None else []
+
+
+def _link(undo: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
+    outer, inner = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    undo.callback(outer.close)
+    undo.callback(inner.close)
+    return outer, inner
 
 
 def _listen(images: int) -> socket.socket:
@@ -92,14 +131,22 @@ def _become_filler(
     keeper: socket.socket,
     slots: dict[int, int],
     progress: Progress,
+    links: list[socket.socket],
 ) -> NoReturn:
     code = 1
     try:
         os.setsid()
         child.reset_signals()
-        filler.close_all_but((listener.fileno(), store, images, keeper.fileno()))
+        kept = (listener.fileno(), store, images, keeper.fileno(), *(each.fileno() for each in links))
+        filler.close_all_but(kept)
         code = filler.serve(
-            listener, store=store, images=images, keeper=keeper, slots=slots, progress=progress
+            listener,
+            store=store,
+            images=images,
+            keeper=keeper,
+            slots=slots,
+            progress=progress,
+            supply=Supply(*links) if links else None,
         )
     finally:  # whatever it was: nothing of the spawner may go on in here
         os._exit(code)
@@ -121,7 +168,7 @@ def _ended(host: Host, key: str, born: namespace.Child) -> None:
         filling.failure = filling.progress.failure or f"the filler ended with {found.si_status}"
         log(f"the memory of {key[:12]} cannot be filled, it is killed: {filling.failure}")
         _kill(host, key)
-    filling.keeper.close()
+    filling.close()
 
 
 def _kill(host: Host, key: str) -> None:
@@ -140,7 +187,7 @@ def stop(key: str) -> None:
     if not filling.failure:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(filling.born.pidfd, signal.SIGKILL)
-        filling.keeper.close()
+        filling.close()
 
 
 def describe(key: str) -> birth.Answer:

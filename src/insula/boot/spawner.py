@@ -54,6 +54,8 @@ class Spawner:
             "adopt": self._adopt,
             "discard": self._discard,
             "fill": self._fill,
+            "fill-later": self._fill_later,
+            "supply": self._supply,
             "filling": self._filling,
             "view": self._view,
             "shutdown": self._shutdown,
@@ -203,6 +205,12 @@ class Spawner:
 
     def _fill(self, body: dict[str, Any], descriptors: list[int]) -> Answer:
         return filling.fill(self.host, body, descriptors)
+
+    def _fill_later(self, body: dict[str, Any], descriptors: list[int]) -> Answer:
+        return filling.fill_later(self.host, body, descriptors)
+
+    def _supply(self, body: dict[str, Any], _descriptors: list[int]) -> Answer:
+        return filling.supply(body["key"])
 
     def _filling(self, body: dict[str, Any], _descriptors: list[int]) -> Answer:
         return filling.describe(body["key"])

@@ -78,6 +78,31 @@ class Pieces:
         self.total_bytes -= sum(each.end - each.start for each in found)
         return found
 
+    def within(self, start: int, end: int) -> list[Piece]:
+        """Return the pieces of a range, as `cut` does, and leave them in."""
+        low, high = self._span(start, end)
+        return [_clip(each, start, end) for each in self._pieces[low:high]]
+
+    def cut_sources(self, start: int, end: int) -> list[Piece]:
+        """Take out what has its content from a range of sources.  Looks at every piece."""
+        found = []
+        for each in list(self._pieces):
+            low = max(each.source, start)
+            high = min(each.source + each.end - each.start, end)
+            if low < high:
+                shift = each.start - each.source
+                found += self.cut(low + shift, high + shift)
+        return found
+
+    def first_from(self, start: int, *, limit: int) -> Piece | None:
+        """Return up to `limit` bytes of the first piece at or after an address.  None: there is none."""
+        low, _high = self._span(start, start + 1)
+        if low == len(self._pieces):
+            return None
+        first = self._pieces[low]
+        begin = max(first.start, start)
+        return _clip(first, begin, min(first.end, begin + limit))
+
     def cut_last(self, limit: int) -> Piece | None:
         """Take out up to `limit` bytes at the upper end (from a list's end nothing must move up).  None: it is empty."""
         if not self._pieces:

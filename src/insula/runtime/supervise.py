@@ -24,6 +24,7 @@ from typing import Any
 import insula
 from insula.boot import protocol
 from insula.boot.protocol import AttachPlan, Failure, ProgramPlan, StartPlan
+from insula.kernel import held_sockets
 from insula.kernel.cgroup import Hierarchies
 from insula.kernel.cgroup.hierarchy import parse
 from insula.model.errors import InsulaError, SpawnerGone
@@ -66,6 +67,14 @@ class Filling:
     left_bytes: int = 0
     is_running: bool = False
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A CRIU process.  external: for a restore, external mount → path in CRIU's view."""
+
+    pid: int
+    external: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +172,14 @@ class SpawnerClient:
     def knows_tenants(self) -> bool:
         """Whether it can put containers into a group within a group: one that an older insulad has started cannot."""
         return self._version >= _TENANTS_SINCE
+
+    def is_held(self, inode: int) -> bool:
+        """Tell whether the spawner has the connection with that socket."""
+        return held_sockets.is_held(self._pid, inode)
+
+    def hang_up(self, inode: int) -> None:
+        """Cut a connection that the spawner has; nothing happens if it has ended."""
+        held_sockets.shut_down(self._pid, inode)
 
     def hierarchies(self) -> Hierarchies:
         """Return the cgroup hierarchies with the spawner's own place in them."""
@@ -350,9 +367,24 @@ class SpawnerClient:
         fields = self._ask("criu", descriptors=(rpc, images, *extra), **body).fields
         return Launched(fields["pid"], fields["external"])
 
-    def fill(self, key: str, *, images: int, store: int, slots: Mapping[int, int]) -> None:
-        """Begin to fill the memory of the container that is about to be restored into its room."""
-        self._ask("fill", descriptors=(images, store), key=key, slots={str(pid): slots[pid] for pid in slots})
+    def fill(
+        self, key: str, *, images: int, store: int, slots: Mapping[int, int], is_later: bool = False
+    ) -> None:
+        """Begin to fill the memory of the container that is about to be restored into its room.
+
+        is_later: the pages are still to come into the store (`supply`).
+        """
+        verb = "fill-later" if is_later else "fill"
+        self._ask(verb, descriptors=(images, store), key=key, slots={str(pid): slots[pid] for pid in slots})
+
+    @property
+    def can_fill_later(self) -> bool:
+        """Whether this spawner, which an older insulad may have started, can restore before any page is there."""
+        return "fill-later" in self._verbs
+
+    def supply(self, key: str) -> Sequence[int]:
+        """Return by what absent pages are brought (`supply.py`): the store and two links, the caller's; empty: none are."""
+        return self._ask("supply", key=key).descriptors if self.can_fill_later else ()
 
     def filling(self, key: str) -> tuple[Filling, int]:
         """Ask how far a container is filled.  Returns: that, and while it goes on a pidfd to wait by, the caller's; else -1."""

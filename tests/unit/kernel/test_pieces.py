@@ -9,7 +9,7 @@ from insula.kernel.pieces import Pieces
 SPAN = 64
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["add", "cut", "last"]),
+        st.sampled_from(["add", "cut", "sources", "last"]),
         st.integers(0, SPAN - 1),
         st.integers(1, 20),
         st.integers(0, 5),
@@ -35,6 +35,13 @@ def test_pieces_are_what_a_dictionary_is(steps: list[tuple[str, int, int, int]])
                     for each in range(piece.start, piece.end)
                 }
                 assert found == {each: model.pop(each) for each in places if each in model}
+            case "sources":
+                sources = range(start + 200, start + 200 + length)
+                taken = pieces.cut_sources(sources.start, sources.stop)
+                gone = {place for place, source in model.items() if source in sources}
+                assert {each for piece in taken for each in range(piece.start, piece.end)} == gone
+                for each in gone:
+                    del model[each]
             case _:
                 piece = pieces.cut_last(length)
                 assert (piece is None) == (not model)
@@ -43,6 +50,13 @@ def test_pieces_are_what_a_dictionary_is(steps: list[tuple[str, int, int, int]])
                     for each in range(piece.start, piece.end):
                         assert model.pop(each) == piece.source + each - piece.start
         assert pieces.total_bytes == len(model)
+        inside = {each for piece in pieces.within(10, 40) for each in range(piece.start, piece.end)}
+        assert inside == {each for each in model if 10 <= each < 40}
+        first = pieces.first_from(start, limit=3)
+        assert (first.start if first else None) == min(
+            (each for each in model if each >= start), default=None
+        )
+        assert first is None or (first.end - first.start <= 3 and first.source == model[first.start])
         gaps = {each for low, high in pieces.gaps(0, 2 * SPAN) for each in range(low, high)}
         assert gaps == set(range(2 * SPAN)) - model.keys()
 
