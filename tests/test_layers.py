@@ -50,7 +50,7 @@ DOORS = {
     "msgspec": "model api client daemon migrate runtime tenant cluster image network cli monitor",
     "cryptography": "daemon migrate tenant runtime.seal",
     "isal": "image.decompress",
-    "zstandard": "image.decompress",
+    "zstandard": "image.zstd",
     "typing_extensions": "image.decompress",  # for the type checker only
     "dns": "network.names",
 }

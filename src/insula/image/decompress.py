@@ -10,14 +10,12 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, TYPE_CHECKING, cast
 
+from insula.image import zstd
 from insula.image.tarheader import ByteSource
 from insula.model.errors import InvalidImage
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
-
-#: The largest window of `zstd --ultra --long=27`; more would let a small file claim gigabytes of memory.
-_ZSTD_WINDOW_BYTES = 1 << 27
 
 
 class IteratorSource(io.RawIOBase):
@@ -68,11 +66,9 @@ class _Peeked(io.RawIOBase):
 class _Checked:
     # A decompressor whose many errors become one.
     def __init__(self, kind: str, source: ByteSource) -> None:
-        import zstandard
-
         self._kind = kind
         self._source = source
-        self._errors = (EOFError, OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
+        self._errors = (EOFError, OSError, zlib.error, lzma.LZMAError, *zstd.errors())
 
     def read(self, size: int, /) -> bytes:
         try:
@@ -88,23 +84,13 @@ def _gzip(source: io.RawIOBase) -> ByteSource:
     return cast(ByteSource, igzip.open(cast("IO[bytes]", source), "rb"))  # type: ignore[no-untyped-call]
 
 
-def _zstd(source: io.RawIOBase) -> ByteSource:
-    import zstandard
-
-    decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES)
-    return cast(
-        ByteSource,
-        decompressor.stream_reader(cast("IO[bytes]", source), read_size=1 << 20, read_across_frames=True),
-    )
-
-
 def _xz(source: io.RawIOBase) -> ByteSource:
     return cast(ByteSource, lzma.LZMAFile(cast("IO[bytes]", source), "rb"))
 
 
 _FORMATS: tuple[tuple[bytes, str, Callable[[io.RawIOBase], ByteSource]], ...] = (
     (b"\x1f\x8b", "gzip", _gzip),
-    (b"\x28\xb5\x2f\xfd", "zstd", _zstd),
+    (b"\x28\xb5\x2f\xfd", "zstd", zstd.stream),
     (b"\xfd7zXZ\x00", "xz", _xz),
 )
 

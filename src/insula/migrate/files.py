@@ -58,17 +58,17 @@ class FileSource:
         os.close(self._folder)
 
     def send_round(self, wire: Wire) -> int:
-        """Send what changed since the last round, the first time all.  Returns: bytes sent.
+        """Send what changed since the last round, the first time all.  Returns: bytes sent, before they are compressed.
 
         Raises: MigrationFailed for an owner outside of the container's ids, or if the peer is gone; OSError.
         """
-        before, touched_bytes = wire.sent_bytes, 0 if self._is_first else self.dirty_estimate()
+        before, touched_bytes = wire.raw_bytes, 0 if self._is_first else self.dirty_estimate()
         edits = self._look()
         wire.send(FileRound(volume=self._name))
         wire.send_stream(self._records(edits))
         self._is_first = False
-        self.work_bytes = max(touched_bytes, wire.sent_bytes - before)
-        return wire.sent_bytes - before
+        self.work_bytes = max(touched_bytes, wire.raw_bytes - before)
+        return wire.raw_bytes - before
 
     def dirty_estimate(self) -> int:
         """Return how large the touched files are: the most that the next round sends.  0 before the first one."""

@@ -154,9 +154,9 @@ class Precopy:
             tree.send_round(self._wire)
 
     def _round(self) -> None:
-        began, sent_before = time.monotonic(), self._wire.sent_bytes
+        began, sent_before = time.monotonic(), self._wire.raw_bytes
         self._send_memory(self._left)
-        work = self._wire.sent_bytes - sent_before
+        work = self._wire.raw_bytes - sent_before
         for tree in self._trees:
             self._reporter.check()
             tree.send_round(self._wire)

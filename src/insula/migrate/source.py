@@ -29,7 +29,7 @@ from insula.migrate.precopy import Brake, Precopy, Rules
 from insula.migrate.preflight import describe
 from insula.migrate.shared import SharedSource
 from insula.migrate.trees import open_trees
-from insula.migrate.wire import Peers, Wire
+from insula.migrate.wire import ZSTD, Peers, Wire
 from insula.model.errors import Cancelled, InsulaError, MigrationFailed, ProtocolError, Unsupported
 from insula.model.grant import Grant
 from insula.model.lifecycle import Event, Status, after
@@ -227,6 +227,7 @@ class Move:
             "rounds": len(self._precopy.rounds),
             "frozen_ms": self.frozen_ms,
             "moved_bytes": self._wire.sent_bytes,
+            "raw_bytes": self._wire.raw_bytes,
             "memory_bytes": self._precopy.memory_bytes,
             "shared_bytes": self._shared.spared_bytes,
             "seconds": round(time.monotonic() - self.began, 3),
@@ -271,6 +272,8 @@ class Move:
         self._enter(Phase.RESERVE, after_phase=Phase.PREFLIGHT)
         self._wire.send(offer)
         accepted = self._wire.expect(Accept)
+        if ZSTD in accepted.unpacks:
+            self._wire.compress()
         fault(Point.SOURCE_ACCEPTED)
         return accepted
 

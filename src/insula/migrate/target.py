@@ -19,7 +19,7 @@ from insula.migrate.preflight import SPARE_BYTES, check, check_identity
 from insula.migrate.recall import serve_recall
 from insula.migrate.settle import answer_question, forget_taken_later, learn_commit
 from insula.migrate.sharedstore import SharedStore
-from insula.migrate.wire import Peers, Socket, StreamFile, Wire
+from insula.migrate.wire import ZSTD, Peers, Socket, StreamFile, Wire
 from insula.model.errors import InsulaError, MigrationFailed, NameTaken, ProtocolError
 from insula.model.grant import Grant
 from insula.model.lifecycle import Event, Status, after
@@ -100,7 +100,8 @@ def _receive_container(runtime: Runtime, offer: Offer, *, wire: Wire, peer: str,
             check(runtime, offer)
             record = _reserve(runtime, offer, peer=peer, undo=undo)
             fault(Point.TARGET_RESERVED)
-            wire.send(Accept(missing_layers=runtime.images.missing_layers(record.layers)))
+            missing = runtime.images.missing_layers(record.layers)
+            wire.send(Accept(missing_layers=missing, unpacks=(ZSTD,)))
             _take_in(runtime, record, offer=offer, wire=wire, undo=undo, peers=peers)
         except InsulaError as error:
             wire.refuse(error)  # first, since the source may stand still

@@ -18,6 +18,8 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
+from insula.image.zstd import Unpacker
+from insula.migrate.squeeze import Link, Squeezer
 from insula.model.errors import InsulaError, MigrationFailed, ProtocolError, TargetRefused, from_code
 from insula.model.migration import Kind, Layer, Message, Refuse, decode, encode
 from insula.model.record import HostRecord
@@ -30,6 +32,8 @@ MAX_PAYLOAD = 1 << 20
 PIECE_BYTES = 512 << 10
 JOINED_BYTES = 16 << 10
 """Up to here header and payload are joined into one packet; above, a copy costs more than a second call."""
+ZSTD = "zstd"
+"""The compression that `Wire.compress` does."""
 DRAINED_BYTES = 64 << 10
 DRAIN_SECONDS = 5.0
 PEER_SECONDS = 60.0
@@ -97,8 +101,17 @@ class Wire:
         self._is_patient = False
         self._has_refused = False
         self._sending = threading.Lock()
+        self._link = Link()
+        self._squeezer: Squeezer | None = None
+        self._unpacker: Unpacker | None = None
         self.sent_bytes = 0
+        self.raw_bytes = 0
+        """As `sent_bytes`, but what was compressed counts as it was before."""
         connection.settimeout(PEER_SECONDS)
+
+    def compress(self) -> None:
+        """Compress from now on what pays; the peer has said that it takes that."""
+        self._squeezer = Squeezer(self._link)
 
     def send(self, message: Message) -> None:
         """Send a message.  Raises: MigrationFailed if the peer is gone."""
@@ -131,8 +144,15 @@ class Wire:
     def _send_piece(self, piece: bytes | bytearray) -> None:
         if piece[0] == 0 and piece == _ZEROS[: len(piece)]:
             self._frame(Kind.ZEROS, _COUNT.pack(len(piece)))
-        else:
-            self.send_data(memoryview(piece))
+            return
+        for start in range(0, len(piece), MAX_PAYLOAD):
+            part = memoryview(piece)[start : start + MAX_PAYLOAD]
+            packed = self._squeezer.pack(part) if self._squeezer is not None else None
+            if packed is None:
+                self._frame(Kind.DATA, part)
+            else:
+                self._frame(Kind.PACKED, packed)
+                self.raw_bytes += len(part) - len(packed)
 
     def end_stream(self) -> None:
         self._frame(Kind.END, b"")
@@ -174,9 +194,20 @@ class Wire:
             if kind == Kind.ZEROS and len(payload) == _COUNT.size:
                 yield from _zeros(_COUNT.unpack(payload)[0])
                 continue
+            if kind == Kind.PACKED:
+                yield self._unpacked(payload)
+                continue
             if kind != Kind.DATA:
                 raise ProtocolError("cannot read the peer's stream: a message in the middle of it")
             yield payload
+
+    def _unpacked(self, frame: bytearray) -> bytes:
+        if self._unpacker is None:
+            self._unpacker = Unpacker()
+        try:
+            return self._unpacker.unpack(frame, limit_bytes=MAX_PAYLOAD)
+        except ValueError as error:
+            raise ProtocolError(f"cannot unpack a piece of the peer's stream: {error}") from error
 
     def refuse(self, error: InsulaError) -> None:
         """Tell the peer, once, why this ends."""
@@ -216,12 +247,16 @@ class Wire:
         header = HEADER.pack(kind, len(payload))
         try:
             with self._sending:
+                began = time.monotonic()
                 if len(payload) <= JOINED_BYTES:
                     self._connection.sendall(b"".join((header, payload)))
                 else:
                     self._connection.sendall(header)
                     self._connection.sendall(payload)
-                self.sent_bytes += HEADER.size + len(payload)
+                count = HEADER.size + len(payload)
+                self._link.sent(count, seconds=time.monotonic() - began)
+                self.sent_bytes += count
+                self.raw_bytes += count
         except OSError as error:
             raise MigrationFailed(f"cannot send to the other host: {error.strerror or error}") from error
 

@@ -54,6 +54,8 @@ class Kind:
     END = 3
     ZEROS = 4
     """A piece of a stream that is nothing but so many zeros: the holes of sparse files."""
+    PACKED = 5
+    """A piece of a stream as one zstd frame, which becomes no more than any other piece; only to who `unpacks` it."""
 
 
 class NetworkNeed(Fact, kw_only=True, frozen=True):
@@ -86,6 +88,8 @@ class Welcome(Fact, kw_only=True, frozen=True, tag=True):
 
 class Accept(Fact, kw_only=True, frozen=True, tag=True):
     missing_layers: tuple[str, ...]
+    unpacks: tuple[str, ...] = ()
+    """Compressions that it takes: zstd."""
 
 
 class Refuse(Fact, kw_only=True, frozen=True, tag=True):

@@ -92,7 +92,9 @@ def planned(name: str, result: Json) -> str:
 
 def summary(name: str, result: Json) -> str:
     """Return what the move cost as one line."""
+    spared = result.get("raw_bytes", 0) - result["moved_bytes"]
+    packed = f" (compressed, {result['raw_bytes'] / MEGABYTE:.1f} before)" if spared >= MEGABYTE else ""
     return (
         f"{name}: now on {result['target']}: frozen {result['frozen_ms']:.0f} ms,"
-        f" moved {result['moved_bytes'] / MEGABYTE:.1f} MB, {result['seconds']:.1f} s"
+        f" moved {result['moved_bytes'] / MEGABYTE:.1f} MB{packed}, {result['seconds']:.1f} s"
     )
