@@ -1,34 +1,76 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is at the other end of a connection.
+"""Who is at the other end of a connection: what it has shown, and who that is at this moment.
 
-Unix socket: the kernel says so (SO_PEERCRED: the uid at the time of connect).  TLS: the certificate's fingerprint is
-the pin of a paired host, or it is nobody, who may only pair.  Source: unix(7).
+Unix socket: the kernel says who connected (SO_PEERCRED, SO_PEERGROUPS: a snapshot of that moment).  TLS: the
+certificate's fingerprint is the pin of a paired host or of a remote user.  A token (`Authorization: Bearer`) speaks for
+its owner in place of the connection; a wrong one never falls back to it.  Containers' uids are refused in any case.
+What all that means is decided anew at each request, by `tenant/identity.py`.  Source: unix(7), socket(7).
 """
 
+import grp
 import hashlib
+import os
 import pwd
-import re
 import socket
 import ssl
 import struct
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
-from insula.model.errors import Denied, ProtocolError
-from insula.model.grant import Kind, Principal, Role
+from aiohttp import web
+
+from insula.model.errors import Denied, ProtocolError, Unauthenticated
+from insula.model.grant import Action, Grant, Kind, Principal
 from insula.model.record import HostRecord
+from insula.model.users import Origin, TokenRecord, UserRecord
+from insula.tenant import identity
+from insula.tenant.check import check
+from insula.tenant.identity import Account, Known
 from insula.tenant.idmap import is_container_uid
 
-_CREDENTIALS = struct.Struct("3i")
+_CREDENTIALS = struct.Struct("iII")
 """struct ucred: pid, uid, gid."""
-_TENANT_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
-"""Names that are safe as a folder and in a message; who is called otherwise is `uid<N>`."""
-_UID_NAME = re.compile(r"uid[0-9]+")
-"""Belongs to that uid: a user who is called so and has another is named by his own."""
+_SO_PEERGROUPS = 59
+"""include/uapi/asm-generic/socket.h, since Linux 4.13."""
+_MAX_GROUPS = 65_536
+"""NGROUPS_MAX, limits.h."""
+_BEARER = "bearer "
 
 NOBODY = Principal(name="", kind=Kind.NOBODY)
 
-FindHost = Callable[[str], HostRecord | None]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who sends a request, and the means to ask again later who that is then."""
+
+    shown: "Shown"
+    directory: "Directory"
+    admins: frozenset[str]
+
+    @classmethod
+    def of(cls, request: web.Request, *, directory: "Directory", admins: frozenset[str]) -> "Caller":
+        """Read what the connection of a request has shown.  Raises: ProtocolError, Unauthenticated."""
+        if request.transport is None:
+            raise ConnectionResetError("the client has gone")
+        return cls(shown=shown(request.transport, request.headers), directory=directory, admins=admins)
+
+    def now(self) -> Principal:
+        """Return who that is at this moment.  Raises: Denied, Unauthenticated."""
+        return identify(self.shown, directory=self.directory, admins=self.admins)
+
+    def may(self, action: Action, principal: Principal | None = None, *, target_tenant: str = "") -> Grant:
+        """Return the right to do something now.  Raises: as `now` and `check`."""
+        return check(principal or self.now(), action, target_tenant=target_tenant)
+
+
+class Directory(identity.Directory, Protocol):
+    """Everybody whom this host knows."""
+
+    def find_host_by_fingerprint(self, fingerprint: str) -> HostRecord | None: ...
+    def find_user_by_fingerprint(self, fingerprint: str) -> UserRecord | None: ...
+    def find_token(self, token_id: str) -> tuple[TokenRecord, bytes] | None: ...
 
 
 class Extra(Protocol):
@@ -37,40 +79,116 @@ class Extra(Protocol):
     def get_extra_info(self, name: str) -> object: ...
 
 
-def tenant_name(uid: int) -> str:
-    """Return the name of a user, as a tenant."""
-    try:
-        name = pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"uid{uid}"
-    return name if _TENANT_NAME.fullmatch(name) and not _UID_NAME.fullmatch(name) else f"uid{uid}"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """What a connection has shown of itself.  It outlives the connection, so that streams can be judged again."""
+
+    uid: int | None = None
+    groups: frozenset[int] = frozenset()
+    """Of the moment of connect."""
+    fingerprint: str = ""
+    """Of a client certificate."""
+    token: str = ""
+    """The text behind `Bearer`."""
 
 
-def user(uid: int, *, admins: frozenset[str] = frozenset()) -> Principal:
-    """Return the principal of a uid.
+def shown(transport: Extra, headers: Mapping[str, str]) -> Shown:
+    """Read what the other end has shown.
 
-    Raises: Denied for the uids of programs in containers.
+    Raises: ProtocolError, Unauthenticated.
     """
-    if is_container_uid(uid):
-        raise Denied(f"cannot serve uid `{uid}`: it belongs to a container", uid=uid)
-    name = tenant_name(uid)
-    role = Role.ADMIN if uid == 0 or name in admins else Role.USER
-    return Principal(name=name, uid=uid, role=role)
-
-
-def identify(transport: Extra, *, find_host: FindHost, admins: frozenset[str]) -> Principal:
-    """Return who is at the other end.
-
-    Raises: Denied, ProtocolError.
-    """
+    token = _bearer(headers)
     tls = transport.get_extra_info("ssl_object")
     if isinstance(tls, ssl.SSLObject | ssl.SSLSocket):
         certificate = tls.getpeercert(binary_form=True)
-        host = find_host(hashlib.sha256(certificate).hexdigest()) if certificate else None
-        return Principal(name=host.name, kind=Kind.HOST) if host else NOBODY
+        return Shown(fingerprint=hashlib.sha256(certificate).hexdigest() if certificate else "", token=token)
     connection = transport.get_extra_info("socket")
     if not hasattr(connection, "getsockopt") or getattr(connection, "family", None) != socket.AF_UNIX:
         raise ProtocolError("cannot tell who calls: neither a unix socket nor TLS")
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    _pid, uid, _gid = _CREDENTIALS.unpack(raw)
-    return user(uid & 0xFFFFFFFF, admins=admins)
+    _pid, uid, gid = _CREDENTIALS.unpack(raw)
+    return Shown(uid=uid, groups=frozenset({gid, *_peer_groups(connection.getsockopt)}), token=token)
+
+
+def _bearer(headers: Mapping[str, str]) -> str:
+    value = headers.get("Authorization", "")
+    if not value:
+        return ""
+    if not value.lower().startswith(_BEARER):
+        raise Unauthenticated("cannot read the header `Authorization`: not `Bearer TOKEN`")
+    return value[len(_BEARER) :].strip()
+
+
+def _peer_groups(ask: Callable[[int, int, int], bytes]) -> Iterable[int]:
+    try:
+        raw = ask(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * 64)
+    except OSError:  # ERANGE: more than that
+        raw = ask(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * _MAX_GROUPS)
+    return struct.unpack(f"{len(raw) // 4}I", raw)
+
+
+def identify(found: Shown, *, directory: Directory, admins: frozenset[str]) -> Principal:
+    """Return who that is now.
+
+    Raises: Denied, Unauthenticated.
+    """
+    known = Known(directory=directory, admins=admins, now=time.time())
+    if found.uid is not None and is_container_uid(found.uid):
+        raise Denied(f"cannot serve uid `{found.uid}`: it belongs to a container", uid=found.uid)
+    if found.token:
+        return _of_token(found.token, directory=directory, known=known)
+    if found.uid is not None:
+        return identity.of_unix(account(found.uid, limit=found.groups), known)
+    return _of_certificate(found.fingerprint, directory=directory, known=known)
+
+
+def _of_certificate(fingerprint: str, *, directory: Directory, known: Known) -> Principal:
+    if not fingerprint:
+        return NOBODY
+    host = directory.find_host_by_fingerprint(fingerprint)
+    if host is not None:
+        return Principal(name=host.name, kind=Kind.HOST)
+    record = directory.find_user_by_fingerprint(fingerprint)
+    return identity.of_remote(record, known) if record is not None else NOBODY
+
+
+def _of_token(text: str, *, directory: Directory, known: Known) -> Principal:
+    found = directory.find_token(identity.token_id_of(text))
+    if found is None:
+        raise identity.refused_token()
+    record, digest = found
+    identity.check_token(text, record, digest=digest, now=known.now)
+    return identity.of_token(record, _owner(record, known=known))
+
+
+def _owner(record: TokenRecord, *, known: Known) -> Principal:
+    if record.uid is not None:
+        owner = identity.of_unix(account(record.uid), known)
+        if owner.name != record.owner:
+            raise identity.refused_token()
+        return owner
+    user = known.directory.find_user(record.owner)
+    if user is None or user.origin is not Origin.REMOTE:
+        raise identity.refused_token()
+    return identity.of_remote(user, known)
+
+
+def account(uid: int, *, limit: frozenset[int] | None = None) -> Account:
+    """Ask the user database about a uid.  limit: the groups that a connection has; those of both count."""
+    try:
+        entry = pwd.getpwuid(uid)
+    except KeyError:
+        return Account(uid=uid, login=None)
+    present = frozenset(os.getgrouplist(entry.pw_name, entry.pw_gid))
+    counted = present if limit is None else present & limit
+    return Account(uid=uid, login=entry.pw_name, gid=entry.pw_gid, home=entry.pw_dir, groups=_named(counted))
+
+
+def _named(gids: frozenset[int]) -> dict[int, str]:
+    found = {}
+    for gid in gids:
+        try:
+            found[gid] = grp.getgrgid(gid).gr_name
+        except KeyError:
+            found[gid] = ""
+    return found

@@ -15,13 +15,14 @@ from aiohttp import web
 from insula.api.bodies import Query
 from insula.api.changes import Changes
 from insula.api.lanes import Lanes
+from insula.api.standing import Judge, Standing
 from insula.api.verbs import Operations, Pairing, Verbs
 from insula.model.errors import BadRequest, InvalidSpec
-from insula.model.grant import Grant
+from insula.model.grant import Action, Grant
 from insula.model.record import ContainerRecord
 from insula.runtime.store import Store
 from insula.tenant.audit import Audit
-from insula.tenant.check import scope
+from insula.tenant.check import check, scope
 
 MAX_BODY_BYTES = 1 << 20
 """Of JSON bodies; uploads are streams and have no limit here."""
@@ -59,6 +60,7 @@ class Api:
     pairing: Pairing
     changes: Changes
     audit: Audit
+    standing: Standing
     threads: Lanes = field(default_factory=lambda: Lanes("verb", width=MAX_THREADS))
     transfers: Lanes = field(default_factory=lambda: Lanes("transfer", width=MAX_TRANSFERS))
     stopping: set[asyncio.Task[bool]] = field(default_factory=set)
@@ -77,11 +79,17 @@ class Call:
     request: web.Request
     grant: Grant
     api: Api
+    judge: Judge
+    """Asks again whether the caller may do this: for what outlives the request."""
 
     @property
     def ref(self) -> str:
-        """The word in the path that names the thing."""
-        return self.request.match_info["ref"]
+        """The word in the path that names the thing; for a token of one container: its id."""
+        return self.grant.principal.container or self.request.match_info["ref"]
+
+    def require(self, action: Action) -> None:
+        """Raises: Denied unless the caller may do this, too, in the same tenant."""
+        check(self.grant.principal, action, target_tenant=self.grant.tenant)
 
     @property
     def threads(self) -> Executor:

@@ -50,6 +50,7 @@ async def hand_over(call: Call, give: Callable[[int], object], *, upgrade: str) 
         raise BadRequest("cannot stream over TLS", hint="use the unix socket of that host")
     transport.pause_reading()
     copy = Copy(transport.get_extra_info("socket").fileno())
+    inode = copy.inode
     try:
         await call.run(copy.give, give)
     except BaseException:
@@ -57,6 +58,9 @@ async def hand_over(call: Call, give: Callable[[int], object], *, upgrade: str) 
         if not transport.is_closing():
             transport.resume_reading()
         raise
+    finally:
+        # Also of a request that was cancelled: the thread may have given the connection away.
+        call.api.standing.hand_over(inode, call.judge)
     transport.abort()
     return HandedOver()
 
@@ -68,6 +72,11 @@ class Copy:
         self._descriptor = os.dup(descriptor)
         self._is_taken = False
         self._guard = threading.Lock()
+
+    @property
+    def inode(self) -> int:
+        """By which the connection is known wherever it is held."""
+        return os.fstat(self._descriptor).st_ino
 
     def _take(self) -> bool:
         with self._guard:

@@ -2,6 +2,7 @@
 """The HTTP application: who calls, may they, the handler, the answer, the audit.  One way for every route."""
 
 import asyncio
+import functools
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -11,10 +12,11 @@ from insula.api import auth
 from insula.api.call import MAX_BODY_BYTES, Api, Call, answer
 from insula.api.errors import CODES, INTERNAL, failure, status_of
 from insula.api.routes import ROUTES, Route
-from insula.model.errors import InsulaError, from_code
+from insula.model.errors import Denied, InsulaError, from_code
 from insula.model.grant import Action, Principal
+from insula.runtime.store import no_container
 from insula.tenant.audit import Entry
-from insula.tenant.check import check
+from insula.tenant.check import scope
 
 LOG = logging.getLogger(__name__)
 
@@ -39,10 +41,15 @@ def _serve(route: Route, *, api: Api) -> Plain:
         principal = auth.NOBODY
         tenant, result = "", "internal"
         try:
-            principal = _identify(request, api=api)
-            grant = check(principal, route.action, target_tenant=request.query.get("tenant", ""))
+            caller = auth.Caller.of(request, directory=api.store, admins=api.identity.admins)
+            principal = caller.now()
+            judge = functools.partial(caller.may, route.action, target_tenant=request.query.get("tenant", ""))
+            grant = judge(principal)
             tenant = grant.tenant
-            response = await route.handler(Call(request=request, grant=grant, api=api))
+            call = Call(request=request, grant=grant, api=api, judge=judge)
+            await _confine(call)
+            with api.standing.hold(request, judge):
+                response = await route.handler(call)
             result = "ok"
         except InsulaError as error:
             result = error.code
@@ -69,12 +76,20 @@ def _entry(request: web.Request, principal: Principal, *, route: Route, tenant: 
     )
 
 
-def _identify(request: web.Request, *, api: Api) -> Principal:
-    if request.transport is None:
-        raise ConnectionResetError("the client has gone")
-    return auth.identify(
-        request.transport, find_host=api.store.find_host_by_fingerprint, admins=api.identity.admins
-    )
+async def _confine(call: Call) -> None:
+    """Hold a token that is for one container to that one.
+
+    Raises: Denied where no container is named; ContainerNotFound for another one, as if there were none.
+    """
+    only = call.grant.principal.container
+    if not only or call.grant.action is Action.OPEN:
+        return
+    named = call.request.match_info.get("ref", "")
+    if not named or not call.request.path.startswith("/v1/containers/"):
+        raise Denied("cannot use the token for this: it is for one container only")
+    found = await call.run(call.api.store.find_container, scope(call.grant), named)
+    if found.id != only:
+        raise no_container(named)
 
 
 @web.middleware

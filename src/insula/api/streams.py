@@ -12,6 +12,7 @@ from insula.api.call import Call, answer, line, lines
 from insula.api.handover import hand_over, preamble
 from insula.api.verbs import AttachRequest, LogCursor, LogWish
 from insula.model.errors import BadRequest, ContainerNotFound
+from insula.model.grant import Action
 from insula.model.lifecycle import ALIVE
 from insula.model.spec import ExecSpec
 from insula.model.stream import UPGRADE
@@ -22,6 +23,8 @@ LOG_POLL_S = 0.05
 
 async def attach(call: Call) -> web.StreamResponse:
     query = call.query(AttachQuery)
+    if query.start:
+        call.require(Action.CONTROL)
     verbs = call.api.verbs
 
     def give(descriptor: int) -> None:

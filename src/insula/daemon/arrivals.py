@@ -20,6 +20,7 @@ from insula.migrate.wire import Wire, tune
 from insula.model.errors import InsulaError, TargetRefused
 from insula.model.grant import Action, Grant, Kind, Principal
 from insula.model.migration import PROTOCOL, Refuse, Welcome
+from insula.model.record import HostRecord
 from insula.tenant.audit import Audit, Entry
 from insula.tenant.check import check
 
@@ -31,15 +32,15 @@ MAX_SERVED = 64
 END_S = 2.0
 """How long those that are cut at the end of insulad have to clean up; the next insulad does the rest."""
 
+FindHost = Callable[[str], HostRecord | None]
+"""By the fingerprint of its certificate."""
 Serve = Callable[[Grant, ssl.SSLSocket], None]
 
 
 class Arrivals:
     """What comes in through the door for migrations."""
 
-    def __init__(
-        self, context: ssl.SSLContext, *, find_host: auth.FindHost, audit: Audit, serve: Serve
-    ) -> None:
+    def __init__(self, context: ssl.SSLContext, *, find_host: FindHost, audit: Audit, serve: Serve) -> None:
         self._context = context
         self._find_host = find_host
         self._audit = audit

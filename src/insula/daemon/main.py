@@ -118,9 +118,12 @@ async def _serve(options: Options) -> None:
         _tell_ready(options.ready_fd)
         LOG.info("ready", extra={"fields": {"name": options.name, "socket": str(options.socket_path)}})
         async with asyncio.TaskGroup() as tasks:
-            names = tasks.create_task(daemon.name_servers.run())
+            services = [
+                tasks.create_task(each) for each in (daemon.name_servers.run(), daemon.api.standing.run())
+            ]
             await ended.wait()
-            names.cancel()
+            for each in services:
+                each.cancel()
         LOG.info("ending, containers go on")
     finally:
         _tell_manager(b"STOPPING=1")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from insula import __version__
 from insula.api.call import Api, HostIdentity
 from insula.api.changes import Changes
+from insula.api.standing import Standing
 from insula.daemon.arrivals import Arrivals
 from insula.daemon.containers import Containers
 from insula.daemon.draining import Draining
@@ -90,6 +91,7 @@ def build(options: Options, *, loop: asyncio.AbstractEventLoop) -> Daemon:
         pairing=PairingDesk(store, pki, name=options.name, address=options.listen),
         changes=changes,
         audit=audit,
+        standing=Standing(loop, streams=runtime.spawner),
     )
     arrivals = Arrivals(
         pki.server_context(),

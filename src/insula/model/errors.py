@@ -7,6 +7,7 @@
     │   ├── InvalidImage               invalid_image        a tar, manifest or layer that cannot be trusted
     │   └── PathEscapes                path_escapes         a path that leaves the container's root
     ├── Denied                         denied               known, but not allowed
+    │   └── Unauthenticated            unauthenticated      not even known: a wrong token, a lost account
     ├── NotFound                       not_found            … container_not_found, image_not_found, …
     ├── Conflict                       conflict             … name_taken, port_in_use, wrong_state, in_use, …
     ├── Exhausted                      exhausted            … address_pool_exhausted, disk_full, quota_exceeded, …
@@ -62,6 +63,12 @@ class Denied(InsulaError):
     code = "denied"
 
 
+class Unauthenticated(Denied):
+    """Nobody can tell who calls."""
+
+    code = "unauthenticated"
+
+
 class NotFound(InsulaError):
     code = "not_found"
 
@@ -86,6 +93,10 @@ class HostNotFound(NotFound):
     code = "host_not_found"
 
 
+class TenantNotFound(NotFound):
+    code = "tenant_not_found"
+
+
 class CheckpointNotFound(NotFound):
     code = "checkpoint_not_found"
 
@@ -93,9 +104,13 @@ class CheckpointNotFound(NotFound):
 class OperationNotFound(NotFound):
     code = "operation_not_found"
 
-class TenantNotFound(NotFound):
-    code = "tenant_not_found"
 
+class UserNotFound(NotFound):
+    code = "user_not_found"
+
+
+class TokenNotFound(NotFound):
+    code = "token_not_found"
 
 
 class PathNotFound(NotFound):
@@ -146,21 +161,6 @@ class LimitRefused(Exhausted):
     code = "limit_refused"
 
 
-class Unsupported(InsulaError):
-    code = "unsupported"
-
-
-class StartFailed(InsulaError):
-    code = "start_failed"
-
-
-class CommandNotFound(StartFailed):
-    code = "command_not_found"
-
-
-class CommandNotExecutable(StartFailed):
-    code = "command_not_executable"
-
 class QuotaExceeded(Exhausted):
     """A tenant would use more than it may."""
 
@@ -176,6 +176,21 @@ class TooManyRequests(Exhausted):
         super().__init__(message, hint=hint, after_s=after_s)
         self.after_s = after_s
 
+
+class Unsupported(InsulaError):
+    code = "unsupported"
+
+
+class StartFailed(InsulaError):
+    code = "start_failed"
+
+
+class CommandNotFound(StartFailed):
+    code = "command_not_found"
+
+
+class CommandNotExecutable(StartFailed):
+    code = "command_not_executable"
 
 
 class CheckpointFailed(InsulaError):

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the daemon remembers of itself: paired hosts, pairing tokens, operations, the order of tenants, the journal.
 
-What tenants own stands in `store.py`, which extends this; the file itself in `database.py`.
+What tenants own stands in `store.py`, which extends this; users and tokens in `people.py`; the file itself in
+`database.py`.
 """
 
 import sqlite3
@@ -9,9 +10,10 @@ import time
 from dataclasses import dataclass
 
 from insula.model.errors import HostNotFound, NameTaken, OperationNotFound
-from insula.model.record import HostRecord, OperationRecord, OperationStatus
 from insula.model.quota import Quota
-from insula.runtime.database import Database, encode
+from insula.model.record import HostRecord, OperationRecord, OperationStatus
+from insula.runtime.database import encode
+from insula.runtime.people import People
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +25,7 @@ class TenantRecord:
     created_at: float
 
 
-class Ledger(Database):
+class Ledger(People):
     """The daemon's own books."""
 
     # hosts and pairing tokens
@@ -158,8 +160,6 @@ class Ledger(Database):
             for name, position, created_at in rows
         ]
 
-    # the journal: what a migration must know after a crash
-
     def find_tenant(self, name: str) -> TenantRecord | None:
         """Return a tenant that there is; one that was removed is not."""
         return next((each for each in self.list_tenants() if each.name == name), None)
@@ -178,6 +178,8 @@ class Ledger(Database):
     def save_quota(self, tenant: str, quota: Quota) -> None:
         """Remember a tenant's limits."""
         self.write("INSERT OR REPLACE INTO quotas VALUES (?, ?)", tenant, encode(quota))
+
+    # the journal: what a migration must know after a crash
 
     def write_journal(self, key: str, value: bytes) -> None:
         """Remember a value under a key, on disk when it returns."""

@@ -39,6 +39,11 @@ Listener = Callable[[str, ContainerRecord | None], None]
 """Called after a container changed, with its id and its record, None when it is gone; in the changing thread."""
 
 
+def no_container(ref: str) -> ContainerNotFound:
+    """Return the one error for containers that there are not, and for those that are none of the caller's business."""
+    return ContainerNotFound(f"cannot find container `{ref}`", hint="insula ps -a lists them")
+
+
 class Store(Ledger):
     """Everything that outlives the daemon, except files' contents."""
 
@@ -107,7 +112,7 @@ class Store(Ledger):
                 return found[0]
             if found:
                 raise Conflict(f"cannot choose container `{ref}`: several match", hint="give more of the id")
-        raise ContainerNotFound(f"cannot find container `{ref}`", hint="insula ps -a lists them")
+        raise no_container(ref)
 
     def list_containers(self, tenant: str | None = None) -> list[ContainerRecord]:
         """Return the containers, oldest first."""
@@ -116,6 +121,11 @@ class Store(Ledger):
             "SELECT record FROM containers WHERE ?1 IS NULL OR tenant = ?1 ORDER BY created_at, id",
             tenant,
         )
+
+    def count_containers(self, tenant: str) -> int:
+        """Count a tenant's containers, running or not."""
+        (count,) = self.read("SELECT count(*) FROM containers WHERE tenant = ?", tenant)[0]
+        return int(count or 0)
 
     def update_container(self, record: ContainerRecord, *, durable: bool = False) -> None:
         """Replace the record of a container; its name may change with it.

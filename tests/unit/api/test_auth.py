@@ -1,34 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who a uid is: each tenant name belongs to one uid, whatever users are called."""
+"""What a real unix socket shows of its other end."""
 
-import pwd
+import os
+import socket
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from insula.api import auth
+from insula.model.errors import Denied, Unauthenticated
+from insula.runtime.store import Store
+from insula.tenant.idmap import FIRST_UID
 
 
-@pytest.mark.parametrize(
-    ("uid", "called", "tenant"),
-    [
-        (1005, "alice", "alice"),
-        (1005, "uid1005", "uid1005"),
-        (1006, "uid1005", "uid1006"),
-        (1006, "uid01006", "uid1006"),
-        (1006, "uidea", "uidea"),
-        (1006, "Ä*", "uid1006"),
-        (1006, None, "uid1006"),
-    ],
-)
-def test_a_user_called_as_anothers_uid_is_not_taken_for_him(
-    monkeypatch: pytest.MonkeyPatch, uid: int, called: str | None, tenant: str
-) -> None:
-    def getpwuid(_uid: int) -> SimpleNamespace:
-        if called is None:
-            raise KeyError
-        return SimpleNamespace(pw_name=called)
+def pair() -> tuple[socket.socket, SimpleNamespace]:
+    ours, theirs = socket.socketpair()
+    return theirs, SimpleNamespace(get_extra_info={"socket": ours}.get)
 
-    monkeypatch.setattr(pwd, "getpwuid", getpwuid)
-    assert auth.tenant_name(uid) == tenant
-    assert auth.user(uid, admins=frozenset({"uid1005"})).is_admin == (tenant == "uid1005")
+
+def test_the_kernel_tells_uid_and_groups_of_the_other_end() -> None:
+    theirs, transport = pair()
+    with theirs, transport.get_extra_info("socket"):
+        found = auth.shown(transport, {})
+    assert found.uid == os.geteuid()
+    assert found.groups == {os.getegid(), *os.getgroups()}
+    assert found.token == ""
+
+
+@pytest.mark.parametrize("value", ["Basic eDp5", "Bearer", "insula_0123"])
+def test_a_header_that_is_no_bearer_is_refused_and_not_passed_over(value: str) -> None:
+    theirs, transport = pair()
+    with theirs, transport.get_extra_info("socket"), pytest.raises(Unauthenticated):
+        auth.shown(transport, {"Authorization": value})
+
+
+def test_a_containers_uid_is_refused_even_with_a_token(tmp_path: Path) -> None:
+    store = Store(tmp_path / "db.sqlite")
+    for token in ("", "insula_0123456789ab_" + "x" * 43):
+        with pytest.raises(Denied, match="belongs to a container"):
+            auth.identify(
+                auth.Shown(uid=FIRST_UID + 5, token=token), directory=store, admins=frozenset({"root"})
+            )
+    store.close()
+
+
+def test_no_certificate_is_nobody_and_an_unknown_one_too(tmp_path: Path) -> None:
+    store = Store(tmp_path / "db.sqlite")
+    for fingerprint in ("", "ab" * 32):
+        found = auth.identify(auth.Shown(fingerprint=fingerprint), directory=store, admins=frozenset())
+        assert found == auth.NOBODY
+    store.close()

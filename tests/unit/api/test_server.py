@@ -23,6 +23,7 @@ from insula.api.call import Api, HostIdentity
 from insula.api.changes import Changes
 from insula.api.routes import ROUTES
 from insula.api.server import build
+from insula.api.standing import Standing
 from insula.api.verbs import AttachRequest
 from insula.model import errors
 from insula.model.lifecycle import Status
@@ -96,6 +97,7 @@ async def serving(tmp_path: Path) -> AsyncIterator[tuple[aiohttp.ClientSession, 
         pairing=None,
         changes=changes,
         audit=audit,
+        standing=Standing(asyncio.get_running_loop(), streams=None),  # type: ignore[arg-type]
     )  # type: ignore[arg-type]
     runner = build(api)
     await runner.setup()

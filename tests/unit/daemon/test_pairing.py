@@ -17,6 +17,7 @@ from aiohttp import web
 from insula.api import server
 from insula.api.call import Api, HostIdentity
 from insula.api.changes import Changes
+from insula.api.standing import Standing
 from insula.daemon import pairing
 from insula.daemon.operations import OperationRegistry
 from insula.daemon.pairing import PairingDesk
@@ -65,6 +66,7 @@ async def host(folder: Path, *, name: str) -> AsyncIterator[Host]:
         pairing=PairingDesk(store, pki, name=name, address=address),
         changes=Changes(loop),
         audit=Audit(folder / name / "audit.log"),
+        standing=Standing(loop, streams=None),  # type: ignore[arg-type]
     )
     runner = server.build(api)
     await runner.setup()

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sockets in the hands of another process, known by their inodes: are they still there, and cut them.
+
+For connections that were given away by SCM_RIGHTS and have to end before their new owner lets go of them.
+Sources: proc_pid_fd(5), pidfd_getfd(2), since Linux 5.6.  Standard library only.
+"""
+
+import errno
+import os
+import socket
+
+from insula.kernel import libc
+
+__all__ = ["inode_of", "is_held", "shut_down"]
+
+
+def inode_of(descriptor: int) -> int:
+    """Return the number by which a socket is known system-wide while it is open anywhere."""
+    return os.fstat(descriptor).st_ino
+
+
+def is_held(pid: int, inode: int) -> bool:
+    """Tell whether a process has that socket open."""
+    return bool(_descriptors(pid, inode))
+
+
+def shut_down(pid: int, inode: int) -> bool:
+    """End a connection both ways, as if the other end had hung up.  Returns: False if the process does not have it.
+
+    Raises: OSError: EPERM without the right to trace the process.
+    """
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
+    try:
+        return any(_shut_one(pidfd, number, inode=inode) for number in _descriptors(pid, inode))
+    finally:
+        os.close(pidfd)
+
+
+def _descriptors(pid: int, inode: int) -> list[int]:
+    try:
+        names = os.listdir(f"/proc/{pid}/fd")
+    except FileNotFoundError:
+        return []
+    return [int(name) for name in names if _target(pid, name) == f"socket:[{inode}]"]
+
+
+def _target(pid: int, name: str) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/fd/{name}")
+    except FileNotFoundError:  # closed
+        return ""
+
+
+def _shut_one(pidfd: int, number: int, *, inode: int) -> bool:
+    try:
+        descriptor = libc.pidfd_getfd(pidfd, number, 0)
+    except OSError as error:
+        if isinstance(error, ProcessLookupError) or error.errno == errno.EBADF:
+            return False
+        raise
+    with socket.socket(fileno=descriptor) as found:
+        if inode_of(descriptor) != inode:  # the number was taken by something else meanwhile
+            return False
+        found.shutdown(socket.SHUT_RDWR)
+        return True
