@@ -58,6 +58,10 @@ class Inotify:
     def close(self) -> None:
         os.close(self._descriptor)
 
+    def fileno(self) -> int:
+        """Return what `select` waits by."""
+        return self._descriptor
+
     def add(self, folder: int) -> int:
         """Watch a folder, given by a descriptor (O_PATH will do).
 

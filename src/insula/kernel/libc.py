@@ -34,7 +34,6 @@ _OLD_NUMBERS = {
         "bpf": 321,
         "mmap": 9,
         "munmap": 11,
-        "dup3": 292,
     },
     "aarch64": {
         "rt_sigaction": 134,
@@ -47,7 +46,6 @@ _OLD_NUMBERS = {
         "bpf": 280,
         "mmap": 222,
         "munmap": 215,
-        "dup3": 24,
     },
 }
 _UNIFIED_NUMBERS = {

@@ -56,6 +56,8 @@ PTRACE_EVENT_STOP = 128
 _SYSCALL_STOP = 5 | 0x80
 """SIGTRAP, marked by PTRACE_O_TRACESYSGOOD."""
 WALL = 0x40000000
+PIDFD_THREAD = os.O_EXCL
+"""pidfd_open(2): a descriptor of a thread, since Linux 6.9; the threads of a process need not share their files."""
 
 _REGISTERS = (
     *("r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi"),
@@ -131,6 +133,25 @@ class Inside:
             code = _NO_CALL - answer + 1
             raise OSError(code, f"{name}: {os.strerror(code)} (inside process {self.pid})")
         return answer
+
+    def write(self, address: int, data: bytes) -> None:
+        """Put data into the process's memory.  Raises: OSError if nothing is mapped there."""
+        with open(f"/proc/{self.pid}/mem", "r+b", buffering=0) as memory:
+            if os.pwrite(memory.fileno(), data, address) != len(data):
+                raise OSError(errno.EFAULT, f"pwrite: memory of process {self.pid}: cut short")
+
+    def take(self, number: int) -> int:
+        """Return a copy of a descriptor of the thread.  Raises: OSError."""
+        try:
+            pidfd = os.pidfd_open(self.tid, PIDFD_THREAD)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            pidfd = os.pidfd_open(self.pid)
+        try:
+            return libc.pidfd_getfd(pidfd, number, 0)
+        finally:
+            os.close(pidfd)
 
     def stop(self) -> None:
         """Seize the thread and wait until it stands; keep what it must get back."""

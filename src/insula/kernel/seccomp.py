@@ -9,6 +9,7 @@ Sources: seccomp(2); `Documentation/userspace-api/seccomp_filter.rst`; `include/
 """
 
 import errno
+import fcntl
 import os
 import struct
 from collections.abc import Sequence
@@ -26,7 +27,13 @@ BPF_RET_K = 0x06
 
 SECCOMP_RET_ALLOW = 0x7FFF0000
 SECCOMP_RET_ERRNO = 0x00050000
+SECCOMP_RET_USER_NOTIF = 0x7FC00000
 SECCOMP_SET_MODE_FILTER = 1
+SECCOMP_FILTER_FLAG_NEW_LISTENER = 1 << 3
+_NOTIF_RECV, _NOTIF_ADDFD = 0xC0502100, 0x40182103
+_NOTIFICATION_BYTES = 80
+"""Of struct seccomp_notif."""
+_ADDFD_SEND = 1 << 1
 
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
@@ -34,8 +41,7 @@ AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _OFFSET_NR = 0
 _OFFSET_ARCH = 4
 _OFFSET_FIRST_ARGUMENT = 16  # its low half: both architectures are little-endian, and the kernel reads an int
-
-_OFFSET_SECOND_ARGUMENT = 24
+_ARGUMENT_BYTES = 8
 
 _JUMP_LIMIT = 255
 
@@ -54,6 +60,13 @@ class Span(NamedTuple):
 
     first: int
     verdict: Verdict
+
+
+class Call(NamedTuple):
+    """A system call, and the arguments that make it the one meant: number of the argument, from 0, and its low half."""
+
+    name: str
+    arguments: tuple[tuple[int, int], ...]
 
 
 def build_filter(capabilities: frozenset[str], *, nested: bool = False, machine: str | None = None) -> bytes:
@@ -84,12 +97,39 @@ def refuse_ioctl(request: int, *, code: int, machine: str | None = None) -> byte
         Instruction(BPF_JMP_JEQ_K, 0, 5, AUDIT_ARCH[machine]),
         Instruction(BPF_LD_W_ABS, 0, 0, _OFFSET_NR),
         Instruction(BPF_JMP_JEQ_K, 0, 3, syscalls.numbers(machine)["ioctl"]),
-        Instruction(BPF_LD_W_ABS, 0, 0, _OFFSET_SECOND_ARGUMENT),
+        Instruction(BPF_LD_W_ABS, 0, 0, _OFFSET_FIRST_ARGUMENT + _ARGUMENT_BYTES),
         Instruction(BPF_JMP_JEQ_K, 0, 1, request),
         _refuse(code),
         _ALLOW,
     ]
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+
+
+def notify_of(call: Call, *, machine: str | None = None) -> bytes:
+    """Build a filter under which one call waits for whoever holds the listener, and everything else is as it was."""
+    machine = machine or os.uname().machine
+    wanted = [
+        (_OFFSET_ARCH, AUDIT_ARCH[machine]),
+        (_OFFSET_NR, syscalls.numbers(machine)[call.name]),
+        *((_OFFSET_FIRST_ARGUMENT + number * _ARGUMENT_BYTES, value) for number, value in call.arguments),
+    ]
+    program = [Instruction(BPF_RET_K, 0, 0, SECCOMP_RET_USER_NOTIF)]
+    for offset, value in reversed(wanted):
+        test = Instruction(BPF_JMP_JEQ_K, 0, len(program), value)
+        program = [Instruction(BPF_LD_W_ABS, 0, 0, offset), test, *program]
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in (*program, _ALLOW))
+
+
+def answer_descriptor(listener: int, descriptor: int) -> None:
+    """Give whoever waits in a call (`notify_of`) a copy of a descriptor as its result.  Since Linux 5.14.
+
+    Raises: OSError: ENOENT if it has ended meanwhile.
+    """
+    waiting = bytearray(_NOTIFICATION_BYTES)
+    fcntl.ioctl(listener, _NOTIF_RECV, waiting)
+    number = struct.unpack_from("=Q", waiting)[0]
+    # struct seccomp_notif_addfd { u64 id; u32 flags; u32 srcfd; u32 newfd; u32 newfd_flags; }
+    fcntl.ioctl(listener, _NOTIF_ADDFD, struct.pack("=QIIII", number, _ADDFD_SEND, descriptor, 0, 0))
 
 
 def install(program: bytes) -> None:
@@ -98,9 +138,14 @@ def install(program: bytes) -> None:
     The caller has set no_new_privs or holds SYS_ADMIN.
     Raises: OSError: EACCES without either, EINVAL if the program is malformed.
     """
-    # struct sock_fprog { unsigned short len; struct sock_filter *filter; }
-    argument = struct.pack("=H6xQ", len(program) // 8, libc.address_of(program))
+    argument = fprog(program, libc.address_of(program))
     libc.seccomp(SECCOMP_SET_MODE_FILTER, 0, libc.address_of(argument))
+
+
+def fprog(program: bytes, address: int) -> bytes:
+    """Return what seccomp(2) takes of a program that lies at an address."""
+    # struct sock_fprog { unsigned short len; struct sock_filter *filter; }
+    return struct.pack("=H6xQ", len(program) // 8, address)
 
 
 def _spans(numbers: dict[str, int], policy: Policy) -> list[Span]:

@@ -14,12 +14,11 @@ Sources: userfaultfd(2), ioctl_userfaultfd(2); linux/userfaultfd.h; Documentatio
 Since Linux 6.7.
 """
 
-import errno
 import fcntl
 import os
 import struct
 
-from insula.kernel import libc, ptrace
+from insula.kernel import ptrace
 
 __all__ = ["open_in", "register"]
 
@@ -31,8 +30,6 @@ UFFDIO_API = 0xC018AA3F
 UFFDIO_REGISTER = 0xC020AA00
 UFFDIO_WRITEPROTECT = 0xC018AA06
 UFFDIO_REGISTER_MODE_WP = 2
-PIDFD_THREAD = os.O_EXCL
-"""pidfd_open(2): a descriptor of a thread, since Linux 6.9; the threads of a process need not share their files."""
 
 
 def open_in(pid: int, *, deadline_seconds: float = 1.0) -> int:
@@ -44,7 +41,7 @@ def open_in(pid: int, *, deadline_seconds: float = 1.0) -> int:
     def make(inside: ptrace.Inside) -> int:
         number = inside.call("userfaultfd", os.O_CLOEXEC | os.O_NONBLOCK | UFFD_USER_MODE_ONLY)
         try:
-            return _take(inside, number)
+            return inside.take(number)
         finally:
             inside.call("close", number)
 
@@ -56,19 +53,6 @@ def open_in(pid: int, *, deadline_seconds: float = 1.0) -> int:
         os.close(handle)
         raise
     return handle
-
-
-def _take(inside: ptrace.Inside, number: int) -> int:
-    try:
-        pidfd = os.pidfd_open(inside.tid, PIDFD_THREAD)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        pidfd = os.pidfd_open(inside.pid)
-    try:
-        return libc.pidfd_getfd(pidfd, number, 0)
-    finally:
-        os.close(pidfd)
 
 
 def register(handle: int, start: int, *, end: int) -> None:

@@ -261,7 +261,9 @@ class Arrival:
         self._plan = start_plan(self._runtime, self._record)
         self._runtime.spawner.prepare(self._plan)
         self._undo.callback(attempt, self._runtime.spawner.discard, self._record.id)
-        self._engine = dump.launch_engine(self._runtime, self._plan, images=self._images, held=self._engines)
+        self._engine = dump.launch_engine(
+            self._runtime, self._engines, images=self._images, restore=self._plan
+        )
 
     def _receive_memory(self, message: Memory) -> None:
         arriving = self._memory.begin(message.pid, message.ranges)

@@ -23,6 +23,7 @@ from insula.kernel import criu, mount, netlink, protobuf, tcp_repair
 from insula.model.errors import CheckpointFailed, InsulaError, RestoreFailed
 from insula.model.record import ContainerRecord, Fact
 from insula.runtime import lazy
+from insula.runtime.conntrack import SparedWalk
 from insula.runtime.context import Runtime
 from insula.runtime.obstacles import watched_folders
 
@@ -94,7 +95,7 @@ def dump(
     page_maps: what CRIU sees instead of the kernel's (`hidden.py`).
     Raises: CheckpointFailed naming resource and cure; what the stages raise.
     """
-    program = runtime.need_criu()
+    runtime.need_criu()
     lazy.wait_filled(runtime, record, seconds=FILLED_SECONDS)
     state = DumpState(stdio=stdio_of(record.pid))
 
@@ -102,6 +103,7 @@ def dump(
         if stage.stage == "network-lock":
             hold_network(record)
             on_frozen()
+            walk.begin(engine.pid, first=record.pid, images=images)
         elif stage.stage == "post-dump":
             write_file(images, STATE_FILE, msgspec.json.encode(state))
             on_dumped()
@@ -119,35 +121,51 @@ def dump(
     )
     with ExitStack() as held:
         extra = lazy.dump_descriptors(held) if is_lazy else ()
-        argv = (*program.argv, "swrk", str(RPC_FD))
-        ours = _launch(runtime, held, argv=argv, images=images, extra=extra, page_maps=page_maps)
+        walk = held.enter_context(SparedWalk())
+        engine = launch_engine(runtime, held, images=images, extra=extra, page_maps=page_maps)
         try:
-            response = criu.request(ours, criu.DUMP, options, handle=handle)
+            response = criu.request(engine.rpc, criu.DUMP, options, handle=handle)
         except criu.CriuGone as error:
             repair(runtime, record)
             raise CheckpointFailed(
                 f"cannot checkpoint `{record.name}`: CRIU ended without an answer"
             ) from error
         if not response.success:
-            raise _failure(CheckpointFailed, "checkpoint", record=record, images=images, log=DUMP_LOG)
+            failure = _failure(CheckpointFailed, "checkpoint", record=record, images=images, log=DUMP_LOG)
+            walk.blame(failure)
+            raise failure
 
 
-def _launch(
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A CRIU that waits for a request.  places: where it finds the external mounts, beside a room."""
+
+    rpc: socket.socket
+    pid: int
+    places: Mapping[str, str]
+
+
+def launch_engine(
     runtime: Runtime,
     held: ExitStack,
     *,
-    argv: tuple[str, ...],
     images: int,
     extra: tuple[int, ...] = (),
     page_maps: int = -1,
-) -> socket.socket:
+    restore: StartPlan | None = None,
+) -> Engine:
+    """Start a CRIU; of a restore, ahead of it: the images may come later.  It ends with `held`.
+
+    extra: descriptors that it inherits.  page_maps: as for `dump`.
+    """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     held.callback(ours.close)
+    argv = (*runtime.need_criu().argv, "swrk", str(RPC_FD))
     with theirs:
-        runtime.spawner.launch_criu(
-            argv, rpc=theirs.fileno(), images=images, extra=extra, page_maps=page_maps
+        launched = runtime.spawner.launch_criu(
+            argv, rpc=theirs.fileno(), images=images, extra=extra, page_maps=page_maps, restore=restore
         )
-    return ours
+    return Engine(ours, launched.pid, launched.external)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,25 +180,6 @@ class RestoreStages:
     """The sockets are about to speak and the processes to run; with the pid of pid 1."""
     running: Stage = _nothing
     """They run."""
-
-
-@dataclass(frozen=True, slots=True)
-class Engine:
-    """A CRIU that waits beside a room, and where it finds the external mounts."""
-
-    rpc: socket.socket
-    places: Mapping[str, str]
-
-
-def launch_engine(runtime: Runtime, plan: StartPlan, *, images: int, held: ExitStack) -> Engine:
-    """Start the CRIU of a restore ahead of it; the images may come later.  It ends with `held`."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    held.callback(ours.close)
-    with theirs:
-        places = runtime.spawner.launch_criu(
-            (*runtime.need_criu().argv, "swrk", str(RPC_FD)), rpc=theirs.fileno(), images=images, restore=plan
-        )
-    return Engine(ours, places)
 
 
 def restore(
@@ -227,7 +226,7 @@ def restore(
 
     with ExitStack() as held:
         held.enter_context(filled)
-        engine = engine or launch_engine(runtime, plan, images=images, held=held)
+        engine = engine or launch_engine(runtime, held, images=images, restore=plan)
         options = _restore_options(state, engine.places, is_lazy=memory is not None)
         response = _request_restore(engine, options, handle=handle, name=record.name)
         if not response.success:
