@@ -189,8 +189,12 @@ class Precopy:
     def _sentence(self, seen: Forecast) -> str:
         return (
             f"round {len(self.rounds)}: writes {format_size(int(seen.written))}/s, left"
-            f" {format_size(self.rounds[-1].left_bytes)}, pause about {seen.pause_s * 1000:.0f} ms"
+            f" {format_size(self.rounds[-1].left_bytes)}, pause about {seen.pause_s * 1000:.0f} ms{self._packed()}"
         )
+
+    def _packed(self) -> str:
+        plain, packed = self._wire.raw_bytes, self._wire.sent_bytes
+        return f", {format_size(plain)} sent as {format_size(packed)}" if plain != packed else ""
 
     def _refusal(self, seen: Forecast) -> PauseTooLong:
         return PauseTooLong(

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A move over a slow link: what travels is compressed, and the result says both sizes."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from demo import hosts
+
+from two_hosts import SERVER, Counter, Pair, show_log, start_pair
+
+WORDS = """
+kept = b"".join(b"%08d a row of some table, as programs keep them" % number for number in range(400_000))
+"""
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> None:
+    """What stays is counted around the module."""
+
+
+@pytest.fixture(scope="module")
+def module_pair() -> Iterator[Pair]:
+    yield from start_pair()
+
+
+@pytest.fixture
+def pair(module_pair: Pair) -> Iterator[Pair]:
+    yield module_pair
+    module_pair.remove("c")
+    print(show_log(module_pair))
+
+
+@contextmanager
+def slow(pair: Pair, rate: str) -> Iterator[None]:
+    """Limit what reaches the second host from the first."""
+    words = [
+        "tc",
+        "qdisc",
+        "add",
+        "dev",
+        "ctl-2",
+        "root",
+        "tbf",
+        "rate",
+        rate,
+        "burst",
+        "64k",
+        "latency",
+        "100ms",
+    ]
+    subprocess.run(hosts.inside(pair.world.outside, *words), check=True, timeout=20)
+    try:
+        yield
+    finally:
+        words = ["tc", "qdisc", "del", "dev", "ctl-2", "root"]
+        subprocess.run(hosts.inside(pair.world.outside, *words), check=True, timeout=20)
+
+
+def test_a_slow_link_carries_less_than_there_is(pair: Pair) -> None:
+    counter = Counter(pair.world, pair.run("c", program=WORDS + SERVER))
+    counter.wait_for_more()
+    with slow(pair, "80mbit"):
+        result = pair.act("alpha", "c", "migrate", target="beta", max_pause_ms=60_000)
+    counter.wait_for_more()
+    counter.finish()
+    print(result)
+    assert result["raw_bytes"] > 20_000_000
+    assert result["moved_bytes"] < result["raw_bytes"] * 0.7
