@@ -14,6 +14,7 @@ from aiohttp import web
 
 from insula.api.bodies import Query
 from insula.api.changes import Changes
+from insula.api.gate import Gate
 from insula.api.lanes import Lanes
 from insula.api.standing import Judge, Standing
 from insula.api.verbs import Operations, Pairing, Verbs
@@ -62,6 +63,7 @@ class Api:
     audit: Audit
     standing: Standing
     threads: Lanes = field(default_factory=lambda: Lanes("verb", width=MAX_THREADS))
+    gate: Gate
     transfers: Lanes = field(default_factory=lambda: Lanes("transfer", width=MAX_TRANSFERS))
     stopping: set[asyncio.Task[bool]] = field(default_factory=set)
     """Stops under way: they outlive the request that began them."""

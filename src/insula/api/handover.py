@@ -61,6 +61,7 @@ async def hand_over(call: Call, give: Callable[[int], object], *, upgrade: str) 
     finally:
         # Also of a request that was cancelled: the thread may have given the connection away.
         call.api.standing.hand_over(inode, call.judge)
+        call.api.gate.hand_over(call.grant.tenant, inode)
     transport.abort()
     return HandedOver()
 

@@ -16,6 +16,8 @@ from insula.api import (
     operations,
     streams,
     system,
+    tenants,
+    users,
     volumes,
 )
 from insula.api.call import Call
@@ -85,6 +87,11 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/volumes", volumes.create, Action.CREATE),
     Route("GET", "/v1/volumes/{ref}", volumes.inspect, Action.READ),
     Route("DELETE", "/v1/volumes/{ref}", volumes.delete, Action.DELETE),
+    Route("GET", "/v1/tenants", tenants.list_all, Action.READ),
+    Route("POST", "/v1/tenants", tenants.create, Action.ADMIN),
+    Route("GET", "/v1/tenants/{ref}", tenants.inspect, Action.READ),
+    Route("PATCH", "/v1/tenants/{ref}", tenants.change, Action.ADMIN),
+    Route("DELETE", "/v1/tenants/{ref}", tenants.delete, Action.ADMIN),
     Route("GET", "/v1/operations", operations.list_all, Action.READ),
     Route("GET", "/v1/operations/{ref}", operations.inspect, Action.READ),
     Route("GET", "/v1/operations/{ref}/follow", operations.follow, Action.READ),

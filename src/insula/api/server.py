@@ -12,7 +12,7 @@ from insula.api import auth
 from insula.api.call import MAX_BODY_BYTES, Api, Call, answer
 from insula.api.errors import CODES, INTERNAL, failure, status_of
 from insula.api.routes import ROUTES, Route
-from insula.model.errors import Denied, InsulaError, from_code
+from insula.model.errors import Denied, InsulaError, TooManyRequests, from_code
 from insula.model.grant import Action, Principal
 from insula.runtime.store import no_container
 from insula.tenant.audit import Entry
@@ -47,9 +47,10 @@ def _serve(route: Route, *, api: Api) -> Plain:
             grant = judge(principal)
             tenant = grant.tenant
             call = Call(request=request, grant=grant, api=api, judge=judge)
-            await _confine(call)
-            with api.standing.hold(request, judge):
-                response = await route.handler(call)
+            async with api.gate.passed(grant):
+                await _confine(call)
+                with api.standing.hold(request, judge):
+                    response = await route.handler(call)
             result = "ok"
         except InsulaError as error:
             result = error.code
@@ -116,4 +117,7 @@ def _refuse(request: web.Request, error: InsulaError, *, status: int) -> web.Str
     if request.writer.output_size > 0 and request.transport is not None:
         # The answer has begun: cut it, so that nobody takes a part for the whole.
         request.transport.abort()
-    return answer(failure(error), status=status)
+    refusal = answer(failure(error), status=status)
+    if isinstance(error, TooManyRequests):
+        refusal.headers["Retry-After"] = str(error.after_s)
+    return refusal

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from insula import __version__
 from insula.api.call import Api, HostIdentity
 from insula.api.changes import Changes
+from insula.api.gate import Gate
 from insula.api.standing import Standing
 from insula.daemon.arrivals import Arrivals
 from insula.daemon.containers import Containers
@@ -17,12 +18,14 @@ from insula.daemon.pairing import PairingDesk
 from insula.daemon.peers import PairedHosts
 from insula.daemon.pki import Pki
 from insula.daemon.recover import recover_operations
+from insula.daemon.tenants import Limits, Tenants
 from insula.daemon.things import Things
 from insula.image.store import Images
 from insula.kernel.cgroup.hierarchy import Hierarchies
 from insula.kernel.criu_find import find_criu
 from insula.migrate.settle import settle_all
 from insula.network.attach import Networks
+from insula.model.quota import Allowance
 from insula.network.names import NameServers
 from insula.runtime import init
 from insula.runtime.context import Folders, Runtime
@@ -37,7 +40,7 @@ from insula.tenant.idmap import uid_base
 
 
 @dataclass
-class DaemonVerbs(Things, Containers, Draining):
+class DaemonVerbs(Things, Containers, Draining, Tenants):
     """All verbs, as `api.verbs.Verbs` wants them."""
 
 
@@ -74,13 +77,24 @@ def build(options: Options, *, loop: asyncio.AbstractEventLoop) -> Daemon:
     store.subscribe(changes.tell)
     pki = Pki(options.state / "pki", name=options.name)
     images = Images(options.state, store)
-    networks = Networks(options.name, store, pool_subnet=options.pool)
+    limits = Limits(store)
+    networks = Networks(options.name, store, pool_subnet=options.pool, allowance=limits)
     volumes = Volumes(options.state / "volumes", store)
-    runtime = _runtime(options, store=store, images=images, networks=networks, volumes=volumes)
+    runtime = _runtime(
+        options, store=store, images=images, networks=networks, volumes=volumes, allowance=limits
+    )
+    gate = Gate(limits, is_held=runtime.spawner.is_held)
     peers = PairedHosts(store, pki)
     settle_all(runtime, peers)
     verbs = DaemonVerbs(
-        store=store, images=images, networks=networks, volumes=volumes, runtime=runtime, peers=peers
+        store=store,
+        images=images,
+        networks=networks,
+        volumes=volumes,
+        runtime=runtime,
+        peers=peers,
+        limits=limits,
+        count_streams=gate.open_of,
     )
     audit = Audit(options.state / "audit.log")
     api = Api(
@@ -91,7 +105,9 @@ def build(options: Options, *, loop: asyncio.AbstractEventLoop) -> Daemon:
         pairing=PairingDesk(store, pki, name=options.name, address=options.listen),
         changes=changes,
         audit=audit,
-        standing=Standing(loop, streams=runtime.spawner),
+        standing=standing,
+        users=UserDesk(store, pki, host=options.name, address=options.listen, on_change=standing.review_soon),
+        gate=gate,
     )
     arrivals = Arrivals(
         pki.server_context(),
@@ -111,7 +127,13 @@ def build(options: Options, *, loop: asyncio.AbstractEventLoop) -> Daemon:
 
 
 def _runtime(
-    options: Options, *, store: Store, images: Images, networks: Networks, volumes: Volumes
+    options: Options,
+    *,
+    store: Store,
+    images: Images,
+    networks: Networks,
+    volumes: Volumes,
+    allowance: Allowance,
 ) -> Runtime:
     """Reach the spawner, take every container up, bring the networks back."""
     folders = Folders(options.state, options.run)
@@ -137,6 +159,7 @@ def _runtime(
         uid_base_of=lambda tenant: uid_base(store.tenant(tenant).position),
     )
     held = spawner.connect()
+        allowance=allowance,
     images.layers.clean()
     recover(runtime, held)
     return runtime

@@ -47,7 +47,7 @@ from insula.model.migration import (
     SharedPages,
 )
 from insula.model.record import ContainerRecord
-from insula.runtime import dump, lazy
+from insula.runtime import dump, lazy, quotas
 from insula.runtime.context import Runtime
 from insula.runtime.create import make_folders
 from insula.runtime.logs import import_logs
@@ -149,6 +149,8 @@ def _reserve(runtime: Runtime, offer: Offer, *, peer: str, undo: ExitStack) -> C
         )
     if any(each.id == offered.id for each in runtime.store.list_containers()):
         raise NameTaken(f"cannot take `{offered.name}`: this host has a container of that id")
+    quotas.check_wish(runtime, offered.tenant, offered.spec)
+    quotas.ready_group(runtime, offered.tenant)
     attachment = None
     if offered.attachment is not None and offer.network is not None:
         networks = runtime.networks

@@ -119,3 +119,13 @@ class Allowance(Protocol):
     def check(self, tenant: str, resource: Resource, *, used: int, more: int = 1) -> None:
         """Refuse what would be too much.  Raises: QuotaExceeded with the figures."""
         ...
+
+
+class Unlimited:
+    """The allowance of a runtime without tenants' limits."""
+
+    def limit(self, tenant: str, resource: Resource) -> int | None:
+        return None
+
+    def check(self, tenant: str, resource: Resource, *, used: int, more: int = 1) -> None:
+        return

@@ -21,6 +21,7 @@ from insula.kernel import nft
 from insula.kernel.netlink import Route
 from insula.kernel.nft import Element
 from insula.model.errors import Conflict, Denied, InUse, InvalidSpec, NameTaken, NetworkNotFound, PortInUse
+from insula.model.quota import Allowance, Resource, Unlimited
 from insula.model.record import Attachment, Lease, NetworkRecord
 from insula.model.spec import NetworkWish, PortMapping
 from insula.network import bridge, firewall, pool, ports
@@ -76,8 +77,10 @@ class Networks:
         *,
         pool_subnet: IPv4Network = pool.DEFAULT_POOL,
         zone: Zone | None = None,
+        allowance: Allowance | None = None,
     ) -> None:
         self.zone = zone or Zone()
+        self._allowance = allowance or Unlimited()
         self._host_name = host_name
         self._store = store
         self._pool = pool_subnet
@@ -93,7 +96,8 @@ class Networks:
     def create(self, tenant: str, wish: NetworkWish, *, is_admin: bool = False) -> NetworkRecord:
         """Create a network and bring it up.
 
-        Raises: InvalidSpec, NameTaken, Denied (an uplink is an admin's), SubnetOverlaps, AddressPoolExhausted, Conflict.
+        Raises: InvalidSpec, NameTaken, Denied (an uplink is an admin's), QuotaExceeded, SubnetOverlaps,
+        AddressPoolExhausted, Conflict.
         """
         if not _NAME.fullmatch(wish.name) or wish.name in RESERVED_NAMES:
             raise InvalidSpec(
@@ -105,6 +109,7 @@ class Networks:
         with self._lock:
             if self._find(tenant, wish.name):
                 raise NameTaken(f"cannot create network `{wish.name}`: you have one of that name")
+            self._allowance.check(tenant, Resource.NETWORKS, used=len(self.list(tenant)))
             network = self._plan(tenant, wish)
             self._store.save_network(network)
             try:

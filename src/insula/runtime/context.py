@@ -17,6 +17,7 @@ from insula.kernel.criu_find import CriuProgram
 from insula.model.errors import Unsupported, WrongState
 from insula.model.grant import Grant
 from insula.model.lifecycle import ALIVE
+from insula.model.quota import Allowance, Unlimited
 from insula.model.record import ContainerRecord
 from insula.network.attach import Networks
 from insula.runtime.doubt import Doubts
@@ -76,6 +77,7 @@ class Runtime:
     criu: CriuProgram | None
     uid_base_of: Callable[[str], int]
     """Tenant → first uid of its range.  Raises: UidRangeExhausted."""
+    allowance: Allowance = field(default_factory=Unlimited)
     closing: threading.Event = field(default_factory=threading.Event)
     _locks: Locks = field(default_factory=Locks)
     doubts: Doubts = field(default_factory=Doubts)

@@ -15,6 +15,7 @@ from insula.model.grant import Grant
 from insula.model.lifecycle import Status
 from insula.model.record import Attachment, ContainerRecord, ImageRecord
 from insula.model.spec import MountKind, MountWish, RestartKind, Spec, VolumeWish
+from insula.runtime import quotas
 from insula.runtime.context import Runtime
 from insula.runtime.plan import arguments_of, capabilities_of
 from insula.runtime.signals import signal_number
@@ -38,12 +39,14 @@ _SECOND = "alder birch cedar coral dune elm fern heron island lagoon maple otter
 def create(grant: Grant, runtime: Runtime, spec: Spec) -> ContainerRecord:
     """Create a container of the grant's tenant.
 
-    Raises: InvalidSpec, Denied, ImageNotFound, NetworkNotFound, NameTaken, AddressPoolExhausted, LimitRefused.
+    Raises: InvalidSpec, Denied, ImageNotFound, NetworkNotFound, NameTaken, AddressPoolExhausted, LimitRefused,
+    QuotaExceeded.
     """
     tenant = grant.tenant
     image = runtime.images.get(tenant, spec.image)
     spec = replace(spec, name=spec.name or _free_name(runtime, tenant))
     check_spec(spec, is_admin=grant.principal.is_admin)
+    quotas.check_wish(runtime, tenant, spec)
     arguments_of(spec, image.config)
     container_id = secrets.token_hex(32)
     with ExitStack() as undo:
@@ -68,7 +71,9 @@ def create(grant: Grant, runtime: Runtime, spec: Spec) -> ContainerRecord:
             attachment=attachment,
             owner=runtime.host_name,
         )
-        runtime.store.add_container(record)
+        with runtime.store.transaction():
+            quotas.check_count(runtime, tenant)
+            runtime.store.add_container(record)
         undo.pop_all()
     return record
 

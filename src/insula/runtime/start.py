@@ -11,6 +11,7 @@ from insula.model.errors import InsulaError, WrongState
 from insula.model.grant import Grant
 from insula.model.lifecycle import Event, Status, after
 from insula.model.record import ContainerRecord
+from insula.runtime import quotas
 from insula.runtime.context import Runtime
 from insula.runtime.plan import start_plan
 from insula.runtime.remove import remove_ended
@@ -22,7 +23,8 @@ def start(
     """Start a created or ended container.
 
     attach, connection: a client's connection that gets the streams from the first byte on.
-    Raises: WrongState, PortInUse, StartFailed, CommandNotFound, CommandNotExecutable, LimitRefused, ImageNotFound.
+    Raises: WrongState, PortInUse, StartFailed, CommandNotFound, CommandNotExecutable, LimitRefused, ImageNotFound,
+    QuotaExceeded.
     """
     found = runtime.find(grant, ref)
     with runtime.locked(found.id):
@@ -45,6 +47,7 @@ def start_locked(
     with ExitStack() as undo:
         undo.callback(_remember_failure, runtime, record)
         record = bring_up_network(runtime, record, undo=undo)
+        quotas.ready_group(runtime, record.tenant)
         plan = start_plan(runtime, record)
         pid = runtime.spawner.start(plan, attach=attach, connection=connection)
         undo.pop_all()
@@ -68,6 +71,7 @@ def bring_up_network(runtime: Runtime, record: ContainerRecord, *, undo: ExitSta
     attachment = record.attachment
     if attachment is None:
         return record
+    quotas.check_ports(runtime, record)
     runtime.networks.activate(attachment, container_id=record.id)
     undo.callback(runtime.networks.deactivate, record.id)
     ports = runtime.networks.publish(attachment, record.spec.ports, container_id=record.id, name=record.name)

@@ -194,6 +194,16 @@ class Store(Ledger):
         images = self.records(ImageRecord, "SELECT record FROM images ORDER BY created_at, id")
         return [image for image in images if tenant is None or image.tenant in ("", tenant)]
 
+    def image_bytes(self, tenant: str) -> int:
+        """Add up the layers of a tenant's own images, each layer once."""
+        layers = {
+            layer.digest: layer.size_bytes
+            for image in self.list_images()
+            if image.tenant == tenant
+            for layer in image.layers
+        }
+        return sum(layers.values())
+
     def get_image(self, image_id: str) -> ImageRecord:
         """Return the image of that full id.
 

@@ -21,12 +21,14 @@ from msgspec.structs import replace
 from insula.api import errors as api_errors
 from insula.api.call import Api, HostIdentity
 from insula.api.changes import Changes
+from insula.api.gate import Gate
 from insula.api.routes import ROUTES
 from insula.api.server import build
 from insula.api.standing import Standing
 from insula.api.verbs import AttachRequest
 from insula.model import errors
 from insula.model.lifecycle import Status
+from insula.model.quota import Unlimited
 from insula.model.record import ContainerRecord, ImageConfig
 from insula.model.spec import Spec
 from insula.model.stream import EXIT, STDIN, STDOUT, FrameReader, frame
@@ -95,9 +97,11 @@ async def serving(tmp_path: Path) -> AsyncIterator[tuple[aiohttp.ClientSession, 
         verbs=verbs,
         operations=None,
         pairing=None,
+        users=None,
         changes=changes,
         audit=audit,
         standing=Standing(asyncio.get_running_loop(), streams=None),  # type: ignore[arg-type]
+        gate=Gate(Unlimited(), is_held=lambda _inode: False),
     )  # type: ignore[arg-type]
     runner = build(api)
     await runner.setup()

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ask before a tenant uses more: at create, start, publish, and when a container arrives or is restored.
+
+What is used is counted from what is there, never remembered, so it is right after every crash.  The kernel holds the
+sum of memory, processors and processes in the tenant's cgroup (`ready_group`).  Out of scope: limits themselves
+(`model/quota.py`, `tenant/quota.py`), requests and open streams (`api/gate.py`).
+"""
+
+import errno
+import logging
+
+from insula.kernel.cgroup import Limits
+from insula.kernel.cgroup.values import CPU_PERIOD_US
+from insula.model.errors import LimitRefused
+from insula.model.lifecycle import ALIVE
+from insula.model.quota import Allowance, Resource
+from insula.model.record import ContainerRecord
+from insula.model.spec import PortMapping, Spec
+from insula.runtime.context import Runtime
+
+LOG = logging.getLogger(__name__)
+
+MINIMUM_QUOTA_US = 1000
+"""The kernel's."""
+
+
+def check_wish(runtime: Runtime, tenant: str, spec: Spec) -> None:
+    """Refuse a container that is more than its tenant may have at all, or one too many.  Raises: QuotaExceeded."""
+    check = runtime.allowance.check
+    for resource, wished in (
+        (Resource.MEMORY, spec.memory_bytes),
+        (Resource.CPUS, spec.cpus_milli),
+        (Resource.PIDS, spec.pids),
+    ):
+        check(tenant, resource, used=0, more=wished or 0)
+    check(tenant, Resource.PORTS, used=0, more=count_ports(spec.ports))
+    check_count(runtime, tenant)
+
+
+def check_count(runtime: Runtime, tenant: str) -> None:
+    """Refuse one more container.  In a transaction with its record, no other comes between.  Raises: QuotaExceeded."""
+    if runtime.allowance.limit(tenant, Resource.CONTAINERS) is not None:
+        runtime.allowance.check(tenant, Resource.CONTAINERS, used=runtime.store.count_containers(tenant))
+
+
+def check_ports(runtime: Runtime, record: ContainerRecord) -> None:
+    """Refuse to publish ports beyond the tenant's.  Raises: QuotaExceeded."""
+    more = count_ports(record.spec.ports)
+    if more and runtime.allowance.limit(record.tenant, Resource.PORTS) is not None:
+        used = published(runtime, record.tenant, without=record.id)
+        runtime.allowance.check(record.tenant, Resource.PORTS, used=used, more=more)
+
+
+def published(runtime: Runtime, tenant: str, *, without: str = "") -> int:
+    """Count the ports that a tenant's running containers publish."""
+    return sum(
+        count_ports(each.ports)
+        for each in runtime.store.list_containers(tenant)
+        if each.status in ALIVE and each.id != without
+    )
+
+
+def count_ports(ports: tuple[PortMapping, ...]) -> int:
+    return sum(each.count for each in ports)
+
+
+def ready_group(runtime: Runtime, tenant: str) -> None:
+    """Give a tenant's cgroup its limits before something starts in it; without limits the spawner makes it.
+
+    Raises: LimitRefused.
+    """
+    limits = group_limits(runtime.allowance, tenant)
+    if limits != Limits() and runtime.spawner.knows_tenants:
+        set_group(runtime, tenant, limits)
+
+
+def apply_limits(runtime: Runtime, tenant: str) -> None:
+    """Give a tenant's cgroup its limits as they are now, if it has one.  Raises: LimitRefused: more is in use."""
+    if runtime.spawner.knows_tenants and runtime.tenant_group(tenant).exists():
+        set_group(runtime, tenant, group_limits(runtime.allowance, tenant))
+
+
+def set_group(runtime: Runtime, tenant: str, limits: Limits) -> None:
+    """Make a tenant's cgroup with these limits.  Raises: LimitRefused."""
+    group = runtime.tenant_group(tenant)
+    try:
+        group.create()
+        group.set_limits(limits)
+    except OSError as error:
+        reason = "more is in use" if error.errno == errno.EBUSY else f"{error.strerror}".lower()
+        raise LimitRefused(
+            f"cannot limit tenant `{tenant}`: {reason} ({error.filename})",
+            hint="stop some of its containers first" if error.errno == errno.EBUSY else "",
+        ) from error
+
+
+def group_limits(allowance: Allowance, tenant: str) -> Limits:
+    """Translate a tenant's limits for the kernel.  Its memory is memory and swap together: no limit is slept around."""
+    memory = allowance.limit(tenant, Resource.MEMORY)
+    cpus = allowance.limit(tenant, Resource.CPUS)
+    quota = None if cpus is None else max(MINIMUM_QUOTA_US, cpus * CPU_PERIOD_US // 1000)
+    return Limits(
+        memory_bytes=memory,
+        memory_swap_bytes=memory,
+        cpu_quota_us=quota,
+        cpu_period_us=None if quota is None else CPU_PERIOD_US,
+        cpu_weight=allowance.limit(tenant, Resource.WEIGHT),
+        pids=allowance.limit(tenant, Resource.PIDS),
+    )

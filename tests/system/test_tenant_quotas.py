@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Limits of tenants on a real host: refused with the figure, enforced for the sum, right after every restart."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hosted
+from hosted import Host, Person, wait_until
+
+
+@pytest.fixture(autouse=True)
+def without_limits(host: Host) -> Iterator[None]:
+    yield
+    every = (
+        "memory",
+        "cpus",
+        "weight",
+        "pids",
+        "containers",
+        "networks",
+        "ports",
+        "streams",
+        "requests",
+        "images",
+    )
+    for tenant in (host.alice.tenant, host.bob.tenant, "--default"):
+        host.root("tenant", "set", tenant, *(f"{name}=default" for name in every if tenant != "--default"),
+                  *(f"{name}=none" for name in every if tenant == "--default"))  # fmt: skip
+
+
+def use(person: Person, resource: str) -> Any:
+    uses = person.json("tenant", "show", "--format", "json")
+    return next(each for each in uses if each["resource"] == resource)
+
+
+def test_containers_are_counted_after_a_kill_as_before(
+    host: Host, root: Person, alice: Person, bob: Person
+) -> None:
+    root("tenant", "set", alice.tenant, "containers=2")
+    alice("create", "--name", "one", "box", "true")
+    alice("create", "--name", "two", "box", "true")
+    said = alice.fails("create", "--name", "three", "box", "true", code=125)
+    assert "2 used, 1 wished, the limit is 2" in said
+    bob("create", "--name", "one", "box", "true")
+    host.kill()
+    host.start()
+    assert "the limit is 2" in alice.fails("create", "--name", "three", "box", "true", code=125)
+    alice("rm", "one")
+    alice("create", "--name", "three", "box", "true")
+    assert (use(alice, "containers")["used"], use(alice, "containers")["limit"]) == (2, 2)
+
+
+def test_processes_of_all_containers_together(root: Person, alice: Person, bob: Person) -> None:
+    root("tenant", "set", alice.tenant, "pids=12")
+    alice("run", "-d", "--name", "first", "box", "sleep", "1000")
+    done = alice.give("run", "--rm", "box", "sh", "-c", "for i in $(seq 20); do sleep 1000 & done; wait")
+    assert done.code != 0 and "fork" in done.err
+    bob("run", "--rm", "box", "sh", "-c", "for i in $(seq 20); do sleep 0.1 & done; wait")
+    assert use(alice, "pids")["used"] >= 1
+
+
+def test_memory_of_all_containers_together(root: Person, alice: Person) -> None:
+    root("tenant", "set", alice.tenant, "memory=64m")
+    refused = alice.fails("create", "-m", "100m", "box", "true", code=125)
+    assert "100MiB wished, the limit is 64.0MiB" in refused
+    alice(
+        "run",
+        "-d",
+        "--name",
+        "half",
+        "box",
+        "sh",
+        "-c",
+        "dd if=/dev/zero of=/dev/shm/x bs=1M count=40; sleep 1000",
+    )
+    wait_until(lambda: use(alice, "memory")["used"] > 40 << 20, what="it has written")
+    done = alice.give("run", "--rm", "box", "sh", "-c", "dd if=/dev/zero of=/dev/shm/x bs=1M count=40")
+    assert done.code != 0, done
+    assert use(alice, "memory")["used"] <= 64 << 20
+
+
+def test_a_limit_holds_for_what_runs_already(root: Person, alice: Person) -> None:
+    fill = "dd if=/dev/zero of=/dev/shm/x bs=1M count=40; sleep 1000"
+    alice("run", "-d", "--name", "runs", "box", "sh", "-c", fill)
+    wait_until(lambda: use(alice, "memory")["used"] > 40 << 20, what="it has written")
+    root("tenant", "set", alice.tenant, "pids=50", "cpus=0.5", "weight=50")
+    if len(Path("/proc/swaps").read_text().splitlines()) == 1:
+        assert "more is in use" in root.fails("tenant", "set", alice.tenant, "memory=20m")
+    uses = {each["resource"]: each.get("limit") for each in alice.json("tenant", "show", "--format", "json")}
+    assert (uses["pids"], uses["cpus"], uses["weight"], uses["memory"]) == (50, 500, 50, None)
+
+
+def test_networks_and_ports(root: Person, alice: Person) -> None:
+    root("tenant", "set", alice.tenant, "networks=2", "ports=2")
+    alice("network", "create", "more")
+    assert "networks: 2 used, 1 wished, the limit is 2" in alice.fails("network", "create", "third")
+    alice("run", "-d", "--name", "a", "-p", "80", "box", "sleep", "1000")
+    alice("run", "-d", "--name", "b", "-p", "80", "box", "sleep", "1000")
+    assert "published ports: 2 used" in alice.fails(
+        "run", "-d", "--name", "c", "-p", "80", "box", "sleep", "1", code=125
+    )
+    alice("kill", "a")
+    alice.wait_for("a", status="exited")
+    alice("start", "c")
+    assert use(alice, "ports")["used"] == 2
+
+
+def test_a_default_is_everybodys_who_has_no_own(root: Person, alice: Person, bob: Person) -> None:
+    root("tenant", "set", "--default", "containers=0")
+    root("tenant", "set", bob.tenant, "containers=none")
+    assert "the limit is 0" in alice.fails("create", "box", "true", code=125)
+    bob("create", "box", "true")
+    assert use(alice, "containers")["is_default"] and not use(bob, "containers").get("is_default", True)
+
+
+def test_a_user_sees_only_its_own_tenant_and_changes_nothing(
+    root: Person, alice: Person, bob: Person
+) -> None:
+    assert [each["name"] for each in alice.json("tenant", "ls", "--format", "json")] == [alice.tenant]
+    there, nowhere = (alice.fails("tenant", "show", name) for name in (bob.tenant, "nobody-there"))
+    assert there.replace(bob.tenant, "X") == nowhere.replace("nobody-there", "X")
+    assert "needs the right" in alice.fails("tenant", "set", alice.tenant, "pids=none")
+    assert {alice.tenant, bob.tenant} <= {
+        each["name"] for each in root.json("tenant", "ls", "--format", "json")
+    }
+
+
+def test_a_tenant_comes_and_goes_and_its_uids_are_never_anothers(root: Person) -> None:
+    root("tenant", "create", "guests", "containers=1", "memory=1g")
+    first = next(each for each in root.json("tenant", "ls", "--format", "json") if each["name"] == "guests")
+    root("tenant", "rm", "guests")
+    assert "cannot find tenant" in root.fails("tenant", "show", "guests")
+    root("tenant", "create", "others", "pids=9")
+    root("tenant", "create", "guests", "pids=9")
+    known = {each["name"]: each["uid_base"] for each in root.json("tenant", "ls", "--format", "json")}
+    assert known["guests"] == first["uid_base"] != known["others"]
+    root("tenant", "rm", "guests", "others")
+
+
+def test_a_fast_user_is_slowed_then_refused_and_another_is_not(
+    root: Person, alice: Person, bob: Person
+) -> None:
+    root("tenant", "set", alice.tenant, "requests=5")
+    connections = [alice.asking("GET", "/v1/containers") for _ in range(30)]
+    answers = [hosted.answered(each)[0] for each in connections]
+    for each in connections:
+        each.close()
+    assert answers.count(429) >= 10 and answers.count(200) >= 10
+    assert bob.ask("GET", "/v1/containers")[0] == 200
+
+
+def test_open_streams_are_counted(root: Person, alice: Person) -> None:
+    alice("run", "-d", "--name", "talks", "box", "sleep", "1000")
+    root("tenant", "set", alice.tenant, "streams=2")
+    with (
+        alice.asking("GET", "/v1/containers/talks/logs?follow"),
+        alice.asking("GET", "/v1/containers/talks/wait"),
+    ):
+        wait_until(lambda: alice.ask("GET", "/v1/containers")[0] == 507, what="a third one is refused")
+    wait_until(lambda: alice.ask("GET", "/v1/containers")[0] == 200, what="they have gone")
