@@ -140,11 +140,12 @@ def foreign(library: str, name: str, arguments: str, *, answer: str) -> Callable
         nonlocal raw
         if raw is None:
             try:
-                raw = getattr(ctypes.CDLL(library, use_errno=True), name)
+                found = getattr(ctypes.CDLL(library, use_errno=True), name)
             except (OSError, AttributeError) as error:
                 raise OSError(errno.ENOSYS, f"{name}: {error}") from None
-            raw.argtypes = [_KINDS[each] for each in arguments]  # type: ignore[attr-defined]
-            raw.restype = _KINDS[answer]  # type: ignore[attr-defined]
+            found.argtypes = [_KINDS[each] for each in arguments]
+            found.restype = _KINDS[answer]
+            raw = found
         result = raw(*values)
         code = ctypes.get_errno() if result is None and answer == "p" else max(0, -(result or 0))
         if code:

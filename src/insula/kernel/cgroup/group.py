@@ -183,7 +183,7 @@ class Group:
 
     def stats(self) -> Stats:
         """Read use and limits.  What this host does not count is 0.  Raises: OSError: ENOENT if the group is gone."""
-        cpu, memory = self._cpu_stats(), self._memory_stats()
+        cpu, memory = self.cpu_stats(), self._memory_stats()
         read, written = self._io_bytes()
         directory = self._directory_of("pids")
         return Stats(
@@ -200,6 +200,12 @@ class Group:
             oom_kills=memory.oom_kills,
             throttled_us=cpu.throttled_us,
         )
+
+    def cpu_stats(self) -> CpuStats:
+        """Read what processor time was used and withheld.  Raises: OSError: ENOENT if the group is gone."""
+        if "cpuacct" in self._directories or self._v2 is None:
+            return v1.cpu_stats(self._directories.get("cpu"), cpuacct=self._directories.get("cpuacct"))
+        return v2.cpu_stats(self._v2)
 
     def _everywhere(self) -> list[str]:
         # v1 hierarchies with several controllers have one directory for all of them.
@@ -244,11 +250,6 @@ class Group:
         if self._v2 is not None and os.path.isdir(self._v2):
             self.wait_empty(deadline)
         select.poll().poll(_RETRY_MS)
-
-    def _cpu_stats(self) -> CpuStats:
-        if "cpuacct" in self._directories or self._v2 is None:
-            return v1.cpu_stats(self._directories.get("cpu"), cpuacct=self._directories.get("cpuacct"))
-        return v2.cpu_stats(self._v2)
 
     def _memory_stats(self) -> MemoryStats:
         directory = self._directory_of("memory")

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Maps between an eBPF program and us: read and written by descriptor; and the ring buffer, read where it lies.
+
+Keys and values are bytes, as long as the map was made for.  Out of scope: what stands in them (`monitor/layout.py`).
+
+Sources: bpf(2); `include/uapi/linux/bpf.h` (union bpf_attr); `kernel/bpf/ringbuf.c` and
+`Documentation/bpf/ringbuf.rst` for the layout of the pages.
+"""
+
+import errno
+import mmap
+import os
+import struct
+from collections.abc import Iterator
+
+from insula.kernel import libc
+
+_LOOKUP, _UPDATE, _DELETE, _LOOKUP_BATCH = 1, 2, 3, 24
+#: { __u32 map_fd; __u64 key; __u64 value; __u64 flags; }, aligned.
+_ELEMENT = struct.Struct("=IxxxxQQQ")
+#: { __u64 in_batch, out_batch, keys, values; __u32 count, map_fd; __u64 elem_flags, flags; }
+_BATCHED = struct.Struct("=QQQQIIQQ")
+_BATCH = 1024
+"""Entries per call: must not be fewer than one bucket of the kernel's hash table holds."""
+_POSSIBLE_PROCESSORS = "/sys/devices/system/cpu/possible"
+
+_BUSY = 1 << 31
+_DISCARDED = 1 << 30
+_HEADER_BYTES = 8
+_POSITION = struct.Struct("=Q")
+_LENGTH = struct.Struct("=I")
+
+
+def possible_processors() -> int:
+    """Return how many values a per-CPU map keeps for a key."""
+    with open(_POSSIBLE_PROCESSORS, encoding="ascii") as file:
+        last = file.read().strip().replace(",", "-").split("-")[-1]
+    return int(last) + 1
+
+
+class Map:
+    """One map.  The descriptor belongs to whoever loaded it."""
+
+    __slots__ = ("_fd", "_key_bytes", "_value_bytes")
+
+    def __init__(self, fd: int, *, key_bytes: int, value_bytes: int) -> None:
+        self._fd = fd
+        self._key_bytes = key_bytes
+        self._value_bytes = value_bytes
+        """Of all processors together, if each has its own."""
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return a key's value, None if it has none.  Raises: OSError naming bpf."""
+        value = bytearray(self._value_bytes)
+        try:
+            self._call(_LOOKUP, key, address=libc.address_of(value))
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return None
+            raise
+        return bytes(value)
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Write a key's value.  Raises: OSError naming bpf: E2BIG if the map is full."""
+        self._call(_UPDATE, key, address=libc.address_of(value))
+
+    def drop(self, key: bytes) -> None:
+        """Remove a key; none there is no error.  Raises: OSError naming bpf."""
+        try:
+            self._call(_DELETE, key, address=0)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+
+    def items(self) -> Iterator[tuple[bytes, bytes]]:
+        """Walk through a hash map, many entries per call.  What is added or removed meanwhile may be met or not.
+
+        Raises: OSError naming bpf.
+        """
+        keys = bytearray(self._key_bytes * _BATCH)
+        values = bytearray(self._value_bytes * _BATCH)
+        place = bytearray(8)
+        attributes = bytearray(_BATCHED.size)
+        begin = 0
+        is_last = False
+        while not is_last:
+            where = libc.address_of(place)
+            _BATCHED.pack_into(
+                attributes,
+                0,
+                begin,
+                where,
+                libc.address_of(keys),
+                libc.address_of(values),
+                _BATCH,
+                self._fd,
+                0,
+                0,
+            )
+            try:
+                libc.bpf(_LOOKUP_BATCH, libc.address_of(attributes), len(attributes))
+            except OSError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+                is_last = True
+            begin = where
+            count = _BATCHED.unpack_from(attributes)[4]
+            for index in range(count):
+                yield (
+                    bytes(keys[index * self._key_bytes : (index + 1) * self._key_bytes]),
+                    bytes(values[index * self._value_bytes : (index + 1) * self._value_bytes]),
+                )
+
+    def _call(self, command: int, key: bytes, *, address: int) -> None:
+        attributes = _ELEMENT.pack(self._fd, libc.address_of(key), address, 0)
+        libc.bpf(command, libc.address_of(attributes), len(attributes))
+
+
+class Ring:
+    """The reading end of a ring buffer.  One reader.
+
+    Page 0 is ours: how far we have read.  Page 1 is the kernel's: how far it has written.  The data follow, twice in a
+    row, so that no record is cut at the end.
+    """
+
+    __slots__ = ("_consumer", "_data", "_mask", "_position", "_producer", "_reading", "fd")
+
+    def __init__(self, fd: int, *, ring_bytes: int) -> None:
+        page = os.sysconf("SC_PAGE_SIZE")
+        self.fd = fd
+        """Becomes readable when there is something to read."""
+        self._mask = ring_bytes - 1
+        self._consumer = mmap.mmap(fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        self._reading = mmap.mmap(fd, page + 2 * ring_bytes, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)
+        self._producer = memoryview(self._reading)[: _POSITION.size]
+        self._data = memoryview(self._reading)[page:]
+        (self._position,) = _POSITION.unpack_from(self._consumer)
+
+    def read(self, *, at_most: int) -> list[bytes]:
+        """Take the records that are ready, in order, and give their room back."""
+        records: list[bytes] = []
+        data, mask, position = self._data, self._mask, self._position
+        (written,) = _POSITION.unpack(self._producer)
+        while position < written and len(records) < at_most:
+            start = position & mask
+            (length,) = _LENGTH.unpack_from(data, start)
+            if length & _BUSY:
+                break
+            size = length & ~_DISCARDED
+            if size == length:
+                records.append(bytes(data[start + _HEADER_BYTES : start + _HEADER_BYTES + size]))
+            position += (_HEADER_BYTES + size + 7) & ~7
+        if position != self._position:
+            self._position = position
+            _POSITION.pack_into(self._consumer, 0, position)
+        return records
+
+    def close(self) -> None:
+        """Let go of the pages."""
+        self._producer.release()
+        self._data.release()
+        self._reading.close()
+        self._consumer.close()

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is seen of a container's dealings with the kernel: events, counters, and what a watcher wishes.  Pure.
+
+Times are UTC seconds since the epoch unless a name says otherwise.
+"""
+
+from enum import StrEnum
+from typing import TypeAlias
+
+import msgspec
+
+from insula.model.record import Fact
+
+
+class EventKind(StrEnum):
+    """What an event tells of."""
+
+    EXEC = "exec"
+    FORK = "fork"
+    EXIT = "exit"
+    SIGNAL = "signal"
+    OOM = "oom"
+    CAPABILITY = "capability"
+    """The first use, or refusal, of each; all uses are counted."""
+    SECCOMP = "seccomp"
+    """A system call that a filter answered, so that it never began."""
+    FILE = "file"
+    NETWORK = "network"
+    MOUNT = "mount"
+    IDENTITY = "identity"
+    """setuid(2) and its like."""
+    KERNEL = "kernel"
+    """Modules, eBPF, ptrace, keys, clocks: what servers do not need."""
+    THROTTLE = "throttle"
+    """The CPU limit held the container back."""
+
+
+class Event(Fact, kw_only=True, frozen=True, tag="event", omit_defaults=True):
+    """One thing that a program did, or that was done to it."""
+
+    at: float
+    container: str
+    name: str
+    kind: EventKind
+    call: str = ""
+    """The system call, if it is one."""
+    pid: int = 0
+    """In the container's pid namespace, like `thread`."""
+    thread: int = 0
+    user: int = 0
+    """In the container's user namespace; -1: none of its."""
+    command: str = ""
+    """The thread's name: at most 15 bytes."""
+    result: int = 0
+    """What the call returned; negative: minus errno."""
+    error: str = ""
+    """As `ENOENT`."""
+    path: str = ""
+    other_path: str = ""
+    address: str = ""
+    """As `192.0.2.1:80`, `[2001:db8::1]:80`, `unix:/path`, `unix:@abstract`."""
+    arguments: tuple[str, ...] = ()
+    """Of a program that was started; at most 1,023 bytes of them."""
+    detail: str = ""
+    """In words: flags, a signal and its target, a capability, how it ended."""
+
+
+class Lost(Fact, kw_only=True, frozen=True, tag="lost"):
+    """Events that nobody can see any more: they came faster than they were read."""
+
+    events: int
+
+
+class Ended(Fact, kw_only=True, frozen=True, tag="ended"):
+    """Nothing more comes."""
+
+    reason: str
+
+
+TraceLine: TypeAlias = Event | Lost | Ended
+
+
+class TraceWish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What of a container's events is wanted; empty: all."""
+
+    kinds: tuple[EventKind, ...] = ()
+    calls: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
+    """As `ENOENT`; `any`: whatever failed."""
+    commands: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+    """Shell patterns of a path."""
+    addresses: tuple[str, ...] = ()
+    """Shell patterns of an address."""
+
+
+class CallCount(Fact, kw_only=True, frozen=True):
+    """What was counted of one system call since somebody first counted."""
+
+    call: str
+    calls: int
+    failures: int
+    errors: dict[str, int]
+    """Name of errno → how often."""
+    mean_ns: int = 0
+    p99_ns: int = 0
+    """The upper end of the histogram's slot that holds it."""
+
+
+class ContainerCounts(Fact, kw_only=True, frozen=True):
+    """The counters of a container."""
+
+    id: str
+    name: str
+    sampled_at: float
+    """Monotonic seconds of the daemon's clock."""
+    calls: tuple[CallCount, ...]
+    """Most frequent first."""
+    capabilities: dict[str, int]
+    """Granted: name → how often."""
+    refused_capabilities: dict[str, int]
+    lost_events: int = 0
+    uncounted_calls: int = 0

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The collector: one per host.  It knows who watches whom, keeps the programs in the kernel to that, and hands out.
+
+    kernel ── ring ──► the collector's thread ──► subscriptions ──► whoever reads them (the API, rules, a profile)
+           ── maps ──► counts(), when somebody asks
+
+Nothing is loaded before somebody watches; with the last watcher everything is detached.  Verbs are safe from any
+thread.  Out of scope: which containers there are, and who may watch them (`daemon/watching.py`).
+"""
+
+import errno
+import os
+import select
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from insula.kernel import syscalls
+from insula.model.errors import Unsupported
+from insula.model.monitor import ContainerCounts, TraceWish
+from insula.monitor.counts import Counts
+from insula.monitor.describe import call_names
+from insula.monitor.layout import CGROUP, Kind
+from insula.monitor.probes import Probes
+from insula.monitor.subscription import Subject, Subscription
+from insula.monitor.throttling import Throttling
+
+BATCH = 8192
+TICK_S = 0.2
+"""How often losses and throttling are looked at while somebody watches."""
+_AT_CGROUP = 8
+"""Where in an event the cgroup stands."""
+
+
+class Collector:
+    """Who watches whom."""
+
+    def __init__(self, load: Callable[[], Probes] = Probes) -> None:
+        self._load = load
+        self._probes: Probes | None = None
+        self._lock = threading.RLock()
+        self._subscriptions: dict[int, list[Subscription]] = {}
+        self._counting: dict[int, int] = {}
+        """cgroup → by how many it is counted."""
+        self._lost: dict[int, int] = {}
+        """cgroup → losses that were handed out."""
+        self._names = call_names(syscalls.numbers(os.uname().machine))
+        self._throttling = Throttling()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._thread: threading.Thread | None = None
+        self._is_closing = False
+
+    @contextmanager
+    def subscribe(
+        self, subject: Subject, wish: TraceWish, *, notify: Callable[[], None]
+    ) -> Iterator[Subscription]:
+        """Watch a container while the block runs.  `notify` is called, from another thread, when there is more to read.
+
+        Raises: Unsupported where eBPF cannot be used, with the cure; OSError: ENOENT if the container does not run.
+        """
+        clock = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+        cgroup = subject.cgroup
+        subscription = Subscription(subject, wish, calls=self._names, clock=clock, notify=notify)
+        with self._lock:
+            probes = self._ready()
+            self._lost.setdefault(cgroup, probes.lost_events(cgroup))
+            self._subscriptions.setdefault(cgroup, []).append(subscription)
+            self._tell(cgroup)
+        try:
+            yield subscription
+        finally:
+            with self._lock:
+                self._subscriptions[cgroup].remove(subscription)
+                if not self._subscriptions[cgroup]:
+                    del self._subscriptions[cgroup], self._lost[cgroup]
+                self._tell(cgroup)
+
+    @contextmanager
+    def counting(self, subject: Subject) -> Iterator[None]:
+        """Count a container's system calls while the block runs.  Raises: as `subscribe`."""
+        cgroup = subject.cgroup
+        with self._lock:
+            self._ready()
+            self._counting[cgroup] = self._counting.get(cgroup, 0) + 1
+            self._tell(cgroup)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._counting[cgroup] -= 1
+                if not self._counting[cgroup]:
+                    del self._counting[cgroup]
+                self._tell(cgroup)
+
+    def counts(self, subjects: list[Subject]) -> list[ContainerCounts]:
+        """Return what was counted of containers since somebody first counted them; none for those nobody did."""
+        with self._lock:
+            if self._probes is None:
+                return []
+            return Counts(self._probes, self._names).of(subjects)
+
+    def end(self, container: str, *, reason: str) -> None:
+        """Tell the watchers of a container that it is gone from here."""
+        with self._lock:
+            for subscriptions in self._subscriptions.values():
+                for each in subscriptions:
+                    if each.subject.container == container:
+                        each.end(reason)
+
+    def forget(self, cgroup: int) -> None:
+        """Drop what was counted of a container whose cgroup is gone."""
+        with self._lock:
+            if self._probes is not None and cgroup not in self._counting:
+                self._probes.forget(cgroup)
+
+    @property
+    def attached(self) -> frozenset[str]:
+        """The programs that run in the kernel now."""
+        return self._probes.attached if self._probes is not None else frozenset()
+
+    @property
+    def missing(self) -> frozenset[str]:
+        """The programs that this kernel has no hook for, as far as they were loaded."""
+        return self._probes.missing if self._probes is not None else frozenset()
+
+    @contextmanager
+    def held_up(self) -> Iterator[None]:
+        """Empty the ring no more while the block runs: what happens then is kept in it, or counted as lost."""
+        with self._lock:
+            yield
+
+    def close(self) -> None:
+        """Take everything out of the kernel."""
+        self._is_closing = True
+        os.eventfd_write(self._wake, 1)
+        if self._thread is not None:
+            self._thread.join()
+        with self._lock:
+            if self._probes is not None:
+                self._probes.close()
+        os.close(self._wake)
+
+    def _tell(self, cgroup: int) -> None:
+        """Say to the kernel what is wanted of a container now."""
+        wanted: frozenset[Kind] = frozenset().union(
+            *(each.kinds for each in self._subscriptions.get(cgroup, ()))
+        )
+        if self._probes is not None:
+            self._probes.watch(cgroup, wanted, is_counted=cgroup in self._counting)
+            os.eventfd_write(self._wake, 1)
+
+    def _ready(self) -> Probes:
+        if self._probes is None:
+            try:
+                self._probes = self._load()
+            except OSError as error:
+                raise Unsupported(
+                    f"cannot watch containers: {error.strerror or error}",
+                    hint="insula doctor says what eBPF needs here",
+                    errno=errno.errorcode.get(error.errno or 0, ""),
+                ) from error
+            self._thread = threading.Thread(
+                target=self._run, args=(self._probes,), name="collector", daemon=True
+            )
+            self._thread.start()
+        return self._probes
+
+    def _run(self, probes: Probes) -> None:
+        poll = select.poll()
+        poll.register(probes.ring.fd, select.POLLIN)
+        poll.register(self._wake, select.POLLIN)
+        next_tick = 0.0
+        while not self._is_closing:
+            for fd, _ in poll.poll(TICK_S * 1000 if self._subscriptions else None):
+                if fd == self._wake:
+                    os.eventfd_read(self._wake)
+            while records := probes.ring.read(at_most=BATCH):
+                self._hand_out(records)
+            now = time.monotonic()
+            if now >= next_tick:
+                next_tick = now + TICK_S
+                self._tick(probes)
+
+    def _hand_out(self, records: list[bytes]) -> None:
+        shares: dict[int, list[bytes]] = {}
+        for record in records:
+            (cgroup,) = CGROUP.unpack_from(record, _AT_CGROUP)
+            shares.setdefault(cgroup, []).append(record)
+        with self._lock:
+            for cgroup, share in shares.items():
+                for each in self._subscriptions.get(cgroup, ()):
+                    each.give(share)
+
+    def _tick(self, probes: Probes) -> None:
+        with self._lock:
+            for cgroup, subscriptions in self._subscriptions.items():
+                lost = probes.lost_events(cgroup)
+                new, self._lost[cgroup] = lost - self._lost[cgroup], lost
+                throttled = self._throttling.look(subscriptions[0].subject)
+                for each in subscriptions:
+                    seen = throttled if each.wants_throttling else []
+                    if new or seen:
+                        each.give(seen, lost=new)

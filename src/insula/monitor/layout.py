@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The twin of `programs/watch.h`: keys and values of the maps, and an event, as bytes.  Change both together.
+
+`tests/unit/monitor/test_layout.py` compiles the header and compares sizes.
+"""
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple
+
+SYSCALLS = 512
+"""Numbers at or above are counted as the last."""
+SLOTS = 24
+FIRST_SLOT_NS = 256
+TEXT_BYTES = 256
+ARGUMENTS_BYTES = 1024
+
+GENERATION = struct.Struct("=I")
+CGROUP = struct.Struct("=Q")
+WATCH = struct.Struct("=IIII")
+COUNTER_KEY = struct.Struct("=QII")
+COUNTER = struct.Struct(f"=QQQQ{SLOTS}I")
+DETAIL_KEY = struct.Struct("=QII")
+DETAIL = struct.Struct("=Q")
+SHAPE = struct.Struct("=BBBBBxxx")
+HEAD = struct.Struct("=QQ6QqIIIHHHH16sI")
+HEAD_BYTES = HEAD.size
+
+
+class Kind(IntEnum):
+    """What an event tells of.  Bit i of a watch's kinds is kind i."""
+
+    EXEC = 1
+    FORK = 2
+    EXIT = 3
+    SIGNAL = 4
+    OOM = 5
+    CAPABILITY = 6
+    SECCOMP = 7
+    FILE = 8
+    NETWORK = 9
+    MOUNT = 10
+    IDENTITY = 11
+    KERNEL = 12
+
+
+class Raw(NamedTuple):
+    """One event as the kernel told it."""
+
+    nanoseconds: int
+    """Of CLOCK_BOOTTIME."""
+    cgroup: int
+    arguments: tuple[int, ...]
+    result: int
+    pid: int
+    """As the container counts, like `thread`."""
+    thread: int
+    user: int
+    """As the host counts."""
+    kind: int
+    number: int
+    command: bytes
+    host_pid: int
+    text: bytes
+    other: bytes
+
+
+def unpack(record: bytes) -> Raw:
+    """Take an event of the ring apart.  Raises: struct.error for one that is too short."""
+    (
+        nanoseconds,
+        cgroup,
+        a,
+        b,
+        c,
+        d,
+        e,
+        f,
+        result,
+        pid,
+        thread,
+        user,
+        kind,
+        number,
+        text,
+        other,
+        command,
+        host_pid,
+    ) = HEAD.unpack_from(record)
+    end = HEAD_BYTES + text
+    return Raw(
+        nanoseconds,
+        cgroup,
+        (a, b, c, d, e, f),
+        result,
+        pid,
+        thread,
+        user,
+        kind,
+        number,
+        command.split(b"\0", 1)[0],
+        host_pid,
+        record[HEAD_BYTES:end],
+        record[end : end + other],
+    )
+
+
+@dataclass(slots=True)
+class Counter:
+    """Of one system call in one container, since it was first watched."""
+
+    calls: int = 0
+    failures: int = 0
+    nanoseconds: int = 0
+    timed: int = 0
+    slots: tuple[int, ...] = (0,) * SLOTS
+    """Slot i counts calls that took less than 2^i * 256 ns, the last all others."""
+
+
+def sum_counters(value: bytes) -> Counter:
+    """Add what each processor has counted."""
+    parts = list(COUNTER.iter_unpack(value))
+    calls, failures, nanoseconds, timed, *slots = (sum(column) for column in zip(*parts, strict=True))
+    return Counter(calls, failures, nanoseconds, timed, tuple(slots))

@@ -1,0 +1,115 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What of the kernel's own structures is read: the members we use, no more.  The loader (libbpf) moves every access to
+ * where the member lies in the kernel that runs (CO-RE, by the kernel's BTF), so order and size here mean nothing.
+ * Sources: include/linux/sched.h, sched/signal.h, pid.h, mm_types.h, binfmts.h, fdtable.h, net/sock.h.
+ */
+#ifndef INSULA_KERNEL_H
+#define INSULA_KERNEL_H
+
+#include <linux/bpf.h>
+#include <linux/types.h>
+
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_tracing.h>
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+struct upid {
+	int nr;
+};
+
+struct pid {
+	unsigned int level;
+	struct upid numbers[1];
+};
+
+struct atomic_word {
+	int counter;
+};
+
+struct signal_struct {
+	struct atomic_word live;
+};
+
+struct mm_struct {
+	unsigned long arg_start, arg_end;
+};
+
+struct file {
+	void *private_data;
+};
+
+struct fdtable {
+	unsigned int max_fds;
+	struct file **fd;
+};
+
+struct files_struct {
+	struct fdtable *fdt;
+};
+
+struct task_struct {
+	int exit_code;
+	int pid, tgid;
+	struct task_struct *group_leader;
+	struct pid *thread_pid;
+	struct signal_struct *signal;
+	struct mm_struct *mm;
+	struct files_struct *files;
+};
+
+struct linux_binprm {
+	const char *filename;
+};
+
+struct net_address {
+	__u8 bytes[16];
+};
+
+struct sock_common {
+	unsigned short skc_family;
+	__u32 skc_daddr;
+	__u16 skc_dport;
+	struct net_address skc_v6_daddr;
+};
+
+struct sock {
+	struct sock_common __sk_common;
+};
+
+struct socket {
+	struct sock *sk;
+};
+
+#if defined(__TARGET_ARCH_x86)
+struct pt_regs {
+	unsigned long di, si, dx, r10, r8, r9, ax, orig_ax;
+};
+#define SYSCALL_NUMBER(regs) ((regs)->orig_ax)
+#define SYSCALL_ARGUMENTS(regs, a)                                                        \
+	do {                                                                              \
+		(a)[0] = (regs)->di, (a)[1] = (regs)->si, (a)[2] = (regs)->dx;            \
+		(a)[3] = (regs)->r10, (a)[4] = (regs)->r8, (a)[5] = (regs)->r9;           \
+	} while (0)
+#elif defined(__TARGET_ARCH_arm64)
+struct pt_regs {
+	__u64 regs[31];
+	__u64 orig_x0;
+	int syscallno;
+};
+#define SYSCALL_NUMBER(registers) ((registers)->syscallno)
+#define SYSCALL_ARGUMENTS(registers, a)                                                   \
+	do {                                                                              \
+		(a)[0] = (registers)->orig_x0;                                            \
+		(a)[1] = (registers)->regs[1], (a)[2] = (registers)->regs[2];             \
+		(a)[3] = (registers)->regs[3], (a)[4] = (registers)->regs[4];             \
+		(a)[5] = (registers)->regs[5];                                            \
+	} while (0)
+#else
+#error "this processor's registers are not described here"
+#endif
+
+#pragma clang attribute pop
+
+#endif

@@ -1,0 +1,504 @@
+// SPDX-License-Identifier: Apache-2.0
+/* What containers ask of the kernel: counted by system call, and told as events.
+ *
+ *   sys_enter   the time, kept in the task             only while somebody counts, or asks for seccomp's answers
+ *   sys_exit    counters; an event if the call's shape says what it is and somebody wants that kind
+ *   sched_process_exec, _fork, _exit; signal_generate; mark_victim; cap_capable: events as they happen
+ *
+ * Keyed by the container's cgroup v2 id; groups that a container makes below its own count as its own.  Which containers,
+ * which kinds: the map `watched`.  Each task remembers whether it is in one of them, as long as `generation` stays the
+ * same: a task that nobody watches pays one look at that.  Which programs are attached is user space's choice
+ * (`monitor/probes.py`).
+ *
+ * Arguments in memory (paths, addresses) are read when the call returns: the program may have changed them since the
+ * kernel looked.  An observer's view, not a fence.
+ */
+#include "kernel.h"
+#include "watch.h"
+
+char LICENSE[] SEC("license") = "GPL"; /* the helpers that read memory ask for it */
+
+#define ERRNO_MAX 4095
+#define AF_INET 2
+#define AF_INET6 10
+#define DEPTHS 16 /* how far below the root a container's group may lie */
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} generation SEC(".maps"); /* counted up whenever a container comes into `watched` or goes */
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u64);
+	__type(value, struct watch);
+} watched SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(max_entries, 16384);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct counter_key);
+	__type(value, struct counter);
+} counters SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct detail_key);
+	__type(value, __u64);
+} errors SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct detail_key);
+	__type(value, __u64);
+} capabilities SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct detail_key);
+	__type(value, __u64);
+} losses SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, SYSCALLS);
+	__type(key, __u32);
+	__type(value, struct shape);
+} shapes SEC(".maps");
+
+/* What is remembered of a task. */
+struct task {
+	__u64 cgroup; /* of the watched container that it is in, or 0 */
+	__u32 generation;
+	__u32 inside; /* the number of the watch under which it began a system call that has not ended */
+	__u32 seen; /* the number of the watch under which it has begun any */
+	__u32 zero;
+	__u64 began; /* ns of CLOCK_MONOTONIC, or 0: nobody counts */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct task);
+} tasks SEC(".maps");
+
+/* Room to build an event in.  A signal may interrupt a system call's program on the same processor: it has its own. */
+enum room { ROOM_TASK, ROOM_INTERRUPT, ROOMS };
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, ROOMS);
+	__type(key, __u32);
+	__type(value, struct event);
+} rooms SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20); /* the loader makes it as large as it is told to */
+} ring SEC(".maps");
+
+static __always_inline __u64 find_watched(void)
+{
+	for (int level = 1; level < DEPTHS; level++) {
+		__u64 cgroup = bpf_get_current_ancestor_cgroup_id(level);
+
+		if (!cgroup)
+			break;
+		if (bpf_map_lookup_elem(&watched, &cgroup))
+			return cgroup;
+	}
+	return 0;
+}
+
+static __always_inline struct task *current_task(void)
+{
+	struct task *task = bpf_task_storage_get(&tasks, bpf_get_current_task_btf(), 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	__u32 zero = 0;
+	__u32 *now = bpf_map_lookup_elem(&generation, &zero);
+
+	if (task && now && task->generation != *now) {
+		task->cgroup = find_watched();
+		task->generation = *now;
+	}
+	return task;
+}
+
+/* The watched container that runs now, or 0. */
+static __always_inline __u64 container(void)
+{
+	struct task *task = current_task();
+
+	/* No storage: an interrupt within another program's look at it. */
+	return task ? task->cgroup : find_watched();
+}
+
+static __always_inline struct watch *wanted(__u64 cgroup, enum kind kind)
+{
+	struct watch *watch = cgroup ? bpf_map_lookup_elem(&watched, &cgroup) : 0;
+
+	return watch && watch->kinds & 1u << kind ? watch : 0;
+}
+
+/* The number that the innermost pid namespace gives, which is the container's. */
+static __always_inline __u32 inner_pid(struct task_struct *task)
+{
+	struct pid *pid = BPF_CORE_READ(task, thread_pid);
+	unsigned int level = BPF_CORE_READ(pid, level);
+	struct upid upid = {};
+
+	if (level > 32)
+		return 0;
+	bpf_core_read(&upid, sizeof(upid), &pid->numbers[level]);
+	return upid.nr;
+}
+
+static __always_inline struct event *begin(enum room room, enum kind kind, __u64 cgroup)
+{
+	__u32 key = room;
+	struct event *event = bpf_map_lookup_elem(&rooms, &key);
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+
+	if (!event)
+		return 0;
+	event->nanoseconds = bpf_ktime_get_boot_ns();
+	event->cgroup = cgroup;
+	__builtin_memset(event->arguments, 0, sizeof(event->arguments));
+	event->result = 0;
+	event->pid = inner_pid(BPF_CORE_READ(task, group_leader));
+	event->thread = inner_pid(task);
+	event->host_pid = bpf_get_current_pid_tgid() >> 32;
+	event->user = bpf_get_current_uid_gid();
+	event->kind = kind;
+	event->number = 0;
+	event->text_bytes = 0;
+	event->other_bytes = 0;
+	bpf_get_current_comm(event->command, sizeof(event->command));
+	return event;
+}
+
+static __always_inline void add_one(void *map, struct detail_key *key)
+{
+	__u64 one = 1;
+	__u64 *count = bpf_map_lookup_elem(map, key);
+
+	if (count)
+		__sync_fetch_and_add(count, 1);
+	else
+		bpf_map_update_elem(map, key, &one, BPF_NOEXIST);
+}
+
+static __always_inline void finish(struct event *event)
+{
+	__u64 size = EVENT_HEAD + event->text_bytes + event->other_bytes;
+
+	if (size > sizeof(*event))
+		size = sizeof(*event);
+	if (bpf_ringbuf_output(&ring, event, size, 0)) {
+		struct detail_key key = { .cgroup = event->cgroup };
+
+		add_one(&losses, &key);
+	}
+}
+
+SEC("tp_btf/sys_enter")
+int BPF_PROG(on_enter, struct pt_regs *regs, long number)
+{
+	struct task *task = current_task();
+	struct watch *watch;
+
+	if (!task || !task->cgroup)
+		return 0;
+	watch = bpf_map_lookup_elem(&watched, &task->cgroup);
+	if (!watch)
+		return 0;
+	task->inside = task->seen = watch->number;
+	task->began = watch->is_counted ? bpf_ktime_get_ns() : 0;
+	return 0;
+}
+
+static __always_inline int slot_of(__u64 nanoseconds)
+{
+	int slot = 0;
+
+	nanoseconds >>= 8;
+#pragma unroll
+	for (int step = 16; step; step >>= 1) {
+		if (nanoseconds >> step) {
+			nanoseconds >>= step;
+			slot += step;
+		}
+	}
+	slot += nanoseconds != 0;
+	return slot < SLOTS ? slot : SLOTS - 1;
+}
+
+static __always_inline void count(__u64 cgroup, __u32 number, long result, __u64 began)
+{
+	struct counter_key key = { .cgroup = cgroup, .number = number };
+	struct counter *counter = bpf_map_lookup_elem(&counters, &key);
+
+	if (!counter) {
+		static const struct counter none;
+
+		bpf_map_update_elem(&counters, &key, &none, BPF_NOEXIST);
+		counter = bpf_map_lookup_elem(&counters, &key);
+		if (!counter) {
+			struct detail_key uncounted = { .cgroup = cgroup, .detail = 1 };
+
+			add_one(&losses, &uncounted);
+			return;
+		}
+	}
+	counter->calls++;
+	if (began) {
+		__u64 took = bpf_ktime_get_ns() - began;
+
+		counter->timed++;
+		counter->nanoseconds += took;
+		counter->slots[slot_of(took) & (SLOTS - 1)]++;
+	}
+	if (result < 0 && result >= -ERRNO_MAX) {
+		struct detail_key detail = { .cgroup = cgroup, .number = number, .detail = -result };
+
+		counter->failures++;
+		add_one(&errors, &detail);
+	}
+}
+
+static __always_inline __u16 read_path(struct event *event, __u32 at, __u8 place)
+{
+	long bytes;
+
+	if (!place || place > 6 || at > ARGUMENTS)
+		return 0;
+	bytes = bpf_probe_read_user_str(event->text + at, TEXT, (void *)event->arguments[(place - 1) & 7]);
+	return bytes > 0 && bytes <= TEXT ? bytes : 0;
+}
+
+static __always_inline __u16 read_address(struct event *event, __u8 place)
+{
+	__u64 size;
+
+	if (!place || place > 5)
+		return 0;
+	size = event->arguments[place & 7];
+	if (size > 128)
+		size = 128;
+	if (bpf_probe_read_user(event->text, size & 0xff, (void *)event->arguments[(place - 1) & 7]))
+		return 0;
+	return size;
+}
+
+/* Whom an accepted connection comes from: the program need not have asked, the socket knows.  As a struct sockaddr. */
+static __always_inline __u16 read_peer(struct event *event, long descriptor)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	struct fdtable *table = BPF_CORE_READ(task, files, fdt);
+	struct file **slots = BPF_CORE_READ(table, fd);
+	struct file *file;
+	struct socket *socket;
+	struct sock *sock;
+	__u16 family, port;
+
+	if (descriptor < 0 || descriptor >= BPF_CORE_READ(table, max_fds))
+		return 0;
+	if (bpf_probe_read_kernel(&file, sizeof(file), slots + descriptor) || !file)
+		return 0;
+	socket = BPF_CORE_READ(file, private_data);
+	sock = BPF_CORE_READ(socket, sk);
+	family = BPF_CORE_READ(sock, __sk_common.skc_family);
+	port = BPF_CORE_READ(sock, __sk_common.skc_dport);
+	__builtin_memset(event->text, 0, 28);
+	__builtin_memcpy(event->text, &family, 2);
+	__builtin_memcpy(event->text + 2, &port, 2);
+	if (family == AF_INET)
+		BPF_CORE_READ_INTO((__u32 *)(event->text + 4), sock, __sk_common.skc_daddr);
+	else if (family == AF_INET6)
+		BPF_CORE_READ_INTO((struct net_address *)(event->text + 8), sock, __sk_common.skc_v6_daddr);
+	return family == AF_INET ? 16 : family == AF_INET6 ? 28 : 2;
+}
+
+static __always_inline void tell(struct shape *shape, struct pt_regs *regs, __u64 cgroup,
+				 __u32 number, long result, enum kind kind)
+{
+	struct event *event = begin(ROOM_TASK, kind, cgroup);
+
+	if (!event)
+		return;
+	event->number = number;
+	event->result = result;
+	SYSCALL_ARGUMENTS(regs, event->arguments);
+	if (shape->address && !event->arguments[(shape->address - 1) & 7])
+		return; /* sendto(2) of what is connected */
+	if (shape->is_accept && result >= 0)
+		event->text_bytes = read_peer(event, result);
+	else if (shape->address)
+		event->text_bytes = read_address(event, shape->address);
+	else
+		event->text_bytes = read_path(event, 0, shape->path);
+	event->other_bytes = read_path(event, event->text_bytes, shape->other_path);
+	finish(event);
+}
+
+SEC("tp_btf/sys_exit")
+int BPF_PROG(on_exit, struct pt_regs *regs, long result)
+{
+	struct task *task = current_task();
+	struct watch *watch;
+	struct shape *shape;
+	__u64 cgroup, began;
+	__u32 number;
+	int is_refused;
+
+	if (!task || !task->cgroup)
+		return 0;
+	cgroup = task->cgroup;
+	watch = bpf_map_lookup_elem(&watched, &cgroup);
+	if (!watch)
+		return 0;
+	number = SYSCALL_NUMBER(regs);
+	began = task->inside == watch->number ? task->began : 0;
+	/* seccomp answers before the entry is traced: an exit without an entry, of a task whose entries are. */
+	is_refused = task->seen == watch->number && !task->inside;
+	task->inside = 0;
+	if (number >= SYSCALLS)
+		number = SYSCALLS - 1;
+	if (watch->is_counted)
+		count(cgroup, number, result, began);
+	shape = bpf_map_lookup_elem(&shapes, &number);
+	if (!shape)
+		return 0;
+	if (is_refused && watch->kinds & 1u << KIND_SECCOMP)
+		tell(shape, regs, cgroup, number, result, KIND_SECCOMP);
+	else if (shape->kind && watch->kinds & 1u << (shape->kind & 31))
+		tell(shape, regs, cgroup, number, result, shape->kind);
+	return 0;
+}
+
+SEC("tp_btf/sched_process_exec")
+int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm *program)
+{
+	__u64 cgroup = container();
+	struct watch *watch = wanted(cgroup, KIND_EXEC);
+	struct event *event = watch ? begin(ROOM_TASK, KIND_EXEC, cgroup) : 0;
+	__u64 start, size;
+	long bytes;
+
+	if (!event)
+		return 0;
+	start = BPF_CORE_READ(task, mm, arg_start);
+	size = BPF_CORE_READ(task, mm, arg_end) - start;
+	if (size > ARGUMENTS - 1)
+		size = ARGUMENTS - 1;
+	if (!bpf_probe_read_user(event->text, size & (ARGUMENTS - 1), (void *)start))
+		event->text_bytes = size;
+	if (event->text_bytes <= ARGUMENTS) {
+		bytes = bpf_probe_read_kernel_str(event->text + event->text_bytes, TEXT, BPF_CORE_READ(program, filename));
+		event->other_bytes = bytes > 0 && bytes <= TEXT ? bytes : 0;
+	}
+	finish(event);
+	return 0;
+}
+
+SEC("tp_btf/sched_process_fork")
+int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
+{
+	__u64 cgroup = container();
+	struct watch *watch = wanted(cgroup, KIND_FORK);
+	struct event *event;
+
+	if (!watch || BPF_CORE_READ(child, pid) != BPF_CORE_READ(child, tgid))
+		return 0; /* a thread */
+	event = begin(ROOM_TASK, KIND_FORK, cgroup);
+	if (!event)
+		return 0;
+	event->arguments[0] = inner_pid(child);
+	finish(event);
+	return 0;
+}
+
+SEC("tp_btf/sched_process_exit")
+int BPF_PROG(on_process_exit, struct task_struct *task)
+{
+	__u64 cgroup = container();
+	struct watch *watch = wanted(cgroup, KIND_EXIT);
+	struct event *event;
+
+	/* `live` has been counted down for this thread: 0 says that it is the last. */
+	if (!watch || BPF_CORE_READ(task, signal, live.counter) != 0)
+		return 0;
+	event = begin(ROOM_TASK, KIND_EXIT, cgroup);
+	if (!event)
+		return 0;
+	event->result = BPF_CORE_READ(task, exit_code);
+	finish(event);
+	return 0;
+}
+
+SEC("tp_btf/signal_generate")
+int BPF_PROG(on_signal, int signal, void *info, struct task_struct *task, int group, int result)
+{
+	__u64 cgroup = container();
+	struct watch *watch = wanted(cgroup, KIND_SIGNAL);
+	struct event *event = watch ? begin(ROOM_INTERRUPT, KIND_SIGNAL, cgroup) : 0;
+
+	if (!event)
+		return 0;
+	event->arguments[0] = signal;
+	event->arguments[1] = inner_pid(BPF_CORE_READ(task, group_leader));
+	event->result = result;
+	finish(event);
+	return 0;
+}
+
+/* Untyped: what it is given differs between kernels.  Who allocates is whose memory ran out. */
+SEC("raw_tp/mark_victim")
+int on_oom(void *context)
+{
+	__u64 cgroup = container();
+	struct watch *watch = wanted(cgroup, KIND_OOM);
+	struct event *event = watch ? begin(ROOM_TASK, KIND_OOM, cgroup) : 0;
+
+	if (event)
+		finish(event);
+	return 0;
+}
+
+SEC("tp_btf/cap_capable")
+int BPF_PROG(on_capability, void *cred, void *target, void *namespace, int capability, int result)
+{
+	__u64 cgroup = container();
+	struct watch *watch = wanted(cgroup, KIND_CAP);
+	struct detail_key key = { .cgroup = cgroup, .number = result == 0, .detail = capability };
+	struct event *event;
+
+	if (!watch)
+		return 0;
+	if (bpf_map_lookup_elem(&capabilities, &key)) {
+		add_one(&capabilities, &key);
+		return 0;
+	}
+	add_one(&capabilities, &key);
+	event = begin(ROOM_INTERRUPT, KIND_CAP, cgroup);
+	if (!event)
+		return 0;
+	event->arguments[0] = capability;
+	event->result = result;
+	finish(event);
+	return 0;
+}
+
+SEC("tp_btf/cgroup_attach_task")
+int BPF_PROG(on_move, void *to, const char *path, struct task_struct *task, int threadgroup)
+{
+	bpf_task_storage_delete(&tasks, task);
+	return 0;
+}

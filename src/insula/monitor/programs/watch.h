@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What kernel and user space share: the maps' keys and values, and an event.  `monitor/layout.py` is its twin.
+ * Fixed sizes, no holes, native byte order.
+ */
+#ifndef INSULA_WATCH_H
+#define INSULA_WATCH_H
+
+#define SYSCALLS 512   /* numbers at or above are not told apart */
+#define SLOTS 24       /* of a histogram: slot i counts latencies below 2^i * 256 ns, the last all others */
+#define TEXT 256       /* longest path; longer ones are cut */
+#define ARGUMENTS 1024 /* most of a program's argument list */
+
+/* What a container's watchers want; bit i of `kinds` is enum kind i. */
+struct watch {
+	__u32 kinds;
+	__u32 is_counted;
+	__u32 number; /* of the watch: no other has it */
+	__u32 zero;
+};
+
+struct counter_key {
+	__u64 cgroup;
+	__u32 number;
+	__u32 zero;
+};
+
+struct counter {
+	__u64 calls;
+	__u64 failures;
+	__u64 nanoseconds;
+	__u64 timed; /* calls whose duration is in `nanoseconds` and `slots` */
+	__u32 slots[SLOTS];
+};
+
+/* Of failures: which errno how often.  Of capabilities: which was granted (number 1) or refused (0) how often.  Of
+ * losses: how many events found the ring full (detail 0), how many calls found no room to be counted (1). */
+struct detail_key {
+	__u64 cgroup;
+	__u32 number;
+	__u32 detail;
+};
+
+enum kind {
+	KIND_NONE,
+	KIND_EXEC,    /* text: the argument list, NUL between arguments */
+	KIND_FORK,    /* arguments[0]: the child's pid */
+	KIND_EXIT,    /* result: as wait(2) tells it */
+	KIND_SIGNAL,  /* arguments: signal, target's pid, si_code; result: 0 delivered */
+	KIND_OOM,
+	KIND_CAP,     /* arguments[0]: capability; result: 0 granted; the first of each alone */
+	KIND_SECCOMP, /* a system call that a filter answered: it never began */
+	KIND_FILE,
+	KIND_NETWORK,
+	KIND_MOUNT,
+	KIND_IDENTITY, /* setuid and its like */
+	KIND_KERNEL,   /* modules, bpf, ptrace, keys, clocks: what servers do not need */
+};
+
+/* Which argument of a system call is what; 0 none, else its place counted from 1. */
+struct shape {
+	__u8 kind;
+	__u8 path;
+	__u8 other_path;
+	__u8 address; /* a struct sockaddr; its length is the next argument */
+	__u8 is_accept;
+	__u8 zero[3];
+};
+
+struct event {
+	__u64 nanoseconds; /* CLOCK_BOOTTIME */
+	__u64 cgroup;
+	__u64 arguments[6];
+	__s64 result;
+	__u32 pid; /* as the container counts */
+	__u32 thread;
+	__u32 user; /* as the host counts */
+	__u16 kind;
+	__u16 number; /* of the system call, if it is one */
+	__u16 text_bytes;
+	__u16 other_bytes;
+	char command[16];
+	__u32 host_pid;
+	char text[ARGUMENTS + TEXT]; /* `text_bytes`, then `other_bytes` */
+};
+
+#define EVENT_HEAD (sizeof(struct event) - (ARGUMENTS + TEXT))
+
+#endif

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which system calls are events, of which kind, and which of their arguments are paths or addresses.  Pure.
+
+The table is given to the kernel's side (`programs/watch.bpf.c`, the map `shapes`): a call that is not in it is counted,
+never told.  Source: the man page of each call, section 2.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from insula.monitor.layout import SHAPE, SYSCALLS, Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Places are counted from 1; 0: it has none."""
+
+    kind: Kind
+    path: int = 0
+    other_path: int = 0
+    address: int = 0
+    """A struct sockaddr, whose length is the next argument."""
+    is_accept: bool = False
+
+    def pack(self) -> bytes:
+        """Return what the map `shapes` holds."""
+        return SHAPE.pack(self.kind, self.path, self.other_path, self.address, self.is_accept)
+
+
+_FILE, _NETWORK, _MOUNT = Kind.FILE, Kind.NETWORK, Kind.MOUNT
+
+SHAPES: Mapping[str, Shape] = {
+    "open": Shape(_FILE, 1),
+    "openat": Shape(_FILE, 2),
+    "openat2": Shape(_FILE, 2),
+    "creat": Shape(_FILE, 1),
+    "unlink": Shape(_FILE, 1),
+    "unlinkat": Shape(_FILE, 2),
+    "rmdir": Shape(_FILE, 1),
+    "rename": Shape(_FILE, 1, 2),
+    "renameat": Shape(_FILE, 2, 4),
+    "renameat2": Shape(_FILE, 2, 4),
+    "mkdir": Shape(_FILE, 1),
+    "mkdirat": Shape(_FILE, 2),
+    "link": Shape(_FILE, 1, 2),
+    "linkat": Shape(_FILE, 2, 4),
+    "symlink": Shape(_FILE, 2, 1),
+    "symlinkat": Shape(_FILE, 3, 1),
+    "mknod": Shape(_FILE, 1),
+    "mknodat": Shape(_FILE, 2),
+    "truncate": Shape(_FILE, 1),
+    "chmod": Shape(_FILE, 1),
+    "fchmodat": Shape(_FILE, 2),
+    "fchmodat2": Shape(_FILE, 2),
+    "chown": Shape(_FILE, 1),
+    "lchown": Shape(_FILE, 1),
+    "fchownat": Shape(_FILE, 2),
+    "connect": Shape(_NETWORK, address=2),
+    "bind": Shape(_NETWORK, address=2),
+    "sendto": Shape(_NETWORK, address=5),
+    "accept": Shape(_NETWORK, is_accept=True),
+    "accept4": Shape(_NETWORK, is_accept=True),
+    "mount": Shape(_MOUNT, 2, 1),
+    "umount2": Shape(_MOUNT, 1),
+    "move_mount": Shape(_MOUNT, 4, 2),
+    "open_tree": Shape(_MOUNT, 2),
+    "fsopen": Shape(_MOUNT, 1),
+    "pivot_root": Shape(_MOUNT, 1, 2),
+    "chroot": Shape(_MOUNT, 1),
+    **dict.fromkeys(
+        "setuid setgid setreuid setregid setresuid setresgid setfsuid setfsgid setgroups capset unshare setns".split(),
+        Shape(Kind.IDENTITY),
+    ),
+    **dict.fromkeys(
+        "ptrace process_vm_readv process_vm_writev bpf perf_event_open userfaultfd io_uring_setup add_key keyctl"
+        " request_key init_module finit_module delete_module kexec_load kexec_file_load reboot swapon swapoff"
+        " settimeofday clock_settime syslog iopl ioperm open_by_handle_at acct quotactl".split(),
+        Shape(Kind.KERNEL),
+    ),
+}
+
+
+def by_number(numbers: Mapping[str, int]) -> dict[int, bytes]:
+    """Return the map's content for a processor's numbers; calls that it does not have are left out."""
+    return {
+        numbers[name]: shape.pack()
+        for name, shape in SHAPES.items()
+        if name in numbers and numbers[name] < SYSCALLS
+    }

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One watcher's share of the events: what it wishes, how much waits for it, what it has missed.
+
+Events wait as the kernel told them and are put into words when they are read, so that a flood costs its reader and not
+the thread that empties the ring.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+from insula.kernel.cgroup import Group
+from insula.model.monitor import Ended, Event, EventKind, Lost, TraceLine, TraceWish
+from insula.monitor.describe import describe, error_name, text_of
+from insula.monitor.layout import Kind, Raw, unpack
+
+MAX_WAITING = 200_000
+"""Events that wait for one watcher: some 50 MB."""
+ANY_ERROR = "any"
+
+
+class Subject(NamedTuple):
+    """A container that can be watched."""
+
+    container: str
+    name: str
+    group: Group
+    first_uid: int
+    """Of its range of the host's uids."""
+    uids: int
+
+    @property
+    def cgroup(self) -> int:
+        """Its cgroup v2 id.  Raises: OSError: ENOENT if it does not run, ENOTSUP without a v2 tree."""
+        return self.group.v2_id()
+
+    def inner_user(self, uid: int) -> int:
+        """Return the container's uid of a host's, -1 for one that is not in its range."""
+        inner = uid - self.first_uid
+        return inner if 0 <= inner < self.uids else -1
+
+
+def kinds_of(wish: TraceWish) -> frozenset[Kind]:
+    """Return what the kernel must tell for a wish."""
+    wanted = {kind.name for kind in wish.kinds}
+    return frozenset(kind for kind in Kind if not wanted or kind.name in wanted)
+
+
+class Subscription:
+    """What waits for one watcher.  Filled by the collector's thread, read by one other."""
+
+    def __init__(
+        self,
+        subject: Subject,
+        wish: TraceWish,
+        *,
+        calls: Mapping[int, str],
+        clock: float,
+        notify: Callable[[], None],
+    ) -> None:
+        self.subject = subject
+        self.kinds = kinds_of(wish)
+        self.wants_throttling = not wish.kinds or EventKind.THROTTLE in wish.kinds
+        self._wish = wish
+        self._calls = calls
+        self._clock = clock
+        self._notify = notify
+        self._numbers = frozenset(number for number, name in calls.items() if name in wish.calls)
+        self._waiting: deque[bytes | TraceLine] = deque()
+        self._lost = 0
+        self._lock = threading.Lock()
+
+    def give(self, records: Sequence[bytes | TraceLine], *, lost: int = 0) -> None:
+        """Let records wait; those that find no room are counted as lost."""
+        room = MAX_WAITING - len(self._waiting)
+        self._waiting.extend(records[:room] if len(records) > room else records)
+        missed = lost + max(0, len(records) - room)
+        if missed:
+            with self._lock:
+                self._lost += missed
+        self._notify()
+
+    def read(self, *, at_most: int) -> list[TraceLine]:
+        """Take what waits and is wished for, in order; empty: nothing now.  What was missed is told first."""
+        with self._lock:
+            lost, self._lost = self._lost, 0
+        lines: list[TraceLine] = [Lost(events=lost)] if lost else []
+        while self._waiting and len(lines) < at_most:
+            record = self._waiting.popleft()
+            line = record if not isinstance(record, bytes) else self._event(unpack(record))
+            if line is not None:
+                lines.append(line)
+        return lines
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether there is something to read."""
+        return bool(self._waiting or self._lost)
+
+    def end(self, reason: str) -> None:
+        """Tell the reader that nothing more comes."""
+        self._waiting.append(Ended(reason=reason))
+        self._notify()
+
+    def _event(self, raw: Raw) -> Event | None:
+        """Put an event into words, or return None for one that is not wished for."""
+        wish = self._wish
+        if raw.kind not in self.kinds or (
+            wish.calls and (raw.kind < Kind.SECCOMP or raw.number not in self._numbers)
+        ):
+            return None
+        if wish.errors and not self._has_failed_as_wished(raw):
+            return None
+        if wish.commands and text_of(raw.command) not in wish.commands:
+            return None
+        subject = self.subject
+        event = describe(
+            raw,
+            container=subject.container,
+            name=subject.name,
+            calls=self._calls,
+            clock=self._clock,
+            inner_user=subject.inner_user,
+        )
+        if wish.paths and not _matches((event.path, event.other_path), wish.paths):
+            return None
+        if wish.addresses and not _matches((event.address,), wish.addresses):
+            return None
+        return event
+
+    def _has_failed_as_wished(self, raw: Raw) -> bool:
+        name = error_name(raw.result) if raw.kind >= Kind.SECCOMP else ""
+        return name != "" and (ANY_ERROR in self._wish.errors or name in self._wish.errors)
+
+
+def _matches(texts: Sequence[str], patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(text, pattern) for text in texts if text for pattern in patterns)

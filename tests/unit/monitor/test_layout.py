@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`monitor/layout.py` says the same as `programs/watch.h`."""
+
+import re
+import subprocess
+from pathlib import Path
+
+from insula.monitor import layout
+from insula.monitor.layout import Kind
+from insula.monitor.probes import OBJECT
+
+HEADER = OBJECT.parent / "watch.h"
+SIZES = {
+    "struct watch": layout.WATCH.size,
+    "struct counter_key": layout.COUNTER_KEY.size,
+    "struct counter": layout.COUNTER.size,
+    "struct detail_key": layout.DETAIL_KEY.size,
+    "struct shape": layout.SHAPE.size,
+    "struct event": layout.HEAD_BYTES + layout.ARGUMENTS_BYTES + layout.TEXT_BYTES,
+}
+
+
+def test_sizes_are_those_of_the_header(tmp_path: Path) -> None:
+    lines = "".join(f'printf("%zu\\n", sizeof({name}));' for name in SIZES)
+    source = tmp_path / "sizes.c"
+    source.write_text(
+        f'#include <stdio.h>\n#include <linux/types.h>\n#include "{HEADER}"\nint main(void) {{ {lines} }}\n'
+    )
+    subprocess.run(["cc", "-o", tmp_path / "sizes", source], check=True, timeout=60)
+    told = subprocess.run([tmp_path / "sizes"], check=True, capture_output=True, text=True, timeout=10).stdout
+    assert dict(zip(SIZES, map(int, told.split()), strict=True)) == SIZES
+
+
+def test_kinds_are_those_of_the_header() -> None:
+    (body,) = re.findall(r"enum kind \{(.*?)\};", HEADER.read_text(), re.DOTALL)
+    names = re.findall(r"KIND_(\w+),", body)
+    assert names[0] == "NONE"
+    short = {"CAP": "CAPABILITY"}
+    assert [short.get(name, name) for name in names[1:]] == [kind.name for kind in sorted(Kind)]
+
+
+def test_counters_of_all_processors_are_added() -> None:
+    one = layout.COUNTER.pack(2, 1, 500, 2, *([0, 2] + [0] * 22))
+    other = layout.COUNTER.pack(3, 0, 100, 1, *([1] + [0] * 23))
+    total = layout.sum_counters(one + other)
+    assert (total.calls, total.failures, total.nanoseconds, total.timed) == (5, 1, 600, 3)
+    assert total.slots[:3] == (1, 2, 0)
