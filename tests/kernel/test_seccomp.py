@@ -34,8 +34,11 @@ CALLS: list[tuple[str, Callable[[], object], str]] = [
     ("open_tree", lambda: libc.open_tree(-100, b"/", 0), "EPERM"),
     ("pidfd_getfd", lambda: libc.pidfd_getfd(0, 0, 0), "EPERM"),
     ("clone3", lambda: libc.clone3(0, 0), "ENOSYS"),
-    ("socket AF_ALG", lambda: socket.socket(38, socket.SOCK_SEQPACKET, 0), "EPERM"),
-    ("socket AF_VSOCK", lambda: socket.socket(40, socket.SOCK_STREAM, 0), "EPERM"),
+    ("socket AF_ALG", lambda: socket.socket(38, socket.SOCK_SEQPACKET, 0), "EAFNOSUPPORT"),
+    ("socket AF_VSOCK", lambda: socket.socket(40, socket.SOCK_STREAM, 0), "EAFNOSUPPORT"),
+    ("socket AF_XDP", lambda: socket.socket(44, socket.SOCK_RAW, 0), "EAFNOSUPPORT"),
+    ("socketpair AF_TIPC", lambda: socket.socketpair(30, socket.SOCK_STREAM), "EAFNOSUPPORT"),
+    ("socketpair AF_UNIX", lambda: [each.close() for each in socket.socketpair()], "ok"),
     ("socket AF_INET", lambda: socket.socket(socket.AF_INET).close(), "ok"),
 ]
 

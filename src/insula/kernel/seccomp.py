@@ -200,6 +200,6 @@ _LEAVES = {
         seccomp_policy.PERSONALITIES, then=_ALLOW, otherwise=_refuse(errno.EPERM)
     ),
     Verdict.LIMITED_FAMILY: _one_of(
-        (seccomp_policy.AF_ALG, seccomp_policy.AF_VSOCK), then=_refuse(errno.EPERM), otherwise=_ALLOW
+        seccomp_policy.FAMILIES, then=_ALLOW, otherwise=_refuse(errno.EAFNOSUPPORT)
     ),
 }

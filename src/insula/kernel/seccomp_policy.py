@@ -9,8 +9,9 @@ from enum import IntEnum
 from typing import NamedTuple
 
 CLONE_NEW_MASK = 0x7E020000  #: NEWNS NEWCGROUP NEWUTS NEWIPC NEWUSER NEWPID NEWNET
-AF_ALG = 38
-AF_VSOCK = 40
+#: AF_UNIX, AF_INET, AF_INET6, AF_NETLINK, AF_PACKET: those that programs use and CRIU can carry.  For any other the kernel
+#: may load a module (net-pf-N), whose code is seldom looked at, and AF_ALG and AF_VSOCK are no namespace's.
+FAMILIES = (1, 2, 10, 16, 17)
 
 #: PER_LINUX, PER_LINUX32, UNAME26, both, and the question "which is it": nothing that weakens address randomization.
 PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
@@ -43,7 +44,7 @@ _ALWAYS_TEXT = """
     sched_setscheduler sched_yield seccomp select semctl semget semop semtimedop sendfile sendmmsg sendmsg
     sendto set_robust_list set_thread_area set_tid_address setfsgid setfsuid setgid setgroups setitimer
     setpgid setpriority setregid setresgid setresuid setreuid setrlimit setsid setsockopt setuid setxattr
-    setxattrat shmat shmctl shmdt shmget shutdown sigaltstack signalfd signalfd4 socketpair splice stat statfs
+    setxattrat shmat shmctl shmdt shmget shutdown sigaltstack signalfd signalfd4 splice stat statfs
     statmount statx symlink symlinkat sync sync_file_range syncfs sysinfo tee tgkill time timer_create
     timer_delete timer_getoverrun timer_gettime timer_settime timerfd_create timerfd_gettime timerfd_settime
     times tkill truncate umask uname unlink unlinkat uprobe uretprobe utime utimensat utimes vfork vmsplice
@@ -103,6 +104,7 @@ class Policy(NamedTuple):
             "clone3": Verdict.ENOSYS,
             "personality": Verdict.LIMITED_PERSONALITY,
             "socket": Verdict.LIMITED_FAMILY,
+            "socketpair": Verdict.LIMITED_FAMILY,
         }
         return fixed.get(name, Verdict.EPERM)
 

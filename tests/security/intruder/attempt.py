@@ -67,6 +67,15 @@ def must_fail(act: Callable[[], object], *wanted: int) -> str:
     raise Broke(f"it came through: {result!r}")
 
 
+def write(path: str, data: bytes) -> None:
+    """Write to a file that is there."""
+    descriptor = os.open(path, os.O_WRONLY)
+    try:
+        os.write(descriptor, data)
+    finally:
+        os.close(descriptor)
+
+
 def is_root() -> bool:
     return os.geteuid() == 0
 

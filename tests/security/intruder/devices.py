@@ -84,7 +84,8 @@ each("A14", NODES, _inert)
 def _devices() -> str:
     allowed = {(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2)}
     wrong = []
-    for path in glob.glob("/dev/**", recursive=True):
+    names = [os.path.join(folder, name) for folder, _, files in os.walk("/dev") for name in files]
+    for path in names:
         found = os.lstat(path)
         is_terminal = stat.S_ISCHR(found.st_mode) and os.major(found.st_rdev) == 136
         is_device = stat.S_ISBLK(found.st_mode) or stat.S_ISCHR(found.st_mode)

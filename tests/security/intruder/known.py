@@ -6,7 +6,7 @@ import glob
 import os
 import time
 
-from security.intruder.attempt import Broke, check, each, is_root, must_fail, named, shows_nothing
+from security.intruder.attempt import Broke, check, each, is_root, must_fail, named, shows_nothing, write
 
 INTERESTING = (
     "/var/run/docker.sock", "/run/docker.sock", "/run/containerd/containerd.sock", "/run/crio/crio.sock", "/run/podman/podman.sock",
@@ -102,14 +102,12 @@ def _shadow() -> str:
 @check("A30-core-goes-nowhere")
 def _core() -> str:
     # A pattern with a pipe would run a program of the host's for a crash in here; it cannot be set from here.
-    return must_fail(
-        lambda: open("/proc/sys/kernel/core_pattern", "w").write("|/tmp/x"), errno.EROFS, errno.EACCES
-    )
+    return must_fail(lambda: write("/proc/sys/kernel/core_pattern", b"|/tmp/x"), errno.EROFS, errno.EACCES)
 
 
 @check("A28-time-offsets-are-fixed")
 def _offsets() -> str:
-    return must_fail(lambda: open("/proc/self/timens_offsets", "w").write("monotonic 1000 0\n"))
+    return must_fail(lambda: write("/proc/self/timens_offsets", b"monotonic 1000 0\n"))
 
 
 @check("A28-clocks-go-forward")

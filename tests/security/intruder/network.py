@@ -148,6 +148,8 @@ def _no_word_of_the_host(name: str) -> str:
         try:
             with open(f"/proc/{process}/{name}", "rb") as file:
                 text = file.read().decode(errors="replace")
+            # A volume is a folder of the host's: the kernel shows its place on its file system to who mounts it.
+            text = "\n".join(line for line in text.splitlines() if " /data " not in line)
         except OSError:
             continue
         if found := [word for word in told.words if word in text]:
@@ -156,6 +158,15 @@ def _no_word_of_the_host(name: str) -> str:
 
 
 each("A21", named(TOLD_BY), _no_word_of_the_host)
+
+
+@check("A21-figures-of-slabs")
+def _slabs() -> str:
+    # The names of a kernel's caches are the same on each host; their use is the neighbours' doing.
+    for path in glob.glob("/sys/kernel/slab/*/*")[:2000]:
+        if os.access(path, os.R_OK) and not os.path.isdir(path):
+            raise Broke(path)
+    return "closed"
 
 
 @check("A21-interfaces")

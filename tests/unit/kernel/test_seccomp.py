@@ -12,6 +12,7 @@ from insula.kernel import caps, seccomp, seccomp_policy, syscalls
 ALLOW = seccomp.SECCOMP_RET_ALLOW
 EPERM = seccomp.SECCOMP_RET_ERRNO | errno.EPERM
 ENOSYS = seccomp.SECCOMP_RET_ERRNO | errno.ENOSYS
+NO_FAMILY = seccomp.SECCOMP_RET_ERRNO | errno.EAFNOSUPPORT
 SETS = {
     "none": frozenset[str](),
     "default": caps.DEFAULT,
@@ -46,8 +47,12 @@ def run(program: bytes, *, number: int, arch: int, first: int = 0) -> int:
 
 
 def expected(verdict: seccomp_policy.Verdict) -> int:
-    refused = {seccomp_policy.Verdict.EPERM: EPERM, seccomp_policy.Verdict.ENOSYS: ENOSYS}
-    return refused.get(verdict, ALLOW)  # the conditional ones allow a first argument of 0
+    refused = {
+        seccomp_policy.Verdict.EPERM: EPERM,
+        seccomp_policy.Verdict.ENOSYS: ENOSYS,
+        seccomp_policy.Verdict.LIMITED_FAMILY: NO_FAMILY,
+    }
+    return refused.get(verdict, ALLOW)  # the other conditional ones allow a first argument of 0
 
 
 @pytest.mark.parametrize("machine", syscalls.MACHINES)
@@ -87,7 +92,9 @@ def test_clone_may_make_threads_and_no_namespaces() -> None:
 
 
 def test_families_and_personalities_are_limited() -> None:
-    assert [verdict_of("socket", family) for family in (1, 2, 10, 16, 38, 40)] == [ALLOW] * 4 + [EPERM] * 2
+    for name in ("socket", "socketpair"):
+        assert [verdict_of(name, family) for family in (1, 2, 10, 16, 17)] == [ALLOW] * 5
+        assert [verdict_of(name, family) for family in (0, 15, 38, 40, 44)] == [NO_FAMILY] * 5
     assert [verdict_of("personality", each) for each in (0, 8, 0xFFFFFFFF, 0x40000)] == [ALLOW] * 3 + [EPERM]
 
 
