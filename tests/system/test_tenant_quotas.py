@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Limits of tenants on a real host: refused with the figure, enforced for the sum, right after every restart."""
 
+import io
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -161,3 +163,27 @@ def test_open_streams_are_counted(root: Person, alice: Person) -> None:
     ):
         wait_until(lambda: alice.ask("GET", "/v1/containers")[0] == 507, what="a third one is refused")
     wait_until(lambda: alice.ask("GET", "/v1/containers")[0] == 200, what="they have gone")
+
+
+def test_an_image_bomb_is_refused_with_the_figures_and_leaves_nothing(
+    host: Host, root: Person, alice: Person
+) -> None:
+    own = use(alice, "images")["used"]
+    root("tenant", "set", alice.tenant, f"images={own + (1 << 20)}")
+    zeros = io.BytesIO()
+    with tarfile.open(fileobj=zeros, mode="w:gz") as tar:
+        hosted.add_file(tar, "bomb", bytes(8 << 20))
+    layers = host.folder / "state/layers"
+    before = sorted(layers.rglob("*/meta.json"))
+    said = alice.fails("image", "import", "-", "bomb", data=zeros.getvalue())
+    assert "cannot use more images" in said and "the limit is" in said
+    assert sorted(layers.rglob("*/meta.json")) == before and not list((layers / "tmp").iterdir())
+    assert use(alice, "images")["used"] == own
+
+
+def test_a_log_is_kept_to_its_limit(host: Host, root: Person, alice: Person) -> None:
+    root("tenant", "set", alice.tenant, "log=64k")
+    alice("run", "--rm=false", "--name", "talks", "box", "sh", "-c", "yes | head -c 1000000")
+    folder = host.folder / "state/containers" / alice.look("talks")["id"]
+    assert sum(each.stat().st_size for each in folder.glob("log*")) <= 128 << 10
+    root("tenant", "set", alice.tenant, "log=default")

@@ -157,7 +157,12 @@ def start(host: Host, plan: StartPlan) -> Task[Container]:
         yield from _wait_for_program(made, seconds=BIRTH_SECONDS)
         made.hang_up()
         made.stdio = connect_stdio(
-            host, plan.program, outer=made.outer, terminal=made.terminal, log=plan.log, pidfd=born.pidfd
+            host,
+            plan.program,
+            outer=made.outer,
+            terminal=made.terminal,
+            log=open_log(plan),
+            pidfd=born.pidfd,
         )
         born_here = Container(
             plan.key,
@@ -242,13 +247,24 @@ def _make_stdio(plan: ProgramPlan, *, uid: int) -> tuple[tuple[int, int, int], t
     return make_pipes(uid=uid, with_stdin=plan.stdin_open)
 
 
+def open_log(plan: StartPlan) -> Log | None:
+    """Open a container's log."""
+    return Log(plan.log, kept_bytes=plan.log_bytes) if plan.log else None
+
+
 def connect_stdio(
-    host: Host, plan: ProgramPlan, *, outer: tuple[int, int, int], terminal: int, log: str, pidfd: int
+    host: Host,
+    plan: ProgramPlan,
+    *,
+    outer: tuple[int, int, int],
+    terminal: int,
+    log: Log | None,
+    pidfd: int,
 ) -> Stdio:
     """Put the outer ends into the loop."""
     stdio = Stdio(
         host.loop,
-        log=Log(log) if log else None,
+        log=log,
         signal=lambda number: _signal_quietly(pidfd, number),
     )
     if plan.tty:
@@ -319,7 +335,7 @@ def execute(host: Host, container: Container, plan: ProgramPlan, *, key: str) ->
         yield from _wait_for_program(made, seconds=ENTER_SECONDS)
         made.hang_up()
         made.stdio = connect_stdio(
-            host, plan, outer=made.outer, terminal=made.terminal, log="", pidfd=worker.pidfd
+            host, plan, outer=made.outer, terminal=made.terminal, log=None, pidfd=worker.pidfd
         )
         job = Job(key, pid=worker.pid, pidfd=worker.pidfd, stdio=made.stdio)
         host.add(job)

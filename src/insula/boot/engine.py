@@ -226,7 +226,7 @@ def adopt(host: Host, key: str, *, pid: int, terminal: int = -1) -> Container:
     room.close_inner()
     plan = room.plan
     stdio = birth.connect_stdio(
-        host, plan.program, outer=room.outer, terminal=terminal, log=plan.log, pidfd=pidfd
+        host, plan.program, outer=room.outer, terminal=terminal, log=birth.open_log(plan), pidfd=pidfd
     )
     container = Container(key, pid=pid, pidfd=pidfd, stdio=stdio, group=room.group, uid_base=plan.uid_base)
     host.add(container)

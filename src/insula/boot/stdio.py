@@ -30,8 +30,10 @@ READ_BYTES = 65536
 class Log:
     """The log of one container: `path`, and `path`.1 before it."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, kept_bytes: int = 0) -> None:
+        """kept_bytes: how much is kept, the older half included; 0: the usual."""
         self._path = path
+        self._half_bytes = kept_bytes // 2 or LOG_BYTES
         self._open()
 
     def _open(self) -> None:
@@ -40,13 +42,15 @@ class Log:
 
     def write(self, kind: int, data: bytes) -> None:
         """Append one record.  A full disk loses output, never the container."""
+        if len(data) > self._half_bytes:
+            data = data[-self._half_bytes :]
         try:
             written = os.writev(self._file, [RECORD.pack(time.time(), kind, len(data)), data])
             if written < RECORD.size + len(data):
                 os.ftruncate(self._file, self._size)  # half a record would hide all that follow
                 return
             self._size += written
-            if self._size > LOG_BYTES:
+            if self._size > self._half_bytes:
                 self._turn_over()
         except OSError:
             return

@@ -2,20 +2,27 @@
 """The API's verbs for images, networks and volumes, tied to the packages that do the work."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from insula.api.verbs import Reporter, Result
 from insula.image import gc
-from insula.image.debian import build_debian
+from insula.image.debian import DEADLINE_S, build_debian
 from insula.image.store import Images, full_name
+from insula.image.tarball import Limits as TarLimits
+from insula.model.errors import ImageTooLarge, TookTooLong
 from insula.model.grant import Grant
-from insula.model.record import ImageRecord, NetworkRecord, Progress, VolumeRecord
+from insula.model.quota import Allowance, Resource
+from insula.model.record import ImageRecord, LayerRecord, NetworkRecord, Progress, VolumeRecord
 from insula.model.spec import ImageBuildWish, NetworkWish, VolumeWish
 from insula.network.attach import Networks
 from insula.runtime.store import Store
 from insula.runtime.volumes import Volumes
 from insula.tenant.check import scope
+
+TAR_BLOCK = 512
 
 
 @dataclass(kw_only=True)
@@ -26,6 +33,7 @@ class Things:
     images: Images
     networks: Networks
     volumes: Volumes
+    allowance: Allowance
     _making: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -50,11 +58,45 @@ class Things:
             self._making += change
 
     def import_image(self, grant: Grant, name: str, *, source: BinaryIO) -> ImageRecord:
+        full_name(name)  # refuse a bad name before the work
         self._make(1)
         try:
-            return self.images.import_tar(grant.tenant, name, stream=source)
+            with self._room(grant.tenant) as room:
+                layer = self.images.layers.unpack(source, media="import", limits=room)
+            return self._add_image(grant.tenant, name, layer=layer, source="import")
         finally:
             self._make(-1)
+
+    @contextmanager
+    def _room(self, tenant: str) -> Iterator[TarLimits | None]:
+        """Yield what a tenant's images may still grow by; what becomes larger is refused with the figures.
+
+        Raises: QuotaExceeded.
+        """
+        limit = self.allowance.limit(tenant, Resource.IMAGES)
+        if limit is None:
+            yield None
+            return
+        used = self.store.image_bytes(tenant)
+        self.allowance.check(tenant, Resource.IMAGES, used=used)
+        room = limit - used
+        try:
+            # In its canonical tar each entry takes a block beside its content.
+            yield TarLimits(entries=1 + room // TAR_BLOCK, size_bytes=room)
+        except ImageTooLarge:
+            self.allowance.check(tenant, Resource.IMAGES, used=used, more=room + 1)
+            raise
+
+    def _add_image(self, tenant: str, name: str, *, layer: LayerRecord, source: str) -> ImageRecord:
+        """Name a layer an image, unless it is too much.  Raises: QuotaExceeded; the layer is collected later."""
+        with self.store.transaction():
+            has = any(
+                layer in image.layers for image in self.store.list_images(tenant) if image.tenant == tenant
+            )
+            if not has:
+                used = self.store.image_bytes(tenant)
+                self.allowance.check(tenant, Resource.IMAGES, used=used, more=layer.size_bytes)
+            return self.images.add(tenant, name, layers=(layer,), source=source)
 
     def build_image(self, grant: Grant, wish: ImageBuildWish, *, reporter: Reporter) -> Result:
         full_name(wish.name)
@@ -69,17 +111,24 @@ class Things:
             if progress.message:
                 reporter.message(progress.message)
 
+        seconds = self.allowance.limit(grant.tenant, Resource.BUILD_TIME)
         self._make(1)
         try:
-            layer = build_debian(
-                wish.debian,
-                wish.packages,
-                layers=self.images.layers,
-                mirror=wish.mirror,
-                progress=tell,
-                is_cancelled=lambda: reporter.cancelled,
-            )
-            image = self.images.add(grant.tenant, wish.name, layers=(layer,), source="debian")
+            with self._room(grant.tenant) as room:
+                layer = build_debian(
+                    wish.debian,
+                    wish.packages,
+                    layers=self.images.layers,
+                    mirror=wish.mirror,
+                    progress=tell,
+                    is_cancelled=lambda: reporter.cancelled,
+                    deadline_s=DEADLINE_S if seconds is None else seconds,
+                    limits=room,
+                )
+            image = self._add_image(grant.tenant, wish.name, layer=layer, source="debian")
+        except TookTooLong:
+            self.allowance.check(grant.tenant, Resource.BUILD_TIME, used=seconds or 0)
+            raise
         finally:
             self._make(-1)
         return {"image": image.id}

@@ -97,6 +97,7 @@ def build(options: Options, *, loop: asyncio.AbstractEventLoop) -> Daemon:
         count_streams=gate.open_of,
     )
     audit = Audit(options.state / "audit.log")
+        allowance=limits,
     api = Api(
         identity=_identity(options),
         store=store,

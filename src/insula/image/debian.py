@@ -19,7 +19,16 @@ from pathlib import Path
 from typing import IO
 
 from insula.image.layers import Layers
-from insula.model.errors import Cancelled, InsulaError, InvalidImage, InvalidSpec, Unsupported
+from insula.image.tarball import Limits
+from insula.model.errors import (
+    Cancelled,
+    ImageTooLarge,
+    InsulaError,
+    InvalidImage,
+    InvalidSpec,
+    TookTooLong,
+    Unsupported,
+)
 from insula.model.record import LayerRecord, Progress
 
 DEADLINE_S = 1800.0
@@ -89,8 +98,9 @@ def build_debian(
     progress: Callable[[Progress], None] = lambda _: None,
     is_cancelled: Callable[[], bool] = lambda: False,
     deadline_s: float = DEADLINE_S,
+    limits: Limits | None = None,
 ) -> LayerRecord:
-    """Build a layer.
+    """Build a layer.  limits: of what the build may put into it.
 
     Raises: InvalidSpec for a word that is none or a package that Debian has not, Cancelled, InvalidImage with
     mmdebstrap's last words, Unsupported without mmdebstrap, DiskFull.  Nothing stays then.
@@ -105,7 +115,10 @@ def build_debian(
     with tempfile.TemporaryFile() as log, _started(words, log) as process:
         source = _Output(process, deadline=started + deadline_s, is_cancelled=is_cancelled, progress=progress)
         try:
-            record = layers.unpack(source, media=f"debian {release}")
+            record = layers.unpack(source, media=f"debian {release}", limits=limits)
+        except ImageTooLarge:
+            _stop(process)
+            raise
         except InvalidImage as error:
             # An archive that ends early is mmdebstrap's failure; its words say more.
             _stop(process)
@@ -157,17 +170,21 @@ class _Output:
         pipe = self._process.stdout
         if pipe is None:
             return b""
+        self._check()
         while not select.select([pipe], [], [], _STALL_CHECK_S)[0]:
             self._progress(Progress(phase="unpack" if self._done else "packages", done=self._done))
-            if self._is_cancelled():
-                raise Cancelled("cannot finish the build: it was cancelled")
-            if time.monotonic() > self._deadline:
-                raise InsulaError("cannot finish the build: it took too long", hint="try a nearer --mirror")
+            self._check()
         piece = os.read(pipe.fileno(), size)
         if not piece and self._process.wait(timeout=max(1.0, self._deadline - time.monotonic())) != 0:
             raise InvalidImage("cannot build: mmdebstrap failed")
         self._done += len(piece)
         return piece
+
+    def _check(self) -> None:
+        if self._is_cancelled():
+            raise Cancelled("cannot finish the build: it was cancelled")
+        if time.monotonic() > self._deadline:
+            raise TookTooLong("cannot finish the build: it took too long", hint="try a nearer --mirror")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

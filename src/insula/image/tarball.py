@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from insula.image.tarheader import CHUNK, MAX_PATH_BYTES, ByteSource, Entry, Kind, TarReader, shown
-from insula.model.errors import DiskFull, InvalidImage
+from insula.model.errors import DiskFull, ImageTooLarge, InvalidImage
 
 MAX_ID = 65535
 MAX_DEPTH = 200  # folders deeper than this are attacks; removal and walks stay within their means
@@ -183,9 +183,9 @@ class _Unpacker:
         self.size_bytes += entry.size
         name = shown(entry.path)
         if self.entries > self._limits.entries:
-            raise InvalidImage(f"cannot unpack `{name}`: more than {self._limits.entries} entries")
+            raise ImageTooLarge(f"cannot unpack `{name}`: more than {self._limits.entries} entries")
         if self.size_bytes > self._limits.size_bytes:
-            raise InvalidImage(f"cannot unpack `{name}`: more than {self._limits.size_bytes} bytes")
+            raise ImageTooLarge(f"cannot unpack `{name}`: more than {self._limits.size_bytes} bytes")
         if not (0 <= entry.uid <= MAX_ID and 0 <= entry.gid <= MAX_ID):
             raise InvalidImage(
                 f"cannot unpack `{name}`: its owner {entry.uid}:{entry.gid} is not within 0 to {MAX_ID}",

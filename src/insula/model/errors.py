@@ -55,6 +55,12 @@ class InvalidImage(BadRequest):
     code = "invalid_image"
 
 
+class ImageTooLarge(InvalidImage):
+    """More than it may unpack to."""
+
+    code = "image_too_large"
+
+
 class PathEscapes(BadRequest):
     code = "path_escapes"
 
@@ -165,6 +171,12 @@ class QuotaExceeded(Exhausted):
     """A tenant would use more than it may."""
 
     code = "quota_exceeded"
+
+
+class TookTooLong(Exhausted):
+    """Work that did not end within its time."""
+
+    code = "took_too_long"
 
 
 class TooManyRequests(Exhausted):

@@ -20,6 +20,7 @@ from insula.image.host import HOST_IMAGE
 from insula.kernel import caps
 from insula.kernel.cgroup import Limits
 from insula.model.errors import InvalidSpec
+from insula.model.quota import Resource
 from insula.model.record import Attachment, ContainerRecord, ImageConfig, ImageRecord
 from insula.model.spec import ExecSpec, MountKind, MountWish, Spec
 from insula.network.attach import hosts_entries
@@ -56,6 +57,7 @@ def start_plan(runtime: Runtime, record: ContainerRecord) -> StartPlan:
         hostname=hostname,
         program=program_plan(record),
         log=str(folders.log(record.id)),
+        log_bytes=runtime.allowance.limit(record.tenant, Resource.LOG) or 0,
         mounts=tuple(_mount_plan(runtime, record.tenant, each) for each in spec.mounts),
         files=network_files(record.attachment, hostname=hostname, nameservers=_nameservers(runtime, record)),
         network=network_plan(record.attachment),

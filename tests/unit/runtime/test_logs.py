@@ -159,3 +159,14 @@ def test_a_follower_reads_both_files_after_two_turns(log: Path) -> None:
         log.rename(log.parent / "log.1")
         log.write_bytes(record(b"d\n"))
         assert [line.text for line in everything(reader)] == ["b", "c", "d"]
+
+
+def test_a_log_keeps_no_more_than_it_may(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    log = Log(str(path), kept_bytes=1 << 16)
+    for _ in range(200):
+        log.write(1, b"x" * 1000)
+    log.write(1, b"y" * (1 << 17))
+    log.close()
+    kept = sum(each.stat().st_size for each in tmp_path.iterdir())
+    assert kept <= (1 << 16) + (1 << 15) + 3000
