@@ -78,6 +78,29 @@ def test_a_silent_one_is_found_after_it_has_come_back(pair: Pair) -> None:
     again.close()
 
 
+FLIPPING = """
+import os, threading, time
+kept, nothing = os.dup(1), os.open('/dev/null', os.O_WRONLY)
+def flip():
+    while True:
+        for each in (nothing, kept):
+            os.dup2(each, 1)
+            time.sleep(0.002)
+threading.Thread(target=flip, daemon=True).start()
+"""
+
+
+def test_whose_standard_output_is_another_by_the_time_of_the_freeze(pair: Pair) -> None:
+    """The target's CRIU was asked ahead for what standard output was then."""
+    talk = Conversation(pair.world, pair.run("c", system=True))
+    assert talk.run(FLIPPING) is None
+    for _ in range(3):
+        for source, target in (("alpha", "beta"), ("beta", "alpha")):
+            pair.migrate("c", source, target)
+            assert talk.run("answer = os.readlink(f'/proc/self/fd/{kept}')").startswith("pipe:")
+    talk.close()
+
+
 FILES_MADE = """
 import shutil
 os.unlink('/etc/debian_version')

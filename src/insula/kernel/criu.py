@@ -133,12 +133,22 @@ Handler = Callable[[Notification], bool]
 
 
 def request(connection: socket.socket, kind: int, options: Options, *, handle: Handler) -> Response:
-    """Ask for a dump or restore and answer its notifications until the end.
+    """Ask for a dump or restore and answer its notifications until the end (`follow`)."""
+    ask(connection, kind, options)
+    return follow(connection, handle=handle)
+
+
+def ask(connection: socket.socket, kind: int, options: Options) -> None:
+    """Ask for a dump or restore.  Raises: CriuGone; OSError of the socket."""
+    _send(connection, protobuf.encode([(1, kind), (2, options.encode())]))
+
+
+def follow(connection: socket.socket, *, handle: Handler) -> Response:
+    """Answer the notifications of what was asked for until its end.
 
     handle: called at each stage; False makes CRIU undo what it did.
     Raises: CriuGone; OSError of the socket; whatever `handle` raises, after CRIU was refused and has ended.
     """
-    _send(connection, protobuf.encode([(1, kind), (2, options.encode())]))
     failure: Exception | None = None
     while True:
         try:

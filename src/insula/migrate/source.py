@@ -289,7 +289,7 @@ class Move:
             self._precopy.check_whole()
         fault(Point.SOURCE_ROUND)
         settle.note_leaving(self._runtime, self._record, target=self._target)
-        self._wire.send(Prepare())
+        self._wire.send(Prepare(stdio=dump.stdio_of(self._record.pid)))
         self._wire.expect(Answer)
         self._reporter.check()
 

@@ -236,8 +236,8 @@ class Arrival:
                 case Memory():
                     fault(Point.TARGET_LAST_PAGES if self._plan else Point.TARGET_PAGES)
                     self._receive_memory(message)
-                case Prepare():
-                    self._make_room()
+                case Prepare(stdio=stdio):
+                    self._make_room(stdio)
                     fault(Point.TARGET_PREPARED)
                     self._wire.send(Answer())
                 case FileRound():
@@ -257,15 +257,16 @@ class Arrival:
                 case _:
                     raise ProtocolError(f"cannot go on: the source sent {type(message).__name__}")
 
-    def _make_room(self) -> None:
+    def _make_room(self, stdio: tuple[str, ...]) -> None:
         if self._offer.image.id != HOST_IMAGE.id:
             self._runtime.images.add_from_peer(self._offer.image)
         self._plan = start_plan(self._runtime, self._record)
         self._runtime.spawner.prepare(self._plan)
         self._undo.callback(attempt, self._runtime.spawner.discard, self._record.id)
-        self._engine = dump.launch_engine(
-            self._runtime, self._engines, images=self._images, restore=self._plan
-        )
+        if stdio:
+            self._engine = dump.ask_ahead(
+                self._runtime, self._engines, images=self._images, plan=self._plan, stdio=stdio
+            )
 
     def _receive_memory(self, message: Memory) -> None:
         arriving = self._memory.begin(message.pid, message.ranges)
@@ -300,6 +301,8 @@ class Arrival:
     def _receive_file(self, name: str) -> None:
         if "/" in name or name.startswith("."):
             raise ProtocolError(f"cannot take image `{name[:80]}`: no plain name")
+        if self._engine is not None and name == dump.INVENTORY:
+            name = dump.INVENTORY_KEPT
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with os.fdopen(os.open(name, flags, dump.IMAGE_MODE, dir_fd=self._images), "wb") as file:
             for piece in self._wire.receive_stream():

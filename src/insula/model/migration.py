@@ -150,6 +150,9 @@ class File(Fact, kw_only=True, frozen=True, tag=True):
 class Prepare(Fact, kw_only=True, frozen=True, tag=True):
     """The freeze is near: make everything that can be made before it.  Answered by `Answer`."""
 
+    stdio: tuple[str, ...] = ()
+    """What standard input, output and error of its first process are just now; empty: not known."""
+
 
 class Restore(Fact, kw_only=True, frozen=True, tag=True):
     """Everything was sent."""

@@ -13,7 +13,8 @@ import struct
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import BinaryIO
 
 import msgspec
 
@@ -41,6 +42,8 @@ IMAGE_MODE = 0o644
 """CRIU reopens its images as the container's root; who may come near them is decided by the folder."""
 DUMP_LOG = "criu-dump.log"
 RESTORE_LOG = "criu-restore.log"
+INVENTORY, INVENTORY_KEPT = "inventory.img", "inventory.kept"
+"""The image that CRIU reads first, and its name while CRIU waits for it (`ask_ahead`)."""
 _USERNS_MAGIC = struct.pack(
     "<II", 0x54564319, 0x55474906
 )  # IMG_COMMON_MAGIC, USERNS_MAGIC of criu/include/magic.h
@@ -138,11 +141,15 @@ def dump(
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """A CRIU that waits for a request.  places: where it finds the external mounts, beside a room."""
+    """A CRIU that waits.  places: where it finds the external mounts, beside a room."""
 
     rpc: socket.socket
     pid: int
     places: Mapping[str, str]
+    asked: criu.Options | None = None
+    """For what it was asked already (`ask_ahead`)."""
+    gate: BinaryIO | None = None
+    """Where it waits for its first image then."""
 
 
 def launch_engine(
@@ -166,6 +173,40 @@ def launch_engine(
             argv, rpc=theirs.fileno(), images=images, extra=extra, page_maps=page_maps, restore=restore
         )
     return Engine(ours, launched.pid, launched.external)
+
+
+def ask_ahead(
+    runtime: Runtime, held: ExitStack, *, images: int, plan: StartPlan, stdio: tuple[str, ...]
+) -> Engine:
+    """Start the CRIU of a lazy restore and ask it, before there are images: it learns what it must of this host (8 ms).
+
+    The first image that it reads is a pipe of ours until then; one that was received is to be called `INVENTORY_KEPT`.
+    """
+    reading, writing = os.pipe()
+    gate = held.enter_context(os.fdopen(writing, "wb"))
+    try:
+        engine = launch_engine(runtime, held, images=images, extra=(reading,), restore=plan)
+    finally:
+        os.close(reading)
+    os.symlink(f"/proc/self/fd/{FIRST_INHERITED_FD}", INVENTORY, dir_fd=images)
+    asked = _restore_options(DumpState(stdio=stdio), engine.places, is_lazy=True, extra=1)
+    criu.ask(engine.rpc, criu.RESTORE, asked)
+    return replace(engine, asked=asked, gate=gate)
+
+
+def _let_begin(engine: Engine, wanted: criu.Options, *, images: int) -> bool:
+    """Give an engine that was asked ahead its first image.  Returns: False if it was asked for something else."""
+    if engine.gate is None:
+        return False
+    if engine.asked == wanted:
+        with contextlib.suppress(BrokenPipeError), engine.gate:  # it will say why
+            engine.gate.write(read_file(images, INVENTORY_KEPT))
+        return True
+    engine.gate.close()
+    engine.rpc.close()
+    os.unlink(INVENTORY, dir_fd=images)
+    os.rename(INVENTORY_KEPT, INVENTORY, src_dir_fd=images, dst_dir_fd=images)
+    return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,9 +267,13 @@ def restore(
 
     with ExitStack() as held:
         held.enter_context(filled)
-        engine = engine or launch_engine(runtime, held, images=images, restore=plan)
-        options = _restore_options(state, engine.places, is_lazy=memory is not None)
-        response = _request_restore(engine, options, handle=handle, name=record.name)
+        is_lazy = memory is not None
+        if engine is None or not _let_begin(
+            engine, _restore_options(state, engine.places, is_lazy=is_lazy, extra=1), images=images
+        ):
+            engine = launch_engine(runtime, held, images=images, restore=plan)
+            criu.ask(engine.rpc, criu.RESTORE, _restore_options(state, engine.places, is_lazy=is_lazy))
+        response = _follow_restore(engine, handle=handle, name=record.name, is_lazy=is_lazy)
         if not response.success:
             raise _failure(RestoreFailed, "restore", record=record, images=images, log=RESTORE_LOG)
         runtime.spawner.adopt(record.id, response.pid, terminal=terminal)
@@ -237,26 +282,26 @@ def restore(
     return response.pid
 
 
-def _request_restore(
-    engine: Engine, options: criu.Options, *, handle: criu.Handler, name: str
-) -> criu.Response:
-    if options.lazy_pages:  # nothing of size is read in, so there is an end to waiting
+def _follow_restore(engine: Engine, *, handle: criu.Handler, name: str, is_lazy: bool) -> criu.Response:
+    if is_lazy:  # nothing of size is read in, so there is an end to waiting
         engine.rpc.settimeout(LAZY_SECONDS)
     try:
-        return criu.request(engine.rpc, criu.RESTORE, options, handle=handle)
+        return criu.follow(engine.rpc, handle=handle)
     except criu.CriuGone as error:
         raise RestoreFailed(f"cannot restore `{name}`: CRIU ended without an answer") from error
     except TimeoutError as error:  # one of its processes was killed, for want of memory, and it waits for it
         raise RestoreFailed(f"cannot restore `{name}`: CRIU does not go on") from error
 
 
-def _restore_options(state: DumpState, places: Mapping[str, str], *, is_lazy: bool) -> criu.Options:
+def _restore_options(
+    state: DumpState, places: Mapping[str, str], *, is_lazy: bool, extra: int = 0
+) -> criu.Options:
     return criu.Options(
         images_dir=_IMAGES,
         log_file=RESTORE_LOG,
         root=ROOT,
         external=tuple(f"mnt[{name}]:{path}" for name, path in places.items()),
-        inherit_fd=inherited_pipes(state),
+        inherit_fd=inherited_pipes(state, extra=extra),
         rst_sibling=True,
         lazy_pages=is_lazy,
     )
@@ -288,12 +333,15 @@ def _repair_process(pid: int) -> int:
         return 0
 
 
-def inherited_pipes(state: DumpState) -> tuple[tuple[str, int], ...]:
-    """Return which dumped pipe becomes which of the room's: standard input, output, error, in this order."""
+def inherited_pipes(state: DumpState, *, extra: int = 0) -> tuple[tuple[str, int], ...]:
+    """Return which dumped pipe becomes which of the room's: standard input, output, error, in this order.
+
+    extra: descriptors that CRIU inherits before these.
+    """
     found: dict[str, int] = {}
     for number, link in enumerate(state.stdio):
         if link.startswith("pipe:["):
-            found.setdefault(link, FIRST_INHERITED_FD + number)
+            found.setdefault(link, FIRST_INHERITED_FD + extra + number)
     return tuple(found.items())
 
 
