@@ -62,8 +62,8 @@ class Api:
     changes: Changes
     audit: Audit
     standing: Standing
-    threads: Lanes = field(default_factory=lambda: Lanes("verb", width=MAX_THREADS))
     gate: Gate
+    threads: Lanes = field(default_factory=lambda: Lanes("verb", width=MAX_THREADS))
     transfers: Lanes = field(default_factory=lambda: Lanes("transfer", width=MAX_TRANSFERS))
     stopping: set[asyncio.Task[bool]] = field(default_factory=set)
     """Stops under way: they outlive the request that began them."""

@@ -119,11 +119,11 @@ class StartPlan:
     program: ProgramPlan
     log: str
     """Path of the log file."""
+    log_bytes: int = 0
+    """How much of the log is kept, the older half included; 0: the usual (`stdio.py`).  Since version 3."""
     mounts: tuple[MountPlan, ...] = ()
     files: tuple[FilePlan, ...] = ()
     network: NetworkPlan | None = None
-    log_bytes: int = 0
-    """How much of the log is kept, the older half included; 0: the usual (`stdio.py`).  Since version 3."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -94,10 +94,10 @@ def build(options: Options, *, loop: asyncio.AbstractEventLoop) -> Daemon:
         runtime=runtime,
         peers=peers,
         limits=limits,
+        allowance=limits,
         count_streams=gate.open_of,
     )
     audit = Audit(options.state / "audit.log")
-        allowance=limits,
     api = Api(
         identity=_identity(options),
         store=store,
@@ -158,9 +158,9 @@ def _runtime(
         cgroup_parent=options.cgroup_parent,
         criu=find_criu(),
         uid_base_of=lambda tenant: uid_base(store.tenant(tenant).position),
+        allowance=allowance,
     )
     held = spawner.connect()
-        allowance=allowance,
     images.layers.clean()
     recover(runtime, held)
     return runtime
