@@ -8,10 +8,12 @@
     container             its gateway: DNS, ICMP echo            free
     container             any other service of this host         refused
     container             127.0.0.0/8 of this host               dropped
+    container             169.254.0.0/16 (metadata services)     refused: what answers there takes it for this host
     outside, this host    a published port                       led to the container
     outside               any other address of a container       dropped
     a network's uplink    containers of that network             free: they stand in that LAN, no NAT, no filter
     any container         frames with another's address          dropped at its port (bridge family, all networks)
+    any container         answers of a DHCP server               dropped there, too: leases are not a container's to give
 
 Containers speak IPv4 and ARP only; IPv6 and tagged frames are dropped at the port, since no rule here would bind them.
 A published port 53 never takes the questions of containers to their gateway.
@@ -203,6 +205,7 @@ table inet %NAME% {
         ct status dnat accept
         oifname @bridges drop
         iifname @internal reject with icmpx type admin-prohibited
+        ip daddr 169.254.0.0/16 reject with icmpx type admin-prohibited
         accept
     }
 
@@ -235,6 +238,7 @@ table bridge %NAME% {
     }
 
     chain honest {
+        udp sport 67 udp dport 68 drop
         ether type ip iifname . ether saddr . ip saddr @allowed accept
         ether type arp arp htype 1 arp ptype ip iifname . arp saddr ether . arp saddr ip @allowed iifname . ether saddr . arp saddr ip @allowed accept
         drop
