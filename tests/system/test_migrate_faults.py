@@ -27,6 +27,8 @@ from two_hosts import Counter, Pair, mended_after, show_log, start_pair, wait_un
 FAILS_AT = (Point.TARGET_RESERVED, Point.TARGET_LAST_PAGES, Point.TARGET_HELD, Point.SOURCE_HELD)
 TARGET_KILLED_AT = (Point.TARGET_PAGES, Point.TARGET_HELD)
 SOURCE_KILLED_AT = (Point.SOURCE_ROUND, Point.SOURCE_DUMPED)
+MEET_S = 20.0
+"""Less than the wire waits for an answer."""
 
 
 @pytest.fixture(autouse=True)
@@ -206,6 +208,31 @@ def test_a_cable_cut_at_the_commit_leaves_it_frozen_until_the_hosts_meet_again(
         assert mover.is_alive()
     mover.join()
     case.check_only_on("beta", not_on="alpha")
+
+
+def test_two_hosts_that_ask_each_other_after_a_cut_do_not_wait_for_each_other(
+    pair: Pair, tmp_path: Path
+) -> None:
+    """The target has lost the source and asks it; the source commits meanwhile, cannot say so, and asks the target."""
+    gate = Gate(pair, Point.SOURCE_HELD, tmp_path)
+    case = Case(pair)
+    mover = threading.Thread(target=case.try_to_move)
+    mover.start()
+    reached = gate.wait_reached()
+    with pair.cut():
+        assert wait_until(lambda: "in doubt who owns" in pair.host("beta").log.read_text()), show_log(pair)
+        asked_before = questions_heard(pair, "alpha")
+    assert wait_until(lambda: questions_heard(pair, "alpha") > asked_before), show_log(pair)
+    os.close(reached)
+    mover.join(MEET_S)
+    assert not mover.is_alive(), show_log(pair)
+    case.check_only_on("beta", not_on="alpha")
+
+
+def questions_heard(pair: Pair, host: str) -> int:
+    """Return how many connections of other hosts were let in."""
+    lines = (pair.host(host).folder / "state/audit.log").read_text().splitlines()
+    return sum('"TLS"' in line for line in lines)
 
 
 @pytest.mark.parametrize(

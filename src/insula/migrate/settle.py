@@ -16,6 +16,7 @@ A target that has taken over keeps a line in its journal, so that it can say so 
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 from msgspec.structs import replace
@@ -40,6 +41,10 @@ GIVEN = "given:"
 LEAVING = "leaving:"
 """Journal, with the container's id: the host that it is offered to."""
 SETTLE_SECONDS = 20.0
+ANSWER_SECONDS = 30.0
+"""For a decision that is about to fall; less than who asks waits for the answer (`PEER_SECONDS`), who then asks again."""
+LOOK_SECONDS = 0.1
+"""Between two looks whether it has."""
 PAUSE_S = 0.2
 MAX_PAUSE_S = 2.0
 
@@ -76,24 +81,46 @@ def _ask(peers: Peers, *, host: str, question: Question) -> Owner:
 def answer_question(runtime: Runtime, question: Question) -> Owner:
     """Say who owns a container and since which generation; an empty name for one that was never here.
 
-    Waits while a move in or out of it is undecided here.
+    While a move in or out of it is undecided here, whoever decides it holds its lock, and may itself be waiting for the
+    answer of the host that asks.  So it is not the lock that is waited for but the decision, wherever that is written down.
+    Raises: MigrationFailed if there is none for ANSWER_SECONDS.
     """
-    container_id = question.container
+    deadline = time.monotonic() + ANSWER_SECONDS
+    while time.monotonic() < deadline:
+        if (owner := _known_owner(runtime, question.container)) is not None:
+            return owner
+        with runtime.locked_within(question.container, seconds=LOOK_SECONDS) as is_held:
+            if is_held:
+                return _owner_at_rest(runtime, question)
+    raise MigrationFailed(f"cannot tell who owns `{question.container[:12]}`: it is not yet decided here")
+
+
+def _known_owner(runtime: Runtime, container_id: str) -> Owner | None:
+    """Say what nobody can change any more, whoever works with the container just now."""
     if container_id in runtime.dropping:
         return Owner(name="", generation=0)
     try:
         record = runtime.store.get_container(container_id)
     except ContainerNotFound:
-        record = None
+        return None
     # A source that has committed holds the lock until the target has confirmed, which may be the one that asks.
-    if record is None or record.owner == runtime.host_name or record.status is Status.RESTORING:
-        with runtime.locked(container_id):
-            try:
-                record = runtime.store.get_container(container_id)
-            except ContainerNotFound:
-                return _from_journal(runtime, question)
-            if record.status is Status.RESTORING and record.owner == runtime.host_name:
-                raise MigrationFailed(f"cannot tell who owns `{container_id[:12]}`: it is not yet known here")
+    if record.owner == runtime.host_name or record.status is Status.RESTORING:
+        return None
+    return _owner_of(record)
+
+
+def _owner_at_rest(runtime: Runtime, question: Question) -> Owner:
+    """Say who owns a container that nobody works with."""
+    try:
+        record = runtime.store.get_container(question.container)
+    except ContainerNotFound:
+        return _from_journal(runtime, question)
+    if record.status is Status.RESTORING and record.owner == runtime.host_name:
+        raise MigrationFailed(f"cannot tell who owns `{record.id[:12]}`: it is not yet known here")
+    return _owner_of(record)
+
+
+def _owner_of(record: ContainerRecord) -> Owner:
     return Owner(name=record.owner, generation=record.generation)
 
 

@@ -92,6 +92,12 @@ class Runtime:
         with self._locks.hold(container_id):
             yield
 
+    @contextmanager
+    def locked_within(self, container_id: str, *, seconds: float) -> Iterator[bool]:
+        """Hold a container if nobody else does for all that time.  Yields: whether it is held."""
+        with self._locks.hold_within(container_id, seconds=seconds) as is_held:
+            yield is_held
+
     def find(self, grant: Grant, ref: str) -> ContainerRecord:
         """Find a container of the grant's tenant; `*` (an admin's) is every one.
 

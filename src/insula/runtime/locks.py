@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+_FOR_EVER = -1.0
+"""As `threading.Lock.acquire` has it."""
+
 
 @dataclass(slots=True)
 class _Held:
@@ -27,13 +30,22 @@ class Locks:
     @contextmanager
     def hold(self, name: str) -> Iterator[None]:
         """Hold a name; the same thread may do so again."""
+        with self.hold_within(name, seconds=_FOR_EVER):
+            yield
+
+    @contextmanager
+    def hold_within(self, name: str, *, seconds: float) -> Iterator[bool]:
+        """Hold a name if it can be had within that time.  Yields: whether it is held."""
         with self._guard:
             held = self._held.setdefault(name, _Held())
             held.users += 1
+        is_held = False
         try:
-            with held.lock:
-                yield
+            is_held = held.lock.acquire(timeout=seconds)
+            yield is_held
         finally:
+            if is_held:
+                held.lock.release()
             with self._guard:
                 held.users -= 1
                 if not held.users:

@@ -37,3 +37,24 @@ def test_who_waits_for_a_removed_container_still_excludes_others() -> None:
     for each in workers:
         each.join()
     assert max(most) == 1 and len(most) == 8 and len(locks) == 0
+
+
+def test_who_waits_only_so_long_is_told_and_leaves_nothing() -> None:
+    locks = Locks()
+    has_it, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with locks.hold("a"):
+            has_it.set()
+            over.wait()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    has_it.wait()
+    with locks.hold_within("a", seconds=0.01) as is_held:
+        assert not is_held
+    over.set()
+    holder.join()
+    with locks.hold_within("a", seconds=0.01) as is_held:
+        assert is_held
+    assert len(locks) == 0
