@@ -48,7 +48,7 @@ class Bringer:
 
     def begin(self) -> None:
         fields, (store, *links) = self.host.client.ask_for_descriptors("supply", key=self.key)
-        assert not fields
+        assert {int(pid): slot for pid, slot in fields["slots"].items()} == self.elsewhere.slots
         self.links = [socket.socket(fileno=each) for each in links]
         for number, link in enumerate(self.links):
             thread = threading.Thread(target=self._bring, args=(link, os.dup(store), number), daemon=True)

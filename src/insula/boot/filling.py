@@ -38,6 +38,7 @@ class Filling:
     born: namespace.Child
     keeper: socket.socket
     progress: Progress
+    slots: dict[int, int]
     supplied_by: tuple[int, ...] = ()
     """The store and insulad's ends of the two links, if the pages come later."""
     failure: str = ""
@@ -86,7 +87,7 @@ def fill(host: Host, body: dict[str, Any], descriptors: list[int], *, is_later: 
         undo.pop_all()
         for each in (listener, theirs, *(end for pair in links for end in pair)):
             each.close()
-    _fillings[key] = Filling(born, keeper, progress, supplied_by)
+    _fillings[key] = Filling(born, keeper, progress, slots, supplied_by)
     host.fillers.add(born.pid)
     host.loop.watch(born.pidfd, selectors.EVENT_READ, lambda _events: _ended(host, key, born))
     return {"pid": born.pid}, []
@@ -98,9 +99,13 @@ def fill_later(host: Host, body: dict[str, Any], descriptors: list[int]) -> birt
 
 
 def supply(key: str) -> birth.Answer:
-    """Hand out how pages are brought.  Descriptors: the store and the two links; none if there is nothing to bring."""
+    """Hand out how pages are brought: slots; the store and the two links, none if there is nothing to bring."""
     filling = _fillings.get(key)
-    return {}, [os.dup(each) for each in filling.supplied_by] if filling is not None else []
+    if filling is None:
+        return {"slots": {}}, []
+    return {"slots": {str(pid): slot for pid, slot in filling.slots.items()}}, [
+        os.dup(each) for each in filling.supplied_by
+    ]
 
 
 def _link(undo: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:

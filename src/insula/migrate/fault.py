@@ -39,6 +39,10 @@ class Point(StrEnum):
     TARGET_RESTORED = "target.restored"
     TARGET_RESUMED = "target.resumed"
     SOURCE_RESUMED = "source.resumed"
+    TARGET_PULL = "target.pull"
+    """Of post-copy: a page that came after the commit is about to be put in place."""
+    SOURCE_PULL = "source.pull"
+    """Of post-copy: a page that is asked for is about to be read."""
 
 
 _wish = os.environ.get(VARIABLE, "")

@@ -69,6 +69,11 @@ class MemoryStore:
         """Where the filler finds each process's pages: pid in the container → slot."""
         return dict(self._slots)
 
+    def make_slots(self, pids: Iterable[int]) -> None:
+        """Make room for processes whose pages come later.  Raises: ProtocolError."""
+        for pid in pids:
+            self.begin(pid, ()).finish()
+
     def begin(self, pid: int, ranges: Iterable[Range]) -> "Round":
         """Take what a round says of one process; its pages then follow in that order (`Round.feed`).
 

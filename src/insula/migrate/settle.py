@@ -10,6 +10,9 @@ connection, for as long as it takes, and lets nothing run meanwhile:
                                           It does not (it died before it took over): the source takes it back, by the
                                           same compare-and-set, and thaws.
 
+    source, committed, of post-copy       asks, too, how much of the memory is still to be pulled from it (`lend.py`),
+                                          until nothing is, and only then ends the frozen source.
+
 A target that has taken over keeps a line in its journal, so that it can say so when the container has gone again.
 """
 
@@ -21,6 +24,7 @@ from collections.abc import Callable
 
 from msgspec.structs import replace
 
+from insula.migrate.pull import missing_bytes
 from insula.migrate.wire import Peers, Wire
 from insula.model.errors import ContainerNotFound, InsulaError, MigrationFailed, WrongState
 from insula.model.grant import Grant
@@ -41,6 +45,8 @@ GIVEN = "given:"
 LEAVING = "leaving:"
 """Journal, with the container's id: the host that it is offered to."""
 SETTLE_SECONDS = 20.0
+PULLED_LOOK_S = 0.5
+"""Between two questions whether the target has all memory."""
 ANSWER_SECONDS = 30.0
 """For a decision that is about to fall; less than who asks waits for the answer (`PEER_SECONDS`), who then asks again."""
 LOOK_SECONDS = 0.1
@@ -106,7 +112,7 @@ def _known_owner(runtime: Runtime, container_id: str) -> Owner | None:
     # A source that has committed holds the lock until the target has confirmed, which may be the one that asks.
     if record.owner == runtime.host_name or record.status is Status.RESTORING:
         return None
-    return _owner_of(record)
+    return _owner_of(runtime, record)
 
 
 def _owner_at_rest(runtime: Runtime, question: Question) -> Owner:
@@ -117,11 +123,15 @@ def _owner_at_rest(runtime: Runtime, question: Question) -> Owner:
         return _from_journal(runtime, question)
     if record.status is Status.RESTORING and record.owner == runtime.host_name:
         raise MigrationFailed(f"cannot tell who owns `{record.id[:12]}`: it is not yet known here")
-    return _owner_of(record)
+    return _owner_of(runtime, record)
 
 
-def _owner_of(record: ContainerRecord) -> Owner:
-    return Owner(name=record.owner, generation=record.generation)
+def _owner_of(runtime: Runtime, record: ContainerRecord) -> Owner:
+    return Owner(
+        name=record.owner,
+        generation=record.generation,
+        missing_bytes=missing_bytes(runtime, record.id),
+    )
 
 
 def _from_journal(runtime: Runtime, question: Question) -> Owner:
@@ -151,6 +161,8 @@ def learn_commit(runtime: Runtime, record: ContainerRecord, *, peers: Peers) -> 
     question = Question(container=record.id, generation=record.generation)
     with runtime.doubts.entered(record.id):
         owner = ask_until_answered(runtime, peers, host=record.owner, question=question, on_silence=say)
+    if owner is Resolution.KEEP and missing_bytes(runtime, record.id):
+        raise MigrationFailed(f"cannot keep `{record.name}`: its memory is on host `{record.owner}`")
     if owner is Resolution.KEEP:
         # Above what the source may have committed: should it come back, it learns that it has lost.
         return record.generation + 2
@@ -162,18 +174,30 @@ def learn_commit(runtime: Runtime, record: ContainerRecord, *, peers: Peers) -> 
 
 
 def confirm_or_take_back(
-    runtime: Runtime, record: ContainerRecord, *, peers: Peers, on_silence: Callable[[str], None]
+    runtime: Runtime,
+    record: ContainerRecord,
+    *,
+    peers: Peers,
+    on_silence: Callable[[str], None],
+    on_missing: Callable[[int], None],
 ) -> bool:
     """On a source that has committed: learn whether the target took over; if it never will, own it again.
 
-    record: as committed, owner and generation being the target's.  Returns: False if it was taken back.
-    Raises: MigrationFailed when this insulad ends before there is an answer.
+    record: as committed, owner and generation being the target's.  on_missing: called now and then with the bytes of memory
+    that the target still pulls from here (`lend.py`); it is waited for.
+    Returns: False if it was taken back.  Raises: MigrationFailed when this insulad ends before there is an answer.
     """
     question = Question(container=record.id, generation=record.generation)
-    with runtime.doubts.entered(record.id):
-        owner = ask_until_answered(
-            runtime, peers, host=record.owner, question=question, on_silence=on_silence
-        )
+    while True:
+        with runtime.doubts.entered(record.id):
+            owner = ask_until_answered(
+                runtime, peers, host=record.owner, question=question, on_silence=on_silence
+            )
+        if not isinstance(owner, Owner) or not owner.missing_bytes:
+            break
+        on_missing(owner.missing_bytes)
+        if runtime.closing.wait(PULLED_LOOK_S):
+            raise MigrationFailed(f"cannot wait until `{record.name}` has its memory: insulad ends")
     if owner is Resolution.GIVE_UP:
         given = b"%d %s" % (record.generation, record.owner.encode())
         runtime.store.write_journal(GIVEN + record.id, given)
@@ -256,7 +280,7 @@ def _settle_locked(runtime: Runtime, record: ContainerRecord, *, peers: Peers) -
             extra={"fields": {"container": record.id[:12], "target": record.owner, "reason": reason}},
         )
 
-    if confirm_or_take_back(runtime, record, peers=peers, on_silence=say):
+    if confirm_or_take_back(runtime, record, peers=peers, on_silence=say, on_missing=_nothing):
         until_done(runtime.closing, lambda: remove_lost(runtime, record), what="remove a moved container")
     else:
         thaw(runtime, record.id)
@@ -370,5 +394,5 @@ def _forget_taken(runtime: Runtime, container_id: str, peers: Peers) -> None:
         LOG.info("not confirmed", extra={"fields": {"container": container_id[:12], "reason": str(error)}})
 
 
-def _nothing(_reason: str) -> None:
+def _nothing(_what: object) -> None:
     return

@@ -10,9 +10,8 @@ death of insulad or CRIU can wake them while it is open who owns them.
 import logging
 import math
 import os
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Protocol
 
@@ -22,7 +21,9 @@ from insula.kernel.hold import Hold, pack, replay
 from insula.kernel.pagemap import Range
 from insula.migrate import settle, track
 from insula.migrate.absent import complete_images
+from insula.migrate.beside import Beside
 from insula.migrate.fault import Point, fault
+from insula.migrate.lend import LaterTracker
 from insula.migrate.packed import PackedSource
 from insula.migrate.plan import Load, plan_move
 from insula.migrate.precopy import Brake, Precopy, Rules
@@ -53,6 +54,7 @@ from insula.model.migration import (
 )
 from insula.model.record import ContainerRecord, HostRecord
 from insula.model.spec import DEFAULT_MAX_PAUSE_MS, MigrateWish, Mode
+from insula.model.units import format_size
 from insula.runtime import dump
 from insula.runtime.context import Runtime
 from insula.runtime.hidden import HiddenMemory
@@ -95,7 +97,7 @@ def migrate(
         record = runtime.store.get_container(found.id)
         status = after(record.status, Event.MIGRATE, name=record.name)
         reporter.phase(Phase.PREFLIGHT)
-        offer = describe(runtime, record)
+        offer = replace(describe(runtime, record), is_later=wish.mode is Mode.POST_COPY)
         wire = held.enter_context(_connected(peers, host))
         group = runtime.group(record)
         tracker = _open_tracker(runtime, record, mode=wish.mode)
@@ -160,15 +162,12 @@ def _turn_back(wire: Wire) -> None:
 
 def _open_tracker(runtime: Runtime, record: ContainerRecord, *, mode: Mode) -> track.Tracker:
     """Choose how written memory is found.  Raises: Unsupported."""
-    if mode is Mode.POST_COPY:
-        raise Unsupported(
-            "cannot migrate with `--mode post-copy`: a source that dies would take the memory with it",
-            hint="--mode pre-copy: it runs on the target before all pages are in place there, too, but they are there",
-        )
     group = runtime.group(record)
     if mode is Mode.STOP_COPY:
         return track.WholeTracker(group.pids)
     tracker = track.open_tracker(group.pids, still=lambda: standing(runtime, record))
+    if mode is Mode.POST_COPY:
+        return LaterTracker(tracker)
     if mode is Mode.PRE_COPY and tracker.kind == "none":
         raise Unsupported(
             "cannot migrate with `--mode pre-copy`: this kernel cannot tell what a program writes",
@@ -215,6 +214,7 @@ class Move:
         self._kept: list[bytes] = []
         self.is_committed = False
         self._confirmed = False
+        self._is_later = False
         self._frozen_at = 0.0
         self.began = time.monotonic()
         self.watch = dump.Stopwatch()
@@ -248,6 +248,7 @@ class Move:
 
     def run(self, offer: Offer, *, in_rounds: bool) -> None:
         """Go through the phases.  On failure before the commit the source runs on."""
+        self._is_later = offer.is_later
         try:
             accepted = self._reserve(offer)
             self._before_the_freeze(accepted, in_rounds=in_rounds)
@@ -267,11 +268,17 @@ class Move:
     def _enter(self, phase: Phase, *, after_phase: Phase) -> None:
         self.watch.lap(after_phase.value)
         self._reporter.phase(phase)
+        self._runtime.on_phase(self._record.id, phase, self._target)
 
     def _reserve(self, offer: Offer) -> Accept:
         self._enter(Phase.RESERVE, after_phase=Phase.PREFLIGHT)
         self._wire.send(offer)
         accepted = self._wire.expect(Accept)
+        if offer.is_later and not accepted.can_pull:
+            raise Unsupported(
+                f"cannot migrate with `--mode post-copy`: host `{self._target}` cannot pull memory yet",
+                hint="upgrade insula there, or --mode pre-copy",
+            )
         if ZSTD in accepted.unpacks:
             self._wire.compress()
         fault(Point.SOURCE_ACCEPTED)
@@ -302,10 +309,10 @@ class Move:
                 self._dump(plan, images=images)
             finally:
                 self._kept = self._hold.frames() if self._hold is not None else []
-        self._enter(Phase.CLEANUP, after_phase=Phase.RESUME)
+        self._enter(Phase.CLEANUP, after_phase=Phase.PULL if self._is_later else Phase.RESUME)
 
     def _dump(self, plan: StartPlan, *, images: int) -> None:
-        rest = _Beside(self._precopy.finish)
+        rest = Beside(self._precopy.finish)
         hidden = HiddenMemory(self._runtime.group(self._record).pids())
 
         def frozen() -> None:
@@ -381,8 +388,9 @@ class Move:
             self._send_frames()
             self._wire.expect(Resumed)
         except InsulaError as error:
-            self._ask_the_target(moved, reason=str(error))
-        self._confirmed = True
+            LOG.warning("the target did not confirm", extra={"fields": {"reason": str(error)}})
+            self._ask_the_target(moved)
+        self._confirmed = not self._is_later
         self.frozen_ms = round((time.monotonic() - self._frozen_at) * 1000, 1)
         fault(Point.SOURCE_RESUMED)
         with suppress(InsulaError):  # it runs there, whatever becomes of these
@@ -390,6 +398,12 @@ class Move:
             self._wire.send(Logs())
             self._wire.send_stream(export_logs(self._runtime, self._record))
             self._wire.expect(Answer)
+        if self._is_later:
+            self._enter(Phase.PULL, after_phase=Phase.RESUME)
+            if self._hold is not None:
+                self._hold.stop()
+            self._ask_the_target(moved)
+            self._confirmed = True
 
     def _write_moved(self) -> None:
         self._runtime.store.change_container(self._record.id, lambda now: replace(now, status=Status.MOVED))
@@ -413,43 +427,26 @@ class Move:
                 case other:
                     raise ProtocolError(f"cannot go on: the target sent {type(other).__name__}")
 
-    def _ask_the_target(self, moved: ContainerRecord, *, reason: str) -> None:
-        """The target's word is missing: it has taken over, or it never will, and here it stays frozen until we know."""
+    def _ask_the_target(self, moved: ContainerRecord) -> None:
+        """It has taken over, or it never will, and here it stays frozen until we know, and until it has all memory."""
+        total = 0
 
         def say(why: str) -> None:
             self._reporter.message(f"frozen until `{self._target}` answers: {why}")
 
-        LOG.warning("the target did not confirm", extra={"fields": {"reason": reason}})
-        if not settle.confirm_or_take_back(self._runtime, moved, peers=self._peers, on_silence=say):
+        def tell(missing: int) -> None:
+            nonlocal total
+            total = max(total, missing)
+            self._reporter.progress(total - missing, total)
+            self._reporter.message(f"runs on `{self._target}`; {format_size(missing)} of its memory are here")
+
+        if not settle.confirm_or_take_back(
+            self._runtime, moved, peers=self._peers, on_silence=say, on_missing=tell
+        ):
             self.is_committed = False
             raise MigrationFailed(
                 f"cannot move `{moved.name}`: host `{self._target}` lost it and has none of it left; it runs here"
             )
-
-
-class _Beside(threading.Thread):
-    """Something that is done beside CRIU's dump."""
-
-    def __init__(self, work: Callable[[], None]) -> None:
-        super().__init__(name="last-round", daemon=True)
-        self._work = work
-        self._failure: InsulaError | OSError | None = None
-
-    def run(self) -> None:
-        try:
-            self._work()
-        except (InsulaError, OSError) as error:
-            self._failure = error
-
-    def result(self) -> None:
-        """Wait for its end.  Raises: what it failed with."""
-        self.join()
-        if self._failure is not None:
-            raise self._failure
-
-    def join(self, timeout: float | None = None) -> None:
-        if self.ident is not None:  # else it was never begun
-            super().join(timeout)
 
 
 def _open_hold(record: ContainerRecord, *, held: ExitStack) -> Hold | None:

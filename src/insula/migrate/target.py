@@ -13,9 +13,11 @@ from insula.image.host import HOST_IMAGE
 from insula.kernel.hold import replay, unpack
 from insula.migrate.fault import Point, fault
 from insula.migrate.fileapply import FileTarget
+from insula.migrate.lend import serve_pull
 from insula.migrate.memory import MemoryStore
 from insula.migrate.neighbours import announce_arrival
 from insula.migrate.preflight import SPARE_BYTES, check, check_identity
+from insula.migrate.pull import begin_pull
 from insula.migrate.recall import serve_recall
 from insula.migrate.settle import answer_question, forget_taken_later, learn_commit
 from insula.migrate.sharedstore import SharedStore
@@ -39,6 +41,7 @@ from insula.model.migration import (
     Offer,
     Prepare,
     Probe,
+    Pull,
     Question,
     Recall,
     Restore,
@@ -54,6 +57,7 @@ from insula.runtime.logs import import_logs
 from insula.runtime.plan import StartPlan, start_plan
 from insula.runtime.recover import (
     ARRIVING,
+    PULLING,
     RAN,
     TAKEN,
     drop_arrival,
@@ -76,6 +80,8 @@ def receive(grant: Grant, runtime: Runtime, *, connection: Socket, peers: Peers)
         match first:
             case Offer():
                 _receive_container(runtime, first, wire=wire, peer=grant.principal.name, peers=peers)
+            case Pull():
+                serve_pull(runtime, first, wire=wire, peer=grant.principal.name)
             case Question():
                 wire.send(answer_question(runtime, first))
             case Recall():
@@ -101,7 +107,8 @@ def _receive_container(runtime: Runtime, offer: Offer, *, wire: Wire, peer: str,
             record = _reserve(runtime, offer, peer=peer, undo=undo)
             fault(Point.TARGET_RESERVED)
             missing = runtime.images.missing_layers(record.layers)
-            wire.send(Accept(missing_layers=missing, unpacks=(ZSTD,)))
+            can_pull = runtime.spawner.can_fill_later
+            wire.send(Accept(missing_layers=missing, unpacks=(ZSTD,), can_pull=can_pull))
             _take_in(runtime, record, offer=offer, wire=wire, undo=undo, peers=peers)
         except InsulaError as error:
             wire.refuse(error)  # first, since the source may stand still
@@ -249,7 +256,10 @@ class Arrival:
                 case File(name=name):
                     self._receive_file(name)
                 case Restore():
-                    if missing := self._memory.missing(self._images):
+                    missing = self._memory.missing(self._images)
+                    if self._offer.is_later:
+                        self._memory.make_slots(missing)
+                    elif missing:
                         self._wire.send(Missing(pages={pid: tuple(missing[pid]) for pid in missing}))
                         continue
                     self._restore()
@@ -258,6 +268,8 @@ class Arrival:
                     raise ProtocolError(f"cannot go on: the source sent {type(message).__name__}")
 
     def _make_room(self, stdio: tuple[str, ...]) -> None:
+        if self._offer.is_later:
+            self._runtime.store.write_journal(PULLING + self._record.id, self._record.owner.encode())
         if self._offer.image.id != HOST_IMAGE.id:
             self._runtime.images.add_from_peer(self._offer.image)
         self._plan = start_plan(self._runtime, self._record)
@@ -325,7 +337,11 @@ class Arrival:
                     resume=self._announce,
                     running=self._take_frames,
                 ),
-                memory=lazy.Memory(store=self._memory.descriptor, slots=self._memory.slots),
+                memory=lazy.Memory(
+                    store=self._memory.descriptor,
+                    slots=self._memory.slots,
+                    bring=self._begin_pull if self._offer.is_later else None,
+                ),
             )
         except (InsulaError, OSError) as error:
             if not self._has_run:
@@ -342,6 +358,15 @@ class Arrival:
             self._wire.expect(Logs)
             import_logs(self._runtime, self._record, self._wire.receive_stream())
             self._wire.send(Answer())
+
+    def _begin_pull(self) -> None:
+        begin_pull(
+            self._runtime,
+            self._record,
+            source=self._record.owner,
+            generation=self._record.generation + 1,
+            peers=self._peers,
+        )
 
     def _hold_until_commit(self) -> None:
         fault(Point.TARGET_HELD)

@@ -4,9 +4,11 @@
     InsulaError                        internal
     ├── BadRequest                     bad_request          the caller's words are wrong
     │   ├── InvalidSpec                invalid_spec
+    │   ├── InvalidPolicy              invalid_policy
     │   ├── InvalidImage               invalid_image        a tar, manifest or layer that cannot be trusted
     │   └── PathEscapes                path_escapes         a path that leaves the container's root
     ├── Denied                         denied               known, but not allowed
+    │   ├── NotPermitted               not_permitted        asked for more than the policy grants
     │   └── Unauthenticated            unauthenticated      not even known: a wrong token, a lost account
     ├── NotFound                       not_found            … container_not_found, image_not_found, …
     ├── Conflict                       conflict             … name_taken, port_in_use, wrong_state, in_use, …
@@ -15,7 +17,7 @@
     ├── StartFailed                    start_failed         … command_not_found, command_not_executable
     ├── CheckpointFailed               checkpoint_failed
     ├── RestoreFailed                  restore_failed       … checkpoint_altered
-    ├── MigrationFailed                migration_failed     … target_unreachable, target_full, incompatible_cpu, …
+    ├── MigrationFailed                migration_failed     … target_unreachable, target_full, memory_lost, …
     ├── Cancelled                      cancelled            by its caller
     ├── Interrupted                    interrupted          insulad ended meanwhile
     ├── SpawnerGone                    spawner_gone         the parent of the containers does not answer
@@ -51,6 +53,10 @@ class InvalidSpec(BadRequest):
     code = "invalid_spec"
 
 
+class InvalidPolicy(BadRequest):
+    code = "invalid_policy"
+
+
 class InvalidImage(BadRequest):
     code = "invalid_image"
 
@@ -67,6 +73,12 @@ class PathEscapes(BadRequest):
 
 class Denied(InsulaError):
     code = "denied"
+
+
+class NotPermitted(Denied):
+    """The policy does not grant what was asked for."""
+
+    code = "not_permitted"
 
 
 class Unauthenticated(Denied):
@@ -241,6 +253,12 @@ class TargetRefused(MigrationFailed):
 
 class PauseTooLong(MigrationFailed):
     code = "pause_too_long"
+
+
+class MemoryLost(MigrationFailed):
+    """Of a container that runs here already, pages that were on the other host are nowhere any more."""
+
+    code = "memory_lost"
 
 
 class Cancelled(InsulaError):

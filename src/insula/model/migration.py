@@ -15,6 +15,7 @@
       │ (owner: source, n → target, n+1, on disk)          │  commit: the point of no return
       │ Commit ───────────────────────────────────────────►│  resume: the port joins the bridge, the processes run
       │◄────────────────────────────────────────── Resumed │
+      │ ◄─ of post-copy, on connections of its own: Pull {container, generation}, Want {pages}… until all are there
       │ (the frozen source is ended and removed)           │  cleanup
 
 Before the commit every failure, of whatever side, lets the source run on, connections intact.  A target that holds and
@@ -43,6 +44,8 @@ class Phase(StrEnum):
     RESTORE = "restore"
     COMMIT = "commit"
     RESUME = "resume"
+    PULL = "pull"
+    """Of post-copy only: memory follows."""
     CLEANUP = "cleanup"
 
 
@@ -80,6 +83,8 @@ class Offer(Fact, kw_only=True, frozen=True, tag=True):
     disk_bytes: int
     """Writable layer and volumes."""
     memory_bytes: int
+    is_later: bool = False
+    """Whether private memory is pulled by the target, from before the commit until all of it is there (post-copy)."""
 
 
 class Welcome(Fact, kw_only=True, frozen=True, tag=True):
@@ -90,6 +95,8 @@ class Accept(Fact, kw_only=True, frozen=True, tag=True):
     missing_layers: tuple[str, ...]
     unpacks: tuple[str, ...] = ()
     """Compressions that it takes: zstd."""
+    can_pull: bool = False
+    """Whether it can run a container before any of its memory is there."""
 
 
 class Refuse(Fact, kw_only=True, frozen=True, tag=True):
@@ -191,6 +198,25 @@ class Ended(Fact, kw_only=True, frozen=True, tag=True):
     """Nothing of it is left on the source: nobody will ask any more who has it."""
 
 
+class Pull(Fact, kw_only=True, frozen=True, tag=True):
+    """The target of a move that is about to be committed, or was, wants the memory.  Answered by `Answer`."""
+
+    container: str
+    generation: int
+    """That of the target's ownership."""
+    unpacks: tuple[str, ...] = ()
+    """As of `Accept`."""
+
+
+class Want(Fact, kw_only=True, frozen=True, tag=True):
+    """These pages are wanted.  Answered by `Answer` and a stream of just them."""
+
+    pid: int
+    start: int
+    pages: int
+    """As of `Memory`."""
+
+
 class Question(Fact, kw_only=True, frozen=True, tag=True):
     """Who owns it?"""
 
@@ -219,6 +245,8 @@ class Recalled(Fact, kw_only=True, frozen=True, tag=True):
 class Owner(Fact, kw_only=True, frozen=True, tag=True):
     name: str
     generation: int
+    missing_bytes: int = 0
+    """Of its memory, still to be pulled from the host that asks."""
 
 
 Message = (
@@ -243,6 +271,8 @@ Message = (
     | Logs
     | Resumed
     | Ended
+    | Pull
+    | Want
     | Question
     | Owner
     | Recall

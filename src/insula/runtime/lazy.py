@@ -15,7 +15,7 @@ import os
 import select
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -38,6 +38,8 @@ class Memory:
 
     store: int
     slots: Mapping[int, int]
+    bring: Callable[[], None] | None = None
+    """Begins to bring them into the store (`supply.py`); None: they are there."""
 
 
 def dump_descriptors(held: ExitStack) -> tuple[int, int]:
@@ -75,6 +77,25 @@ def wait_filled(runtime: Runtime, record: ContainerRecord, *, seconds: float) ->
             os.close(pidfd)
 
 
+def left_bytes(runtime: Runtime, container_id: str) -> int:
+    """Return how much of a container's memory is still to be filled."""
+    filling, pidfd = runtime.spawner.filling(container_id)
+    if pidfd >= 0:
+        os.close(pidfd)
+    return filling.left_bytes if filling.state == "filling" else 0
+
+
+def wait_for_filler(runtime: Runtime, container_id: str, *, seconds: float) -> bool:
+    """Wait until nobody fills a container's memory any more.  Returns: False if that lasts longer."""
+    _filling, pidfd = runtime.spawner.filling(container_id)
+    if pidfd < 0:
+        return True
+    try:
+        return bool(select.select([pidfd], [], [], seconds)[0])
+    finally:
+        os.close(pidfd)
+
+
 class Restore:
     """The lazy side of one restore; does nothing without memory.  Use as a context manager around CRIU."""
 
@@ -90,8 +111,14 @@ class Restore:
     def __enter__(self) -> Self:
         if self._memory is not None:
             self._runtime.spawner.fill(
-                self._record.id, images=self._images, store=self._memory.store, slots=self._memory.slots
+                self._record.id,
+                images=self._images,
+                store=self._memory.store,
+                slots=self._memory.slots,
+                is_later=self._memory.bring is not None,
             )
+            if self._memory.bring is not None:
+                self._memory.bring()
         return self
 
     def __exit__(

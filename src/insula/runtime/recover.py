@@ -38,6 +38,8 @@ TAKEN = "taken:"
 """Journal, with the container's id: this host has taken it over, `GENERATION SOURCE`, and the source may not know."""
 ARRIVING = "arriving:"
 """Journal, with the container's id: taken over, but not yet written down as running.  Empty: surely never ran here."""
+PULLING = "pulling:"
+"""Journal, with the container's id: it runs here, and not all of its memory has come from where it was (post-copy)."""
 RAN = b"ran"
 """Value of ARRIVING from right before it may run."""
 
@@ -282,6 +284,7 @@ def drop_arrival(runtime: Runtime, record: ContainerRecord) -> None:
         runtime.store.delete_container(record.id)
         runtime.store.delete_journal(TAKEN + record.id)
         runtime.store.delete_journal(ARRIVING + record.id)
+        runtime.store.delete_journal(PULLING + record.id)
 
 
 def drop_arriving_volume(runtime: Runtime, record: ContainerRecord, *, name: str) -> None:

@@ -382,9 +382,15 @@ class SpawnerClient:
         """Whether this spawner, which an older insulad may have started, can restore before any page is there."""
         return "fill-later" in self._verbs
 
-    def supply(self, key: str) -> Sequence[int]:
-        """Return by what absent pages are brought (`supply.py`): the store and two links, the caller's; empty: none are."""
-        return self._ask("supply", key=key).descriptors if self.can_fill_later else ()
+    def supply(self, key: str) -> tuple[Mapping[int, int], Sequence[int]]:
+        """Ask how absent pages are brought (`supply.py`).
+
+        Returns: slots as of `fill`; the store and two links, the caller's; empty if none are absent.
+        """
+        if not self.can_fill_later:
+            return {}, ()
+        answer = self._ask("supply", key=key)
+        return {int(pid): int(slot) for pid, slot in answer.fields["slots"].items()}, answer.descriptors
 
     def filling(self, key: str) -> tuple[Filling, int]:
         """Ask how far a container is filled.  Returns: that, and while it goes on a pidfd to wait by, the caller's; else -1."""
