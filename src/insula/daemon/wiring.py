@@ -23,6 +23,7 @@ from insula.daemon.things import Things
 from insula.image.store import Images
 from insula.kernel.cgroup.hierarchy import Hierarchies
 from insula.kernel.criu_find import find_criu
+from insula.migrate.pull import resume_pulls
 from insula.migrate.settle import settle_all
 from insula.network.attach import Networks
 from insula.model.quota import Allowance
@@ -86,6 +87,7 @@ def build(options: Options, *, loop: asyncio.AbstractEventLoop) -> Daemon:
     gate = Gate(limits, is_held=runtime.spawner.is_held)
     peers = PairedHosts(store, pki)
     settle_all(runtime, peers)
+    resume_pulls(runtime, peers)
     verbs = DaemonVerbs(
         store=store,
         images=images,
