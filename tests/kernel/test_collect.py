@@ -127,6 +127,13 @@ def test_a_fork_names_the_child(bench: Bench, stack: ExitStack) -> None:
     assert forked.detail == f"child {int(forked.detail.split()[1])}"
 
 
+def test_pids_are_those_that_the_container_counts(bench: Bench, stack: ExitStack) -> None:
+    watch = bench.watch(stack, "one", TraceWish(kinds=(EventKind.EXEC, EventKind.EXIT)))
+    bench.run("one", ["unshare", "--pid", "--fork", "--", "unshare", "--pid", "--fork", "--", "/bin/true"])
+    event = bench.seen(watch, lambda each: each.kind is EventKind.EXEC and each.path == "/bin/true")
+    assert (event.pid, event.thread) == (1, 1)
+
+
 def test_files_are_seen_with_paths_flags_and_errors(bench: Bench, stack: ExitStack, tmp_path: object) -> None:
     watch = bench.watch(stack, "one", TraceWish(kinds=(EventKind.FILE,), paths=(f"{tmp_path}/*",)))
     bench.python("one", f"""

@@ -18,6 +18,7 @@ from insula.api.gate import Gate
 from insula.api.lanes import Lanes
 from insula.api.standing import Judge, Standing
 from insula.api.verbs import Operations, Pairing, Verbs
+from insula.api.watch import Monitor
 from insula.model.errors import BadRequest, InvalidSpec
 from insula.model.grant import Action, Grant
 from insula.model.record import ContainerRecord
@@ -60,6 +61,7 @@ class Api:
     operations: Operations
     pairing: Pairing
     changes: Changes
+    monitor: Monitor
     audit: Audit
     standing: Standing
     gate: Gate

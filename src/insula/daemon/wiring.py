@@ -20,13 +20,15 @@ from insula.daemon.pki import Pki
 from insula.daemon.recover import recover_operations
 from insula.daemon.tenants import Limits, Tenants
 from insula.daemon.things import Things
+from insula.daemon.watching import Watching
 from insula.image.store import Images
 from insula.kernel.cgroup.hierarchy import Hierarchies
 from insula.kernel.criu_find import find_criu
 from insula.migrate.pull import resume_pulls
 from insula.migrate.settle import settle_all
-from insula.network.attach import Networks
 from insula.model.quota import Allowance
+from insula.monitor.collect import Collector
+from insula.network.attach import Networks
 from insula.network.names import NameServers
 from insula.runtime import init
 from insula.runtime.context import Folders, Runtime
@@ -56,12 +58,14 @@ class Daemon:
     networks: Networks
     runtime: Runtime
     name_servers: NameServers
+    collector: Collector
 
     def close(self) -> None:
         """Let go of everything but the containers."""
         self.runtime.closing.set()
         self.runtime.spawner.close()
         self.images.host.close()
+        self.collector.close()
         self.api.close()
         self.api.audit.close()
         self.api.store.close()
@@ -99,6 +103,10 @@ def build(options: Options, *, loop: asyncio.AbstractEventLoop) -> Daemon:
         allowance=limits,
         count_streams=gate.open_of,
     )
+    collector = Collector()
+    watching = Watching(runtime, collector, pki=pki)
+    store.subscribe(watching.note)
+    runtime.on_phase = watching.note_phase
     audit = Audit(options.state / "audit.log")
     api = Api(
         identity=_identity(options),
@@ -107,6 +115,7 @@ def build(options: Options, *, loop: asyncio.AbstractEventLoop) -> Daemon:
         operations=OperationRegistry(store, loop),
         pairing=PairingDesk(store, pki, name=options.name, address=options.listen),
         changes=changes,
+        monitor=watching,
         audit=audit,
         standing=standing,
         users=UserDesk(store, pki, host=options.name, address=options.listen, on_change=standing.review_soon),
@@ -126,6 +135,7 @@ def build(options: Options, *, loop: asyncio.AbstractEventLoop) -> Daemon:
         networks=networks,
         runtime=runtime,
         name_servers=NameServers(networks.zone),
+        collector=collector,
     )
 
 

@@ -77,7 +77,11 @@ class Ended(Fact, kw_only=True, frozen=True, tag="ended"):
     reason: str
 
 
-TraceLine: TypeAlias = Event | Lost | Ended
+class Began(Fact, kw_only=True, frozen=True, tag="began"):
+    """From here on everything is told: the first line."""
+
+
+TraceLine: TypeAlias = Event | Lost | Ended | Began
 
 
 class TraceWish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

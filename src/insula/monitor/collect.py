@@ -45,6 +45,7 @@ class Collector:
         """cgroup → by how many it is counted."""
         self._lost: dict[int, int] = {}
         """cgroup → losses that were handed out."""
+        self._ending: list[tuple[Subscription, str]] = []
         self._names = call_names(syscalls.numbers(os.uname().machine))
         self._throttling = Throttling()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -75,6 +76,7 @@ class Collector:
                 if not self._subscriptions[cgroup]:
                     del self._subscriptions[cgroup], self._lost[cgroup]
                 self._tell(cgroup)
+            subscription.close()
 
     @contextmanager
     def counting(self, subject: Subject) -> Iterator[None]:
@@ -100,13 +102,23 @@ class Collector:
                 return []
             return Counts(self._probes, self._names).of(subjects)
 
-    def end(self, container: str, *, reason: str) -> None:
-        """Tell the watchers of a container that it is gone from here."""
+    def watchers(self, container: str) -> list[Subscription]:
+        """Return who watches a container here."""
         with self._lock:
-            for subscriptions in self._subscriptions.values():
-                for each in subscriptions:
-                    if each.subject.container == container:
-                        each.end(reason)
+            return [
+                each
+                for subscriptions in self._subscriptions.values()
+                for each in subscriptions
+                if each.subject.container == container and not each.is_elsewhere
+            ]
+
+    def end(self, container: str, *, reason: str) -> None:
+        """Tell the watchers of a container that it is gone from here, after what it still has in the ring."""
+        with self._lock:
+            watchers = self.watchers(container)
+            self._ending += [(each, reason) for each in watchers]
+            if watchers:
+                os.eventfd_write(self._wake, 1)
 
     def forget(self, cgroup: int) -> None:
         """Drop what was counted of a container whose cgroup is gone."""
@@ -175,8 +187,12 @@ class Collector:
             for fd, _ in poll.poll(TICK_S * 1000 if self._subscriptions else None):
                 if fd == self._wake:
                     os.eventfd_read(self._wake)
+            with self._lock:
+                ending, self._ending = self._ending, []
             while records := probes.ring.read(at_most=BATCH):
                 self._hand_out(records)
+            for subscription, reason in ending:
+                subscription.end(reason)
             now = time.monotonic()
             if now >= next_tick:
                 next_tick = now + TICK_S

@@ -63,11 +63,14 @@ class Subscription:
         self.subject = subject
         self.kinds = kinds_of(wish)
         self.wants_throttling = not wish.kinds or EventKind.THROTTLE in wish.kinds
-        self._wish = wish
+        self.wish = wish
         self._calls = calls
         self._clock = clock
         self._notify = notify
         self._numbers = frozenset(number for number, name in calls.items() if name in wish.calls)
+        self.is_elsewhere = False
+        """What it watches has moved, and is told of from there: its end here is not the end."""
+        self._closers: list[Callable[[], None]] = []
         self._waiting: deque[bytes | TraceLine] = deque()
         self._lost = 0
         self._lock = threading.Lock()
@@ -99,6 +102,15 @@ class Subscription:
         """Whether there is something to read."""
         return bool(self._waiting or self._lost)
 
+    def on_close(self, closer: Callable[[], None]) -> None:
+        """Have something called when nobody reads this any more."""
+        self._closers.append(closer)
+
+    def close(self) -> None:
+        """Nobody reads this any more."""
+        for closer in self._closers:
+            closer()
+
     def end(self, reason: str) -> None:
         """Tell the reader that nothing more comes."""
         self._waiting.append(Ended(reason=reason))
@@ -106,7 +118,7 @@ class Subscription:
 
     def _event(self, raw: Raw) -> Event | None:
         """Put an event into words, or return None for one that is not wished for."""
-        wish = self._wish
+        wish = self.wish
         if raw.kind not in self.kinds or (
             wish.calls and (raw.kind < Kind.SECCOMP or raw.number not in self._numbers)
         ):
@@ -132,7 +144,7 @@ class Subscription:
 
     def _has_failed_as_wished(self, raw: Raw) -> bool:
         name = error_name(raw.result) if raw.kind >= Kind.SECCOMP else ""
-        return name != "" and (ANY_ERROR in self._wish.errors or name in self._wish.errors)
+        return name != "" and (ANY_ERROR in self.wish.errors or name in self.wish.errors)
 
 
 def _matches(texts: Sequence[str], patterns: Sequence[str]) -> bool:

@@ -83,6 +83,8 @@ class Runtime:
     doubts: Doubts = field(default_factory=Doubts)
     dropping: set[str] = field(default_factory=set)
     """Arrivals that never run here, and of which not every trace is gone."""
+    on_phase: Callable[[str, str, str], None] = lambda _container, _phase, _host: None
+    """Told (container, phase, the other host) before each phase of a move away from here."""
     ended: threading.Condition = field(default_factory=threading.Condition)
     """Notified whenever a container's end has been written down."""
 

@@ -15,8 +15,11 @@
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
+struct pid_namespace;
+
 struct upid {
 	int nr;
+	struct pid_namespace *ns; /* not read; but `numbers` is indexed, which takes the true size */
 };
 
 struct pid {

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is seen of containers: their events as they come, their system calls counted, and changes of their state."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager, asynccontextmanager
+from typing import TypeVar
+
+import msgspec
+from aiohttp import web
+
+from insula.api.bodies import Query, StreamQuery
+from insula.api.call import Call, answer, line, lines
+from insula.model.errors import BadRequest
+from insula.model.monitor import Began, Ended, EventKind, TraceWish
+
+Held = TypeVar("Held")
+
+INTERVAL_S = 1.0
+"""Between two samples of a stream of counters."""
+MAX_LINES = 500
+"""Events put into words at a time: others' requests are served between."""
+
+
+class TraceQuery(Query, kw_only=True, frozen=True):
+    """A `TraceWish`; several words with commas between."""
+
+    kinds: str = ""
+    calls: str = ""
+    errors: str = ""
+    commands: str = ""
+    paths: str = ""
+    addresses: str = ""
+
+
+async def trace(call: Call) -> web.StreamResponse:
+    return await _tell(call, _wish(call.query(TraceQuery)))
+
+
+async def peer_trace(call: Call) -> web.StreamResponse:
+    """For the host that a container comes from: what those who watched it there go on seeing."""
+    return await _tell(call, await call.body(TraceWish))
+
+
+async def _tell(call: Call, wish: TraceWish) -> web.StreamResponse:
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    ready.set()
+
+    def notify() -> None:
+        if not ready.is_set() and not loop.is_closed():
+            loop.call_soon_threadsafe(ready.set)
+
+    watching = call.api.monitor.trace(call.grant, call.ref, wish=wish, notify=notify)
+    async with _in_thread(call, watching) as source:
+        response = await lines(call)
+        await response.write(line(Began()))
+        while True:
+            await ready.wait()
+            ready.clear()
+            while found := source.read(at_most=MAX_LINES):
+                await response.write(b"".join(map(line, found)))
+                if isinstance(found[-1], Ended):
+                    return response
+                await asyncio.sleep(0)
+
+
+def _wish(query: TraceQuery) -> TraceWish:
+    words = {
+        name: tuple(filter(None, getattr(query, name).split(","))) for name in TraceQuery.__struct_fields__
+    }
+    try:
+        return msgspec.convert(words, TraceWish)
+    except msgspec.ValidationError:
+        kinds = ", ".join(EventKind)
+        raise BadRequest(f"cannot trace kinds `{query.kinds}`", hint=f"known are {kinds}") from None
+
+
+async def calls(call: Call) -> web.StreamResponse:
+    return await _count(call, call.ref)
+
+
+async def all_calls(call: Call) -> web.StreamResponse:
+    return await _count(call, "")
+
+
+async def _count(call: Call, ref: str) -> web.StreamResponse:
+    """Count while the request is open: a sample each second; without `stream` one, after a second."""
+    query = call.query(StreamQuery)
+    async with _in_thread(call, call.api.monitor.counting(call.grant, ref)) as counting:
+        if not query.stream:
+            await asyncio.sleep(INTERVAL_S)
+            return answer(await call.run(counting.read))
+        response = await lines(call)
+        while True:
+            await response.write(line(await call.run(counting.read)))
+            await asyncio.sleep(INTERVAL_S)
+
+
+@asynccontextmanager
+async def _in_thread(call: Call, manager: AbstractContextManager[Held]) -> AsyncIterator[Held]:
+    """Enter and leave in the caller's threads: the kernel may take milliseconds to attach a program."""
+    held = await call.run(manager.__enter__)
+    try:
+        yield held
+    finally:
+        await asyncio.shield(call.run(manager.__exit__, None, None, None))

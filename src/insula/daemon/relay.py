@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A trace that is opened on the host where a container goes, and passed on to those who watched it here.
+
+    open (a thread) ── POST /v1/peer/containers/ID/trace ──► the target's collector watches it, before it runs
+      ◄── {"type": "began"} ── the move may commit ── events, passed on until the trace there ends
+
+If the move fails the trace there ends with the arrival that is undone, and nobody here is told.
+"""
+
+import http.client
+import logging
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from http import HTTPStatus
+
+import msgspec
+
+from insula.daemon.pki import Pki
+from insula.model.errors import InsulaError
+from insula.model.monitor import Began, Ended, TraceLine
+from insula.monitor.collect import Collector
+from insula.monitor.subscription import Subscription
+from insula.runtime.ledger import Ledger
+
+LOG = logging.getLogger(__name__)
+
+OPEN_S = 2.0
+"""How long a move waits, frozen, until a trace is open on the other host."""
+MAX_LINE_BYTES = 1 << 20
+
+_LINE = msgspec.json.Decoder(TraceLine)
+
+
+class Relay:
+    """One trace at another host, for one subscription here.  Reads in a thread of its own until either side ends it."""
+
+    def __init__(self, connect: Callable[[], ssl.SSLSocket], subscription: Subscription) -> None:
+        self.subscription = subscription
+        self.is_open = threading.Event()
+        self.has_moved = False
+        """The container runs there: its end there is the end."""
+        self._connect = connect
+        self._connection: ssl.SSLSocket | None = None
+        threading.Thread(target=self._run, name="relay", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop reading."""
+        if self._connection is not None:
+            try:
+                self._connection.shutdown(socket.SHUT_RDWR)
+            except OSError:  # the other side was faster
+                pass
+
+    def _run(self) -> None:
+        why = "the connection to it was lost"
+        try:
+            self._connection = self._connect()
+            with self._connection:
+                why = self._read(self._connection)
+        except (InsulaError, OSError, http.client.HTTPException, msgspec.DecodeError) as error:
+            why = str(error)
+            LOG.info("a trace could not go on", extra={"fields": {"reason": why}})
+        if self.has_moved:
+            self.subscription.end(why)
+
+    def _read(self, connection: ssl.SSLSocket) -> str:
+        """Pass lines on.  Returns: why nothing more comes."""
+        subject = self.subscription.subject
+        body = msgspec.json.encode(self.subscription.wish)
+        head = (
+            f"POST /v1/peer/containers/{subject.container}/trace HTTP/1.1\r\nHost: insula\r\n"
+            f"Connection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        connection.sendall(head.encode() + body)
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        if response.status != HTTPStatus.OK:
+            return f"it answered {response.status}"
+        connection.settimeout(None)
+        while text := response.readline(MAX_LINE_BYTES):
+            line = _LINE.decode(text)
+            match line:
+                case Began():
+                    self.is_open.set()
+                case Ended():
+                    return line.reason
+                case _:
+                    self.subscription.give([line])
+        return "the connection to its host was lost"
+
+
+class Relays:
+    """The relays of this host, by container."""
+
+    def __init__(self, collector: Collector, *, store: Ledger, pki: Pki) -> None:
+        self._collector = collector
+        self._store = store
+        self._pki = pki
+        self._relays: dict[str, list[Relay]] = {}
+        self._lock = threading.Lock()
+
+    def open(self, container_id: str, *, host: str) -> None:
+        """Begin to watch a container on the host where it is about to run, for everybody who watches it here."""
+        watchers = self._collector.watchers(container_id)
+        if watchers:
+            target = self._store.get_host(host)
+            relays = [Relay(lambda: self._pki.open_stream(target), watcher) for watcher in watchers]
+            with self._lock:
+                self._relays[container_id] = relays
+
+    def wait_open(self, container_id: str) -> None:
+        """Wait until they are open, for OPEN_S at most."""
+        deadline = time.monotonic() + OPEN_S
+        for relay in self._relays.get(container_id, ()):
+            relay.is_open.wait(max(0.0, deadline - time.monotonic()))
+
+    def take_over(self, container_id: str, *, host: str) -> None:
+        """The container has moved: from now on the relays are what its watchers hear, and the rest hear of its end."""
+        with self._lock:
+            relays = self._relays.pop(container_id, [])
+        for relay in relays:
+            if relay.is_open.is_set():
+                relay.has_moved = relay.subscription.is_elsewhere = True
+                relay.subscription.on_close(relay.close)
+            else:
+                relay.close()
+        self._collector.end(container_id, reason=f"moved to host {host}, which does not tell more")
+
+    def give_up(self, container_id: str) -> None:
+        """The move has failed: the container runs on here."""
+        with self._lock:
+            relays = self._relays.pop(container_id, [])
+        for relay in relays:
+            relay.close()

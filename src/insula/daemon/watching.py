@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which containers can be watched, and what becomes of their watchers when one ends or moves: the API's monitor verbs.
+
+A trace goes on across a move.  Before the container runs on the other host the source opens the same trace there, and
+from then on passes on what it tells (`relay.py`); the move waits for that, but only if somebody watches.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+from insula.api.watch import Counting, Trace
+from insula.daemon.pki import Pki
+from insula.daemon.relay import Relays
+from insula.model.errors import WrongState
+from insula.model.grant import Grant
+from insula.model.lifecycle import ALIVE, Status
+from insula.model.migration import Phase
+from insula.model.monitor import ContainerCounts, TraceWish
+from insula.model.record import ContainerRecord
+from insula.monitor.collect import Collector
+from insula.monitor.subscription import Subject
+from insula.runtime.context import Runtime
+from insula.tenant.check import scope
+from insula.tenant.idmap import RANGE_WIDTH
+
+_WATCHABLE = ALIVE | {Status.RESTORING}
+
+
+class Watching:
+    """The `Monitor` of `api/watch.py`."""
+
+    def __init__(self, runtime: Runtime, collector: Collector, *, pki: Pki) -> None:
+        self._runtime = runtime
+        self._collector = collector
+        self._relays = Relays(collector, store=runtime.store, pki=pki)
+
+    @contextmanager
+    def trace(
+        self, grant: Grant, ref: str, *, wish: TraceWish, notify: Callable[[], None]
+    ) -> Iterator[Trace]:
+        """Watch a container while the block runs.  Raises: ContainerNotFound, WrongState, Unsupported."""
+        record = self._runtime.find(grant, ref)
+        if record.status not in _WATCHABLE:
+            raise WrongState(f"container `{record.name}` is not running: it is {record.status.value}")
+        with self._collector.subscribe(self._subject(record), wish, notify=notify) as subscription:
+            yield subscription
+
+    @contextmanager
+    def counting(self, grant: Grant, ref: str) -> Iterator[Counting]:
+        """Count the system calls of a container, or of all that the caller may see, while the block runs.
+
+        Raises: ContainerNotFound, WrongState, Unsupported.
+        """
+        with _Counters(lambda: self._counted(grant, ref), self._collector) as counters:
+            yield counters
+
+    def _counted(self, grant: Grant, ref: str) -> list[Subject]:
+        if ref:
+            return [self._subject(self._runtime.find_alive(grant, ref))]
+        records = self._runtime.store.list_containers(scope(grant))
+        return [self._subject(record) for record in records if record.status in ALIVE]
+
+    def _subject(self, record: ContainerRecord) -> Subject:
+        return Subject(record.id, record.name, self._runtime.group(record), record.uid_base, RANGE_WIDTH)
+
+    def note(self, container_id: str, record: ContainerRecord | None) -> None:
+        """Take a change of a container: its watchers are told of an end."""
+        if record is None:
+            self._collector.end(container_id, reason="removed")
+        elif record.status is Status.EXITED:
+            self._collector.end(container_id, reason=f"ended with exit code {record.exit_code}")
+        elif record.status is Status.MOVED:
+            self._relays.take_over(container_id, host=record.owner)
+        elif record.status is Status.RUNNING:
+            self._relays.give_up(container_id)
+
+    def note_phase(self, container_id: str, phase: str, host: str) -> None:
+        """Take a new phase of a move away from here: who watches the container goes on watching it there."""
+        match phase:
+            case Phase.RESTORE:
+                self._relays.open(container_id, host=host)
+            case Phase.COMMIT:
+                self._relays.wait_open(container_id)
+
+
+class _Counters:
+    """Containers that are counted: those that start later are taken in at the next look."""
+
+    def __init__(self, find: Callable[[], list[Subject]], collector: Collector) -> None:
+        self._find = find
+        self._collector = collector
+        self._counted: dict[int, ExitStack] = {}
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> "_Counters":
+        self._take_in()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            for held in self._counted.values():
+                held.close()
+            self._counted.clear()
+
+    def read(self) -> list[ContainerCounts]:
+        """Look at all counters."""
+        return self._collector.counts(self._take_in())
+
+    def _take_in(self) -> list[Subject]:
+        subjects = self._find()
+        with self._lock:
+            now = {}
+            for subject in subjects:
+                try:
+                    now[subject.cgroup] = subject
+                except FileNotFoundError:  # it has just ended
+                    continue
+            for cgroup in self._counted.keys() - now.keys():
+                self._counted.pop(cgroup).close()
+            for cgroup in now.keys() - self._counted.keys():
+                self._counted[cgroup] = ExitStack()
+                self._counted[cgroup].enter_context(self._collector.counting(now[cgroup]))
+        return list(now.values())
