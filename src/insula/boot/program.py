@@ -15,6 +15,7 @@ import stat
 from collections.abc import Mapping
 from typing import NamedTuple, NoReturn
 
+from insula.boot import interpreters
 from insula.boot.protocol import ProgramPlan
 from insula.kernel import caps, libc, paths, seccomp
 
@@ -140,8 +141,21 @@ def find_program(word: str, environment: Mapping[str, str]) -> str:
     raise StepFailed(f"cannot execute `{word}`: not found in the image", code="command_not_found")
 
 
+def refuse_ours(path: str) -> None:
+    """Refuse a program that is, or is run by, /proc/self/exe or its like: nothing of the host's runs inside.
+
+    Who exchanges the file at this very moment gains nothing either: what is ours belongs to nobody in there.
+    """
+    refuse_magic_links(path)
+    try:
+        for each in interpreters.chain(path):
+            refuse_magic_links(each)
+    except OSError:  # the kernel says what is wrong with it
+        return
+
+
 def refuse_magic_links(path: str) -> None:
-    """Refuse a path through /proc/self/exe and its like, which lead to what is ours: nothing of the host's runs inside."""
+    """Refuse a path through a magic link of /proc, which leads to what is ours.  Raises: StepFailed, OSError."""
     root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.close(paths.open_in_root(root, os.path.join(os.getcwd(), path), flags=os.O_PATH))
@@ -211,7 +225,7 @@ def execute(plan: ProgramPlan, *, filter_program: bytes) -> NoReturn:
     set_limits(plan.rlimits)
     change_directory(plan.working_directory or "/", identity)
     path = find_program(plan.argv[0], environment)
-    refuse_magic_links(path)
+    refuse_ours(path)
     give_streams(identity)
     argv = list(plan.argv)
     if plan.init:
