@@ -50,6 +50,11 @@ def main(argv: list[str] | None = None) -> int:
         return exit_code(command, "internal")
 
 
+def _inert(text: str) -> str:
+    # It may quote what somebody else wrote, who must not steer this terminal.
+    return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
+
+
 def report(error: InsulaError) -> None:
     """Print an error and its cure to stderr."""
     if sys.stdout is not None:
@@ -57,9 +62,9 @@ def report(error: InsulaError) -> None:
             sys.stdout.flush()
         except BrokenPipeError:
             pass
-    print(f"insula: {error.message}", file=sys.stderr)
+    print(f"insula: {_inert(error.message)}", file=sys.stderr)
     if error.hint:
-        print(f"  hint: {error.hint}", file=sys.stderr)
+        print(f"  hint: {_inert(error.hint)}", file=sys.stderr)
 
 
 def split(arguments: list[str]) -> tuple[str, str, list[str]]:
