@@ -5,6 +5,8 @@ import msgspec
 
 from insula.model.record import ErrorBody, Fact, HostRecord
 from insula.model.record import PathStat as PathStat
+from insula.model.spec import Wish
+from insula.tenant.policy import Rules
 
 
 class Query(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -100,6 +102,19 @@ class HostFacts(Fact, kw_only=True, frozen=True):
 
 class HostView(HostRecord, kw_only=True, frozen=True):
     reachable: bool
+
+
+class PolicyText(Wish, kw_only=True, frozen=True):
+    """A policy to be looked at, in TOML."""
+
+    text: str
+
+
+class PolicyView(Fact, kw_only=True, frozen=True):
+    path: str
+    text: str
+    """As it was read; what the file holds now may be newer."""
+    rules: Rules
 
 
 class PairingToken(Fact, kw_only=True, frozen=True):

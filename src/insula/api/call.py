@@ -17,7 +17,8 @@ from insula.api.changes import Changes
 from insula.api.gate import Gate
 from insula.api.lanes import Lanes
 from insula.api.standing import Judge, Standing
-from insula.api.verbs import Operations, Pairing, Verbs
+from insula.api.watch import Monitor
+from insula.api.verbs import Operations, Pairing, Policy, Users, Verbs
 from insula.api.watch import Monitor
 from insula.model.errors import BadRequest, InvalidSpec
 from insula.model.grant import Action, Grant
@@ -60,6 +61,8 @@ class Api:
     verbs: Verbs
     operations: Operations
     pairing: Pairing
+    users: Users
+    policy: Policy
     changes: Changes
     monitor: Monitor
     audit: Audit

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
-from insula.api.bodies import PairAnswer, PairingToken, PairRequest
+from insula.api.bodies import PairAnswer, PairingToken, PairRequest, PolicyView
 from insula.model.grant import Grant
 from insula.model.quota import QuotaWish, TenantView, TenantWish
 from insula.model.record import (
@@ -43,6 +43,15 @@ from insula.model.spec import (
     StopWish,
     UndrainWish,
     VolumeWish,
+)
+from insula.model.users import (
+    TokenMade,
+    TokenRecord,
+    TokenWish,
+    UserAdded,
+    UserChange,
+    UserRecord,
+    UserWish,
 )
 from insula.runtime.stop import Stopping
 
@@ -156,6 +165,26 @@ class Pairing(Protocol):
     def accept(self, request: PairRequest, *, remote: str) -> PairAnswer: ...
     def remove(self, name: str) -> None: ...
     def is_reachable(self, host: HostRecord) -> bool: ...
+
+
+class Policy(Protocol):
+    """What users may ask for: `daemon/rights.py`."""
+
+    def view(self) -> PolicyView: ...
+    def check(self, text: str) -> None: ...
+    def reload(self) -> PolicyView: ...
+
+
+class Users(Protocol):
+    """Who may give commands: `daemon/users.py`."""
+
+    def list_users(self) -> list[UserRecord]: ...
+    def add_user(self, wish: UserWish) -> UserAdded: ...
+    def change_user(self, name: str, change: UserChange) -> UserRecord: ...
+    def remove_user(self, name: str) -> None: ...
+    def list_tokens(self, grant: Grant) -> list[TokenRecord]: ...
+    def create_token(self, grant: Grant, wish: TokenWish) -> TokenMade: ...
+    def delete_token(self, grant: Grant, token_id: str) -> None: ...
 
 
 Work = Callable[[Reporter], Result]

@@ -82,11 +82,23 @@ class IdMaps:
     def __init__(self) -> None:
         self._by_base: dict[int, int] = {}
 
+        self._by_owner: dict[tuple[int, ...], int] = {}
+
     def descriptor(self, uid_base: int) -> int:
         if uid_base not in self._by_base:
             ranges = id_ranges(uid_base)
             self._by_base[uid_base] = idmap.user_namespace(uids=ranges, gids=ranges)
         return self._by_base[uid_base]
+
+    def of_owner(self, uid_base: int, owner: tuple[int, ...]) -> int:
+        """Return the mapping of one user's files on disk to the root of a tenant's containers."""
+        key = (uid_base, *owner)
+        if key not in self._by_owner:
+            uid, gid = owner
+            self._by_owner[key] = idmap.user_namespace(
+                uids=(idmap.Range(uid, uid_base, 1),), gids=(idmap.Range(gid, uid_base, 1),)
+            )
+        return self._by_owner[key]
 
 
 def id_ranges(uid_base: int) -> tuple[idmap.Range, ...]:
@@ -103,7 +115,9 @@ def prepare(plan: StartPlan, maps: IdMaps) -> Prepared:
     with contextlib.ExitStack() as made:
         root = _keep(made, prepare_root(plan, userns))
         devices = _keep(made, prepare_devices(plan.uid_base))
-        mounts = tuple(_keep(made, _prepare_mount(each, userns)) for each in plan.mounts)
+        mounts = tuple(
+            _keep(made, _prepare_mount(each, maps, uid_base=plan.uid_base)) for each in plan.mounts
+        )
         made.pop_all()
     return Prepared(root, devices, mounts)
 
@@ -171,10 +185,16 @@ def prepare_devices(uid_base: int) -> int:
     return device_mount
 
 
-def _prepare_mount(plan: MountPlan, userns: int) -> int:
+def _prepare_mount(plan: MountPlan, maps: IdMaps, *, uid_base: int) -> int:
     if plan.kind != "bind":
         return -1
+    userns = maps.of_owner(uid_base, plan.owner) if plan.owner else maps.descriptor(uid_base)
     with _opened(plan.source, os.O_PATH | os.O_CLOEXEC) as source:
+        if plan.owner:
+            # Without the mapping it would be another mount than was permitted: then there is none.
+            mapped = idmap.idmapped_clone(source, userns, read_only=plan.read_only)
+            mount.set_attributes(mapped, set=mount.MOUNT_ATTR_NODEV | mount.MOUNT_ATTR_NOSUID)
+            return mapped
         if plan.idmapped and (made := _idmapped(source, userns, read_only=plan.read_only)) is not None:
             mount.set_attributes(made, set=mount.MOUNT_ATTR_NODEV | mount.MOUNT_ATTR_NOSUID)
             return made

@@ -52,6 +52,8 @@ class MountPlan:
     target: str
     source: str = ""
     read_only: bool = False
+    owner: tuple[int, ...] = ()
+    """uid and gid on disk that are root's in the container, and the only ones that are anybody's: a user's own files."""
     idmapped: bool = False
     """Show the source's owners through the container's mapping: for volumes, whose files carry container ids."""
     size_bytes: int | None = None
@@ -75,6 +77,9 @@ class NetworkPlan:
     address: str
     prefix_length: int
     gateway: str
+    address6: str = ""
+    prefix_length6: int = 0
+    gateway6: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

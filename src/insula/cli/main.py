@@ -27,8 +27,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     command = ""
     try:
-        host, command, rest = split(arguments)
-        code = _dispatch(host, command, rest=rest)
+        where, command, rest = split(arguments)
+        code = _dispatch(where, command, rest=rest)
         sys.stdout.flush()
         return code
     except InsulaError as error:
@@ -43,9 +43,9 @@ def main(argv: list[str] | None = None) -> int:
     except SystemExit as error:  # argparse after --help
         return error.code if isinstance(error.code, int) else OWN_FAILURE
     except OSError as error:
-        where = f" `{error.filename}`" if error.filename else ""
+        place = f" `{error.filename}`" if error.filename else ""
         report(
-            InsulaError(f"cannot use{where or ' a file or socket'}: {(error.strerror or str(error)).lower()}")
+            InsulaError(f"cannot use{place or ' a file or socket'}: {(error.strerror or str(error)).lower()}")
         )
         return exit_code(command, "internal")
 
@@ -67,28 +67,43 @@ def report(error: InsulaError) -> None:
         print(f"  hint: {_inert(error.hint)}", file=sys.stderr)
 
 
-def split(arguments: list[str]) -> tuple[str, str, list[str]]:
-    """Cut the command line into the global --host, the command and its own arguments."""
-    host, rest = "", list(arguments)
+class Where:
+    """The global options: to which insulad, as whom, and whose things are meant."""
+
+    def __init__(self) -> None:
+        self.host = self.identity = self.tenant = ""
+
+    def take(self, word: str, rest: list[str]) -> bool:
+        """Take one option with its value.  Returns: False if it is none of ours."""
+        name, equals, value = word.partition("=")
+        if word.startswith("-H") and len(word) > 2:
+            name, equals, value = "-H", "=", word[2:]
+        field = GLOBAL_OPTIONS.get(name)
+        if field is None or not (equals or rest):
+            return False
+        setattr(self, field, value if equals else rest.pop(0))
+        return True
+
+
+GLOBAL_OPTIONS = {"-H": "host", "--host": "host", "--identity": "identity", "--tenant": "tenant"}
+
+
+def split(arguments: list[str]) -> tuple[Where, str, list[str]]:
+    """Cut the command line into the global options, the command and its own arguments."""
+    where, rest = Where(), list(arguments)
     while rest and rest[0].startswith("-"):
         word = rest.pop(0)
         if word in ("-h", "--help"):
-            return host, "--help", rest
+            return where, "--help", rest
         if word in ("-v", "--version"):
-            return host, "version", ["--client"]
-        if word in ("-H", "--host") and rest:
-            host = rest.pop(0)
-        elif word.startswith("--host="):
-            host = word.removeprefix("--host=")
-        elif word.startswith("-H") and len(word) > 2:
-            host = word[2:]
-        else:
+            return where, "version", ["--client"]
+        if not where.take(word, rest):
             raise _usage(f"cannot use `{word}`: not a global option", hint="see `insula --help`")
     if not rest:
-        return host, "--help", []
+        return where, "--help", []
     command, *own = rest
     words = ALIASES.get(command, (command,))
-    return host, words[0], [*words[1:], *own]
+    return where, words[0], [*words[1:], *own]
 
 
 def load(command: str) -> ModuleType:
@@ -109,7 +124,7 @@ def load(command: str) -> ModuleType:
 def help_text() -> str:
     """Return the overview of all commands."""
     lines = [
-        "Usage: insula [-H unix:///PATH] COMMAND ...",
+        "Usage: insula [-H HOST] COMMAND ...",
         "",
         "One Linux host becomes many isolated systems that can be carried, running, to",
         "another host.",
@@ -121,6 +136,10 @@ def help_text() -> str:
         "Options:",
         "  -H, --host unix:///PATH   socket of insulad (default: $INSULA_HOST, else",
         "                            unix:///run/insula/api.sock)",
+        "  -H, --host tls://NAME:PORT",
+        "                            an insulad on another machine",
+        "  --identity FILE           who you are there (default: $INSULA_IDENTITY)",
+        "  --tenant TENANT           whose things are meant (operators and admins)",
         "  -h, --help                this page; `insula COMMAND --help` tells more",
         "  -v, --version             version of this program",
         "",
@@ -129,7 +148,7 @@ def help_text() -> str:
     return "\n".join(lines)
 
 
-def _dispatch(host: str, command: str, *, rest: list[str]) -> int:
+def _dispatch(where: Where, command: str, *, rest: list[str]) -> int:
     if command == "--help":
         print(help_text())
         return 0
@@ -140,8 +159,8 @@ def _dispatch(host: str, command: str, *, rest: list[str]) -> int:
         command, rest = rest[0], ["--help"]
     module = load(command)
     if command in RAW:
-        if host:
-            os.environ["INSULA_HOST"] = host
+        if where.host:
+            os.environ["INSULA_HOST"] = where.host
         return int(module.run(rest))
     from insula.cli.parser import Parser
     from insula.client.http import Client
@@ -149,7 +168,7 @@ def _dispatch(host: str, command: str, *, rest: list[str]) -> int:
     parser = Parser(prog=f"insula {command}", description=SUMMARIES.get(command))
     module.arguments(parser)
     options = parser.parse_args(rest)
-    return int(module.run(options, Client(host)))
+    return int(module.run(options, Client(where.host, identity=where.identity, tenant=where.tenant)))
 
 
 def _usage(message: str, *, hint: str) -> InsulaError:

@@ -136,6 +136,12 @@ def ago(then: float, *, now: float | None = None) -> str:
     return f"{format_duration(max(0.0, (time() if now is None else now) - then))} ago"
 
 
+def until(then: float, *, now: float | None = None) -> str:
+    """Say when something ends: `in 29 days`, `ended`."""
+    left = then - (time() if now is None else now)
+    return f"in {format_duration(left)}" if left > 0 else "ended"
+
+
 def short(identifier: str) -> str:
     """Return the 12 digits by which people know a thing."""
     return identifier.removeprefix("sha256:")[:SHORT_ID]

@@ -56,6 +56,15 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
         ),
     ),
     (
+        "People",
+        (
+            ("user", "who may give commands: ls, add, set, rm"),
+            ("token", "tokens by which programs give commands for you: ls, create, rm"),
+            ("whoami", "tell who you are here, and what you may do"),
+            ("policy", "what users may ask for: show, check, reload"),
+        ),
+    ),
+    (
         "Hosts",
         (
             ("host", "this host and those paired with it: ls, info, add, rm, token"),

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one HTTP client: HTTP/1.1 over insulad's unix socket, one connection a request.
+"""The one HTTP client: HTTP/1.1 over insulad's unix socket, or over TLS (`tls.py`), one connection a request.
 
 Stands on `_socket` alone: `http.client` costs 20 ms of import, `socket` 8 ms, and each `insula ps` would pay them.
-What the daemon answers is decoded JSON (`Json`): the Structs of `model/record.py` cost 45 ms.  Out of scope: TLS between
-hosts (the daemons' business), redirects, proxies.  Source: RFC 9112; docs/api.md.
+What the daemon answers is decoded JSON (`Json`): the Structs of `model/record.py` cost 45 ms.  Out of scope: redirects,
+proxies.  Source: RFC 9112; docs/api.md.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ TYPE_CHECKING = False  # typing itself costs milliseconds
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import Any
+
+    from insula.client.tls import Door
 
     Json = dict[str, Any]
 else:
@@ -53,7 +55,8 @@ def socket_path(host: str) -> str:
     path = host.removeprefix("unix://")
     if not path.startswith("/"):
         raise BadRequest(
-            f"cannot use host `{host}`: not a unix socket", hint="for example unix:///run/insula/api.sock"
+            f"cannot use host `{host}`: neither a unix socket nor TLS",
+            hint="for example unix:///run/insula/api.sock or tls://10.0.0.2:7443",
         )
     return path
 
@@ -191,11 +194,31 @@ class Stream:
         self.connection.close()
 
 
-class Client:
-    """Speaks to one insulad.  `host` as `--host` gives it; empty: $INSULA_HOST, then the default socket."""
+TLS = "tls://"
 
-    def __init__(self, host: str = "") -> None:
-        self.path = socket_path(host or os.environ.get("INSULA_HOST", ""))
+
+class Client:
+    """Speaks to one insulad.
+
+    host: as `--host` gives it; empty: $INSULA_HOST, else the identity's, else the default socket.  identity: a file, empty:
+    $INSULA_IDENTITY.  tenant: whose things are meant; empty: the caller's own.  $INSULA_TOKEN is sent along if there is one.
+    """
+
+    def __init__(self, host: str = "", *, identity: str = "", tenant: str = "") -> None:
+        host = host or os.environ.get("INSULA_HOST", "")
+        identity = identity or os.environ.get("INSULA_IDENTITY", "")
+        self._tenant = tenant
+        self._token = os.environ.get("INSULA_TOKEN", "")
+        self._door: Door | None = None
+        self.path = ""
+        if host.startswith(TLS) or (identity and not host):
+            from insula.client import tls
+
+            known = tls.Identity(identity) if identity else None
+            pin = os.environ.get("INSULA_PIN", "")
+            self._door = tls.Door(host.removeprefix(TLS), identity=known, pin=pin)
+        else:
+            self.path = socket_path(host)
 
     def get(self, path: str, query: dict[str, str] | None = None) -> Any:
         """Return the decoded answer of a GET."""
@@ -224,12 +247,12 @@ class Client:
     ) -> Answer:
         """Send a request and return the answer with its body unread."""
         data = b"" if body is None else json.dumps(body).encode()
-        head = _head(method, target(path, query), length=len(data), is_json=body is not None)
+        head = self._head(method, path, query=query, length=len(data), is_json=body is not None)
         return self._exchange([head + data])
 
     def upload(self, method: str, path: str, *, query: dict[str, str], parts: Iterable[bytes]) -> Any:
         """Send a body of unknown length (a tar), return the decoded answer."""
-        head = _head(method, target(path, query), length=None, is_json=False)
+        head = self._head(method, path, query=query, length=None, is_json=False)
 
         def pieces() -> Iterator[bytes]:
             yield head
@@ -245,14 +268,43 @@ class Client:
     def upgrade(self, path: str, *, query: dict[str, str], body: object = None) -> Stream:
         """POST and take the connection over as a stream of frames."""
         data = b"" if body is None else json.dumps(body).encode()
-        head = _head(
-            "POST", target(path, query), length=len(data), is_json=body is not None, upgrade="insula-stream"
+        head = self._head(
+            "POST", path, query=query, length=len(data), is_json=body is not None, upgrade="insula-stream"
         )
         answer = self._exchange([head + data])
         if answer.status != 101:
             answer.close()
             raise ProtocolError(f"cannot attach: insulad answered {answer.status} in place of a stream")
-        return Stream(answer.detach(), answer.reader.take())
+        connection = answer.detach()
+        if self._door is not None:
+            from insula.client import tls
+
+            connection = tls.plain_end(connection)
+        return Stream(connection, answer.reader.take())
+
+    def _head(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: dict[str, str] | None,
+        length: int | None,
+        is_json: bool,
+        upgrade: str = "",
+    ) -> bytes:
+        words = dict(query or {})
+        words["tenant"] = words.get("tenant") or self._tenant
+        where = target(path, words)
+        lines = [f"{method} {where} HTTP/1.1", "Host: insula"]
+        if self._token:
+            lines.append(f"Authorization: Bearer {self._token}")
+        lines.append("Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}")
+        if length is None:
+            lines.append("Content-Type: application/x-tar")
+        if is_json:
+            lines.append("Content-Type: application/json")
+        lines += [f"Upgrade: {upgrade}", "Connection: Upgrade"] if upgrade else ["Connection: close"]
+        return "\r\n".join([*lines, "", ""]).encode("ascii", "replace")
 
     def _exchange(self, pieces: Iterable[bytes]) -> Answer:
         connection = self._connect()
@@ -270,12 +322,19 @@ class Client:
             raise DaemonUnreachable(
                 "lost the connection to insulad", hint="look into its log, then try again"
             ) from None
+        except OSError as error:
+            connection.close()
+            if self._door is None:
+                raise
+            raise self._door.explain(error) from None
         except BaseException:
             connection.close()
             raise
         return answer
 
     def _connect(self) -> RawSocket:
+        if self._door is not None:
+            return self._door.connect()
         connection = RawSocket(AF_UNIX, SOCK_STREAM)
         try:
             connection.connect(self.path)
@@ -288,17 +347,6 @@ class Client:
 def close_writing(stream: Stream) -> None:
     """Tell the other side that nothing more is sent."""
     stream.connection.shutdown(SHUT_WR)
-
-
-def _head(method: str, where: str, *, length: int | None, is_json: bool, upgrade: str = "") -> bytes:
-    lines = [f"{method} {where} HTTP/1.1", "Host: insula"]
-    lines.append("Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}")
-    if length is None:
-        lines.append("Content-Type: application/x-tar")
-    if is_json:
-        lines.append("Content-Type: application/json")
-    lines += [f"Upgrade: {upgrade}", "Connection: Upgrade"] if upgrade else ["Connection: close"]
-    return "\r\n".join([*lines, "", ""]).encode("ascii")
 
 
 def _failure(answer: Answer) -> InsulaError:

@@ -103,6 +103,7 @@ async def _serve(options: Options) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     group = _group_id(options.group)
     daemon = wiring.build(options, loop=loop)
+    loop.add_signal_handler(signal.SIGHUP, daemon.policy.reload_or_keep)
     runner = server.build(daemon.api)
     await runner.setup()
     pid_file = options.run / "insulad.pid"

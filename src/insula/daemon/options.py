@@ -25,6 +25,8 @@ class Options:
     pool: IPv4Network
     cgroup_parent: str
     admins: frozenset[str]
+    policy: Path
+    """What users may ask for; no such file: what everybody may."""
     ready_fd: int | None
     teardown: bool
     """Take the host down instead of serving."""
@@ -84,6 +86,13 @@ def _add_rights_and_limits(parser: argparse.ArgumentParser) -> None:
         help="a user with root's rights here; repeatable",
     )
     add(
+        "--policy",
+        metavar="FILE",
+        type=Path,
+        default=Path("/etc/insula/policy.toml"),
+        help="what users may ask for (default: %(default)s)",
+    )
+    add(
         "--pool",
         metavar="SUBNET",
         type=IPv4Network,
@@ -116,6 +125,7 @@ def _options_of(words: argparse.Namespace) -> Options:
         pool=words.pool,
         cgroup_parent=words.cgroup_parent or f"insula-{words.name}",
         admins=frozenset(words.admin),
+        policy=words.policy.absolute(),
         ready_fd=words.ready_fd,
         teardown=words.teardown,
         verbose=words.verbose,

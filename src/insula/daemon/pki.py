@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""This host's key and certificate, the pins of paired hosts, and TLS contexts made of them.  The only `cryptography`.
+"""This host's key and certificate, the pins of paired hosts, and TLS contexts made of them.  With `authority.py` the only
+`cryptography` of this package.
 
 There is no authority: each host signs its own certificate, and pairing (`pairing.py`) tells each side the SHA-256 of
 the other's.  OpenSSL checks that the peer has the key of a certificate we know; after the handshake the fingerprint is
@@ -60,6 +61,18 @@ class Pki:
         self.certificate_pem = self._certificate.read_text()
         self.fingerprint = fingerprint_of_pem(self.certificate_pem)
         self._server: ssl.SSLContext | None = None
+        self._users = ""
+        """Certificate of the authority of remote users, PEM; empty: there is none yet."""
+
+    @property
+    def folder(self) -> Path:
+        return self._folder
+
+    def trust_users(self, pem: str) -> None:
+        """Let those in whose certificates that authority has signed; who they are is asked of the store."""
+        self._users = pem
+        if self._server is not None:
+            self._server.load_verify_locations(cadata=pem)
 
     def _make(self, name: str) -> None:
         key = ec.generate_private_key(ec.SECP256R1())
@@ -112,6 +125,8 @@ class Pki:
             context.num_tickets = 0  # nobody resumes, and a client may hang up without having read them
             for path in sorted(self._peers.glob("*.crt")):
                 context.load_verify_locations(cadata=path.read_text())
+            if self._users:
+                context.load_verify_locations(cadata=self._users)
             self._server = context
         return self._server
 

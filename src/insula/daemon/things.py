@@ -14,10 +14,12 @@ from insula.image.store import Images, full_name
 from insula.image.tarball import Limits as TarLimits
 from insula.model.errors import ImageTooLarge, TookTooLong
 from insula.model.grant import Grant
+from insula.model.permit import Permits
 from insula.model.quota import Allowance, Resource
 from insula.model.record import ImageRecord, LayerRecord, NetworkRecord, Progress, VolumeRecord
 from insula.model.spec import ImageBuildWish, NetworkWish, VolumeWish
 from insula.network.attach import Networks
+from insula.runtime.permitted import check_uplink
 from insula.runtime.store import Store
 from insula.runtime.volumes import Volumes
 from insula.tenant.check import scope
@@ -33,6 +35,7 @@ class Things:
     images: Images
     networks: Networks
     volumes: Volumes
+    permits: Permits
     allowance: Allowance
     _making: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -140,7 +143,8 @@ class Things:
         return self.networks.get(grant.tenant, ref)
 
     def create_network(self, grant: Grant, wish: NetworkWish) -> NetworkRecord:
-        return self.networks.create(grant.tenant, wish, is_admin=grant.principal.is_admin)
+        check_uplink(wish.uplink, self.permits.of_caller(grant))
+        return self.networks.create(grant.tenant, wish, is_admin=True)
 
     def delete_network(self, grant: Grant, ref: str) -> None:
         self.networks.remove(grant.tenant, ref)

@@ -18,8 +18,10 @@ from insula.daemon.pairing import PairingDesk
 from insula.daemon.peers import PairedHosts
 from insula.daemon.pki import Pki
 from insula.daemon.recover import recover_operations
+from insula.daemon.rights import PolicyFile, Rights
 from insula.daemon.tenants import Limits, Tenants
 from insula.daemon.things import Things
+from insula.daemon.users import UserDesk
 from insula.daemon.watching import Watching
 from insula.image.store import Images
 from insula.kernel.cgroup.hierarchy import Hierarchies
@@ -32,6 +34,7 @@ from insula.network.attach import Networks
 from insula.network.names import NameServers
 from insula.runtime import init
 from insula.runtime.context import Folders, Runtime
+from insula.runtime.disks import Disks
 from insula.runtime.finish import finish
 from insula.runtime.recover import recover, replace_spawner
 from insula.runtime.store import Store
@@ -53,10 +56,12 @@ class Daemon:
 
     api: Api
     pki: Pki
+    policy: PolicyFile
     arrivals: Arrivals
     images: Images
     networks: Networks
     runtime: Runtime
+    disks: Disks
     name_servers: NameServers
     collector: Collector
 
@@ -83,10 +88,21 @@ def build(options: Options, *, loop: asyncio.AbstractEventLoop) -> Daemon:
     pki = Pki(options.state / "pki", name=options.name)
     images = Images(options.state, store)
     limits = Limits(store)
+    policy = PolicyFile(options.policy)
+    rights = Rights(store, policy, admins=options.admins)
     networks = Networks(options.name, store, pool_subnet=options.pool, allowance=limits)
-    volumes = Volumes(options.state / "volumes", store)
+    disks = Disks(options.state, store, limits)
+    disks.attach_all()
+    volumes = Volumes(options.state / "volumes", store, ready=disks.home_of)
     runtime = _runtime(
-        options, store=store, images=images, networks=networks, volumes=volumes, allowance=limits
+        options,
+        store=store,
+        images=images,
+        networks=networks,
+        volumes=volumes,
+        allowance=limits,
+        permits=rights,
+        disks=disks,
     )
     gate = Gate(limits, is_held=runtime.spawner.is_held)
     peers = PairedHosts(store, pki)
@@ -99,10 +115,13 @@ def build(options: Options, *, loop: asyncio.AbstractEventLoop) -> Daemon:
         volumes=volumes,
         runtime=runtime,
         peers=peers,
+        permits=rights,
         limits=limits,
         allowance=limits,
+        disks=disks,
         count_streams=gate.open_of,
     )
+    standing = Standing(loop, streams=runtime.spawner)
     collector = Collector()
     watching = Watching(runtime, collector, pki=pki)
     store.subscribe(watching.note)
@@ -118,6 +137,7 @@ def build(options: Options, *, loop: asyncio.AbstractEventLoop) -> Daemon:
         monitor=watching,
         audit=audit,
         standing=standing,
+        policy=policy,
         users=UserDesk(store, pki, host=options.name, address=options.listen, on_change=standing.review_soon),
         gate=gate,
     )
@@ -130,10 +150,12 @@ def build(options: Options, *, loop: asyncio.AbstractEventLoop) -> Daemon:
     return Daemon(
         api=api,
         pki=pki,
+        policy=policy,
         arrivals=arrivals,
         images=images,
         networks=networks,
         runtime=runtime,
+        disks=disks,
         name_servers=NameServers(networks.zone),
         collector=collector,
     )
@@ -147,6 +169,8 @@ def _runtime(
     networks: Networks,
     volumes: Volumes,
     allowance: Allowance,
+    permits: Rights,
+    disks: Disks,
 ) -> Runtime:
     """Reach the spawner, take every container up, bring the networks back."""
     folders = Folders(options.state, options.run)
@@ -169,8 +193,10 @@ def _runtime(
         host_name=options.name,
         cgroup_parent=options.cgroup_parent,
         criu=find_criu(),
+        permits=permits,
         uid_base_of=lambda tenant: uid_base(store.tenant(tenant).position),
         allowance=allowance,
+        home_of=disks.home_of,
     )
     held = spawner.connect()
     images.layers.clean()

@@ -54,6 +54,15 @@ def open_beneath(root_fd: int, path: bytes, *, flags: int) -> int:
     return _open(root_fd, path, flags=flags, resolve=resolve)
 
 
+def open_within(root_fd: int, path: bytes, *, flags: int) -> int:
+    """Open a path below a folder, through links and mounts that stay below it.
+
+    Returns: a descriptor that the caller closes.
+    Raises: OSError: EXDEV for a way out (an absolute link is one), ELOOP for a magic link, ENOENT.
+    """
+    return _open(root_fd, path, flags=flags, resolve=RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS)
+
+
 def make_directories_in_root(root_fd: int, path: str | bytes, *, mode: int) -> int:
     """Make every missing directory of a path, as `mkdir -p` of a process whose root is `root_fd`.
 

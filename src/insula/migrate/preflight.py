@@ -26,6 +26,7 @@ from insula.model.spec import MountKind
 from insula.runtime.context import Runtime
 from insula.runtime.create import check_spec
 from insula.runtime.obstacles import refuse_obstacles
+from insula.runtime.permitted import check_permitted
 
 OLDEST_KERNEL = (5, 12)
 """The first with id-mapped mounts, which every container stands on."""
@@ -107,7 +108,7 @@ _ID = re.compile(r"[0-9a-f]{64}")
 _TENANT = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.@-]{0,63}\$?")
 
 
-def check_identity(offer: Offer) -> None:
+def check_identity(runtime: Runtime, offer: Offer) -> None:
     """Refuse an offer whose names could not have been given here: they become paths, and its spec becomes rights.
 
     Raises: InvalidSpec, Denied, ProtocolError.
@@ -119,7 +120,8 @@ def check_identity(offer: Offer) -> None:
         or record.name != record.spec.name
     ):
         raise ProtocolError("cannot take a container: its id, name or tenant is none")
-    check_spec(record.spec, is_admin=False)
+    check_spec(record.spec)
+    check_permitted(record.spec, runtime.permits.of_tenant(record.tenant))
     offered = {each.name for each in offer.volumes}
     for mount in record.spec.mounts:
         if mount.kind is MountKind.VOLUME and mount.source not in offered:
@@ -187,6 +189,8 @@ def _check_room(runtime: Runtime, offer: Offer) -> None:
     missing = {each.digest for each in offer.image.layers if not runtime.images.layers.has(each.digest)}
     layers = sum(each.size_bytes for each in offer.image.layers if each.digest in missing)
     check_disk(runtime.folders.state, offer.record.name, needed=offer.disk_bytes + layers + SPARE_BYTES)
+    if (home := runtime.home_of(offer.record.tenant)) is not None:
+        check_disk(home, offer.record.name, needed=offer.disk_bytes)
     available = available_memory()
     room = memory_room(runtime.hierarchies(), runtime.tenant_parent(offer.record.tenant))
     check_memory(

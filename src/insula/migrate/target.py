@@ -100,7 +100,7 @@ def receive(grant: Grant, runtime: Runtime, *, connection: Socket, peers: Peers)
 
 
 def _receive_container(runtime: Runtime, offer: Offer, *, wire: Wire, peer: str, peers: Peers) -> None:
-    check_identity(offer)
+    check_identity(runtime, offer)
     with runtime.locked(offer.record.id), ExitStack() as undo:
         try:
             check(runtime, offer)
@@ -179,7 +179,7 @@ def _reserve(runtime: Runtime, offer: Offer, *, peer: str, undo: ExitStack) -> C
         runtime.volumes.ensure(offered.tenant, volume.name)
         undo.callback(attempt, drop_arriving_volume, runtime, offered, name=volume.name)
     remove_tree(runtime.folders.container(offered.id))
-    make_folders(runtime, offered.id)
+    make_folders(runtime, offered.id, tenant=offered.tenant)
     undo.callback(remove_tree, runtime.folders.container(offered.id))
     record = replace(
         offered,
@@ -188,6 +188,8 @@ def _reserve(runtime: Runtime, offer: Offer, *, peer: str, undo: ExitStack) -> C
         attachment=attachment,
         owner=peer,
         came_from=peer,
+        creator="",
+        creator_uid=None,
         pid=0,
         ports=(),
     )

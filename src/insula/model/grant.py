@@ -88,8 +88,9 @@ class Principal:
 
     @property
     def is_admin(self) -> bool:
-        """Whether it has an admin's role, and is no host."""
-        return self.role is Role.ADMIN and self.is_user
+        """Whether it has an admin's role, and is neither a host nor a token for less."""
+        may = self.scopes is None or Action.ADMIN in self.scopes
+        return self.role is Role.ADMIN and self.is_user and may
 
     @property
     def is_user(self) -> bool:

@@ -65,6 +65,10 @@ class Attachment(Fact, kw_only=True, frozen=True):
     bridge: str
     interface: str
     """Name of the host's end of the veth pair."""
+    address6: str = ""
+    """Its IPv6 address; empty in a network without."""
+    prefix_length6: int = 0
+    gateway6: str = ""
 
 
 class NetworkRecord(Fact, kw_only=True, frozen=True):
@@ -74,6 +78,9 @@ class NetworkRecord(Fact, kw_only=True, frozen=True):
     subnet: str
     gateway: str
     bridge: str
+    subnet6: str = ""
+    """IPv6 CIDR; empty: IPv4 only."""
+    gateway6: str = ""
     uplink: str = ""
     internal: bool = False
     labels: dict[str, str] = {}
@@ -128,6 +135,10 @@ class ContainerRecord(Fact, kw_only=True, frozen=True):
     """Grows with each change of owner; fences an old owner."""
     owner: str = ""
     """Name of the host that owns the container."""
+    creator: str = ""
+    """Name of the user who made it here; empty: another host sent it.  What it may ask for is this user's."""
+    creator_uid: int | None = None
+    """None: a remote user, or none of this host."""
     came_from: str = ""
     """Name of the host that carried it here last; it may call it back."""
 

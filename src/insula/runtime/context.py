@@ -17,6 +17,7 @@ from insula.kernel.criu_find import CriuProgram
 from insula.model.errors import Unsupported, WrongState
 from insula.model.grant import Grant
 from insula.model.lifecycle import ALIVE
+from insula.model.permit import Permits
 from insula.model.quota import Allowance, Unlimited
 from insula.model.record import ContainerRecord
 from insula.network.attach import Networks
@@ -75,9 +76,13 @@ class Runtime:
     host_name: str
     cgroup_parent: str
     criu: CriuProgram | None
+    permits: Permits
+    """Who may ask for what now."""
     uid_base_of: Callable[[str], int]
     """Tenant → first uid of its range.  Raises: UidRangeExhausted."""
     allowance: Allowance = field(default_factory=Unlimited)
+    home_of: Callable[[str], Path | None] = field(default=lambda _tenant: None)
+    """Tenant → where its containers' folders lie, if not in the state folder (`disks.py`).  Raises: InsulaError."""
     closing: threading.Event = field(default_factory=threading.Event)
     _locks: Locks = field(default_factory=Locks)
     doubts: Doubts = field(default_factory=Doubts)

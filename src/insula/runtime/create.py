@@ -10,13 +10,15 @@ from contextlib import ExitStack, suppress
 
 from msgspec.structs import replace
 
-from insula.model.errors import Denied, InUse, InvalidSpec, LimitRefused, NetworkNotFound, VolumeNotFound
+from insula.model.errors import InUse, InvalidSpec, LimitRefused, NetworkNotFound, VolumeNotFound
 from insula.model.grant import Grant
 from insula.model.lifecycle import Status
 from insula.model.record import Attachment, ContainerRecord, ImageRecord
 from insula.model.spec import MountKind, MountWish, RestartKind, Spec, VolumeWish
 from insula.runtime import quotas
+from insula.runtime.binds import check_binds
 from insula.runtime.context import Runtime
+from insula.runtime.permitted import check_permitted
 from insula.runtime.plan import arguments_of, capabilities_of
 from insula.runtime.signals import signal_number
 from insula.runtime.trees import remove_tree
@@ -26,11 +28,6 @@ _HOSTNAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9.-]{0,61}[a-zA-Z0-9])?")
 MINIMUM_MEMORY_BYTES = 6 << 20
 """Below this not even the way to the program fits: the number is docker's."""
 MAX_ENVIRONMENT_BYTES = 128 << 10
-_SAFE_CAPABILITIES = frozenset(
-    "CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP NET_BIND_SERVICE SYS_CHROOT KILL"
-    " AUDIT_WRITE NET_ADMIN SYS_PTRACE IPC_LOCK SYS_NICE".split()
-)
-"""What a tenant may ask for: all of it counts within the container's own user namespace only."""
 
 _FIRST = "brave calm clever eager fair gentle happy keen kind lively lucky mild neat proud quick quiet swift warm".split()
 _SECOND = "alder birch cedar coral dune elm fern heron island lagoon maple otter pebble reef robin shore tide willow".split()
@@ -45,18 +42,21 @@ def create(grant: Grant, runtime: Runtime, spec: Spec) -> ContainerRecord:
     tenant = grant.tenant
     image = runtime.images.get(tenant, spec.image)
     spec = replace(spec, name=spec.name or _free_name(runtime, tenant))
-    check_spec(spec, is_admin=grant.principal.is_admin)
+    check_spec(spec)
     quotas.check_wish(runtime, tenant, spec)
     arguments_of(spec, image.config)
     container_id = secrets.token_hex(32)
     with ExitStack() as undo:
         spec = _with_volumes(runtime, tenant, spec=spec, image=image, undo=undo)
         for mount in spec.mounts:  # once more: the image's own volumes have come in
-            _check_mount(mount, is_admin=grant.principal.is_admin)
+            _check_mount(mount)
+        permit = runtime.permits.of_caller(grant)
+        check_permitted(spec, permit)
+        check_binds(spec.mounts, permit)
         attachment = _lease(runtime, tenant, spec=spec, container_id=container_id)
         undo.callback(runtime.networks.release, container_id)
-        make_folders(runtime, container_id)
         undo.callback(remove_tree, runtime.folders.container(container_id))
+        make_folders(runtime, container_id, tenant=tenant)
         record = ContainerRecord(
             id=container_id,
             name=spec.name,
@@ -70,6 +70,8 @@ def create(grant: Grant, runtime: Runtime, spec: Spec) -> ContainerRecord:
             created_at=time.time(),
             attachment=attachment,
             owner=runtime.host_name,
+            creator=grant.principal.name,
+            creator_uid=grant.principal.uid,
         )
         with runtime.store.transaction():
             quotas.check_count(runtime, tenant)
@@ -78,18 +80,22 @@ def create(grant: Grant, runtime: Runtime, spec: Spec) -> ContainerRecord:
     return record
 
 
-def make_folders(runtime: Runtime, container_id: str) -> None:
-    """Make a container's folders; the upper one is its root's, mode 0755."""
+def make_folders(runtime: Runtime, container_id: str, *, tenant: str) -> None:
+    """Make a container's folders, on its tenant's own disk if it has one; the upper one is its root's, mode 0755."""
     folders = runtime.folders
-    os.makedirs(folders.container(container_id), mode=0o700)
+    place, home = folders.container(container_id), runtime.home_of(tenant)
+    if home is not None:
+        # The link first: what it leads to is found, and removed with it, after a crash.
+        place.symlink_to(home / container_id)
+    os.makedirs(home / container_id if home is not None else place, mode=0o700)
     for folder in (folders.upper(container_id), folders.work(container_id)):
         folder.mkdir(mode=0o755)
 
 
-def check_spec(spec: Spec, *, is_admin: bool) -> None:
-    """Check every field that the types cannot.
+def check_spec(spec: Spec) -> None:
+    """Check every field that the types cannot; what a policy restricts: `permitted.py`.
 
-    Raises: InvalidSpec, Denied, LimitRefused, naming the field, the value and the cure.
+    Raises: InvalidSpec, LimitRefused, naming the field, the value and the cure.
     """
     if not NAME.fullmatch(spec.name):
         raise InvalidSpec(
@@ -102,12 +108,10 @@ def check_spec(spec: Spec, *, is_admin: bool) -> None:
     _check_words(spec)
     _check_limits(spec)
     for mount in spec.mounts:
-        _check_mount(mount, is_admin=is_admin)
+        _check_mount(mount)
     if spec.stop_signal:
         signal_number(spec.stop_signal)
-    refused = set(capabilities_of(spec)) - _SAFE_CAPABILITIES
-    if refused and not is_admin:
-        raise Denied(f"cannot add capability `{min(refused)}`", hint="only an admin may")
+    capabilities_of(spec)
     for port in spec.ports:
         if not 1 <= port.container_port <= 65535 or not 0 <= port.host_port <= 65535 or port.count < 1:
             raise InvalidSpec(f"cannot publish port {port.container_port}: not within 1 to 65535")
@@ -161,7 +165,7 @@ def _covers_ours(target: str) -> bool:
     return target == "/" or target in tops or (within and target != "/dev/shm")
 
 
-def _check_mount(mount: MountWish, *, is_admin: bool) -> None:
+def _check_mount(mount: MountWish) -> None:
     target = os.path.normpath(mount.target.replace("//", "/"))
     if not target.startswith("/") or "\0" in target or _covers_ours(target):
         raise InvalidSpec(
@@ -169,14 +173,8 @@ def _check_mount(mount: MountWish, *, is_admin: bool) -> None:
         )
     if ".." in mount.target.split("/"):
         raise InvalidSpec(f"cannot mount on `{target}`: `..` in the path")
-    if mount.kind is MountKind.BIND:
-        if not is_admin:
-            raise Denied(
-                f"cannot mount host folder `{mount.source}`: only an admin may",
-                hint="use a volume: -v NAME:PATH",
-            )
-        if not mount.source.startswith("/") or not os.path.exists(mount.source):
-            raise InvalidSpec(f"cannot mount `{mount.source}`: no such path on the host")
+    if mount.kind is MountKind.BIND and (not mount.source.startswith("/") or "\0" in mount.source):
+        raise InvalidSpec(f"cannot mount `{mount.source}`: not an absolute path of the host")
 
 
 def _with_volumes(runtime: Runtime, tenant: str, *, spec: Spec, image: ImageRecord, undo: ExitStack) -> Spec:

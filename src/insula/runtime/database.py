@@ -88,6 +88,12 @@ MIGRATIONS: tuple[str, ...] = (
     ) WITHOUT ROWID;
     CREATE INDEX api_tokens_owner ON api_tokens (owner);
     """,
+    # Before there was a policy only admins could ask for more than everybody may.
+    """
+    UPDATE containers SET record = CAST(
+        json_set(CAST(record AS TEXT), '$.creator', 'root', '$.creator_uid', 0) AS BLOB
+    );
+    """,
 )
 
 

@@ -16,7 +16,7 @@ from insula.model.grant import Grant
 from insula.model.lifecycle import Event, after
 from insula.model.record import CheckpointRecord, ContainerRecord
 from insula.model.spec import RestoreWish
-from insula.runtime import dump, quotas
+from insula.runtime import binds, dump, quotas
 from insula.runtime.checkpoint import UPPER_TAR, Reporter, Result, newest, opened, secret_for
 from insula.runtime.context import Runtime
 from insula.runtime.plan import start_plan
@@ -93,10 +93,10 @@ def _unsealed(runtime: Runtime, chosen: CheckpointRecord, folder: Path, *, key: 
 def restore_into(runtime: Runtime, record: ContainerRecord, images: int, *, undo: ExitStack) -> int:
     """Prepare the room and restore into it.  Returns: the pid."""
     quotas.ready_group(runtime, record.tenant)
-    plan = start_plan(runtime, record)
-    runtime.spawner.prepare(plan)
-    undo.callback(runtime.spawner.discard, record.id)
-    return dump.restore(runtime, record, plan, images=images)
+    with binds.opened(runtime, record, start_plan(runtime, record)) as plan:
+        runtime.spawner.prepare(plan)
+        undo.callback(runtime.spawner.discard, record.id)
+        return dump.restore(runtime, record, plan, images=images)
 
 
 def _old_upper(runtime: Runtime, record: ContainerRecord) -> Path:

@@ -11,7 +11,7 @@ from insula.model.errors import InsulaError, WrongState
 from insula.model.grant import Grant
 from insula.model.lifecycle import Event, Status, after
 from insula.model.record import ContainerRecord
-from insula.runtime import quotas
+from insula.runtime import binds, quotas
 from insula.runtime.context import Runtime
 from insula.runtime.plan import start_plan
 from insula.runtime.remove import remove_ended
@@ -48,8 +48,8 @@ def start_locked(
         undo.callback(_remember_failure, runtime, record)
         record = bring_up_network(runtime, record, undo=undo)
         quotas.ready_group(runtime, record.tenant)
-        plan = start_plan(runtime, record)
-        pid = runtime.spawner.start(plan, attach=attach, connection=connection)
+        with binds.opened(runtime, record, start_plan(runtime, record)) as plan:
+            pid = runtime.spawner.start(plan, attach=attach, connection=connection)
         undo.pop_all()
     started = replace(
         record,

@@ -55,12 +55,12 @@ def check(principal: Principal, action: Action, *, target_tenant: str = "") -> G
     """
     if action is Action.OPEN:
         return Grant(principal=principal, action=action, tenant=principal.tenant)
-    if action not in _rights(principal):
+    if action not in rights(principal):
         raise _denied(principal, action)
     if action is Action.PEER:
         return Grant(principal=principal, action=action, tenant=EVERY_TENANT)
     tenant = target_tenant or principal.tenant
-    if tenant != principal.tenant and action not in _rights_everywhere(principal):
+    if tenant != principal.tenant and action not in rights_everywhere(principal):
         if principal.kind is Kind.TOKEN or not EVERYWHERE[principal.role]:
             raise NotFound(f"cannot find tenant `{tenant}`")
         raise _denied(principal, action)
@@ -74,7 +74,7 @@ def scope(grant: Grant) -> str | None:
     return None if grant.tenant == EVERY_TENANT else grant.tenant
 
 
-def _rights(principal: Principal) -> frozenset[Action]:
+def rights(principal: Principal) -> frozenset[Action]:
     """Return what the principal may do in its own tenant."""
     if not principal.name:
         return frozenset()
@@ -91,10 +91,11 @@ def _rights(principal: Principal) -> frozenset[Action]:
             return OWN[principal.role] & SCOPES & (principal.scopes or frozenset())
 
 
-def _rights_everywhere(principal: Principal) -> frozenset[Action]:
+def rights_everywhere(principal: Principal) -> frozenset[Action]:
+    """Return what the principal may do in every tenant."""
     if not principal.is_user or (principal.kind is Kind.TOKEN and principal.tenant != EVERY_TENANT):
         return frozenset()
-    return EVERYWHERE[principal.role] & _rights(principal)
+    return EVERYWHERE[principal.role] & rights(principal)
 
 
 _CURES = {

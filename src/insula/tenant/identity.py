@@ -38,7 +38,7 @@ class Account:
     uid: int
     login: str | None
     """None: it does not know it."""
-    gid: int = 0
+    gid: int | None = None
     home: str = ""
     groups: dict[int, str] | None = None
     """Gid → name of the groups that the connection has, too."""
@@ -69,6 +69,11 @@ def user_name(uid: int, login: str | None) -> str:
     if login is not None and TENANT_NAME.fullmatch(login) and not _UID_NAME.fullmatch(login):
         return login
     return f"uid{uid}"
+
+
+def is_uid_name(name: str) -> bool:
+    """Tell whether a name is one of those that insula gives to uids without a usable account."""
+    return _UID_NAME.fullmatch(name) is not None
 
 
 def check_tenant_name(name: str) -> None:

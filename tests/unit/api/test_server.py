@@ -98,6 +98,7 @@ async def serving(tmp_path: Path) -> AsyncIterator[tuple[aiohttp.ClientSession, 
         operations=None,
         pairing=None,
         users=None,
+        policy=None,  # type: ignore[arg-type]
         changes=changes,
         audit=audit,
         standing=Standing(asyncio.get_running_loop(), streams=None),  # type: ignore[arg-type]
@@ -129,7 +130,7 @@ def documented() -> set[tuple[str, str]]:
     found: set[tuple[str, str]] = set()
     for row in Path("docs/api.md").read_text().splitlines():
         cells = [cell.strip() for cell in row.strip("|").split("|")]
-        if len(cells) != 3 or not re.match(r"(GET|POST|PUT|DELETE)\b", cells[0]):
+        if len(cells) != 3 or not re.match(r"(GET|POST|PUT|PATCH|DELETE)\b", cells[0]):
             continue
         item = path = ""
         for group in cells[0].replace("(cancel)", "").split(" · "):

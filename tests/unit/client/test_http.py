@@ -92,7 +92,7 @@ def test_host_comes_from_option_then_environment(monkeypatch: pytest.MonkeyPatch
     assert Client("/own.sock").path == "/own.sock"
     monkeypatch.delenv("INSULA_HOST")
     assert Client().path == "/run/insula/api.sock"
-    with pytest.raises(BadRequest, match="not a unix socket"):
+    with pytest.raises(BadRequest, match="neither a unix socket nor TLS"):
         socket_path("tcp://1.2.3.4")
 
 

@@ -68,6 +68,7 @@ async def host(folder: Path, *, name: str) -> AsyncIterator[Host]:
         pairing=PairingDesk(store, pki, name=name, address=address),
         changes=Changes(loop),
         users=None,  # type: ignore[arg-type]
+        policy=None,  # type: ignore[arg-type]
         audit=Audit(folder / name / "audit.log"),
         standing=Standing(loop, streams=None),  # type: ignore[arg-type]
         gate=Gate(Unlimited(), is_held=lambda _inode: False),

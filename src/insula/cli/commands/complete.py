@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 
-from insula.cli.main import load
+from insula.cli.main import GLOBAL_OPTIONS, load
 from insula.cli.parser import Parser
 from insula.cli.table import ALIASES, RAW, SUMMARIES
 from insula.model.errors import InsulaError
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace, client: Client) -> int:
 def candidates(words: list[str], client: Client) -> list[str]:
     """Return what the last of the words can become."""
     *before, prefix = words
-    if before[:1] in (["-H"], ["--host"]):
+    while before and before[0] in GLOBAL_OPTIONS:
         before = before[2:]
     if not before:
         return _beginning(prefix, SUMMARIES)

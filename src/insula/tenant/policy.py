@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The administrator's policy: what users may ask for beyond what every user may.  Reads TOML; pure otherwise.
+
+    [default]                      # everybody
+    binds = ["~"]                  # host folders below which they may mount what they may read themselves
+    capabilities = ["NET_ADMIN"]   # in place of the usual list
+    low_ports = [80, 443]          # ports below 1024 that they may publish
+    uplinks = ["eth1"]             # interfaces that their networks may be joined to
+
+    [tenant.web]                   # …  [group.staff]  [user.alice]  with the same keys
+
+Key by key the most particular section counts: user, then group (several: what any of them gives), then tenant, then
+default, then what is built in.  Admins may everything.  There are no keys for devices, privileged containers and
+namespaces of the host: nobody gets these.
+"""
+
+import re
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
+
+from insula.model.errors import InvalidPolicy
+from insula.model.permit import DEFAULT_CAPABILITIES, FIRST_HIGH_PORT, HOME, FileUser, Permit
+from insula.tenant.identity import TENANT_NAME
+
+MAX_BYTES = 1 << 20
+LOW_PORTS = frozenset(range(1, FIRST_HIGH_PORT))
+_CAPABILITY = re.compile(r"[A-Z][A-Z_0-9]*")
+_INTERFACE = re.compile(r"[^\s/]{1,15}")
+_NAMES = {"user": TENANT_NAME, "tenant": TENANT_NAME, "group": re.compile(r"[^\s/:@]{1,32}")}
+_PATH_IN_ERROR = re.compile(r" - at `\$(?:\.(?P<path>[^`]*))?`$")
+
+
+class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One section.  What is None is left to the less particular ones."""
+
+    binds: tuple[str, ...] | None = None
+    capabilities: tuple[str, ...] | None = None
+    low_ports: tuple[int, ...] | None = None
+    uplinks: tuple[str, ...] | None = None
+
+
+class Rules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A whole policy."""
+
+    default: Rule = Rule()
+    user: dict[str, Rule] = {}
+    group: dict[str, Rule] = {}
+    tenant: dict[str, Rule] = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asker:
+    """Whom a permit is for.  Empty name: anybody of the tenant."""
+
+    tenant: str
+    name: str = ""
+    groups: frozenset[str] = frozenset()
+    """Names of the Unix groups."""
+    opens_as: FileUser | None = None
+
+
+def parse(text: str, *, known_capabilities: frozenset[str]) -> Rules:
+    """Read a policy strictly.
+
+    Raises: InvalidPolicy naming the line and what is wrong there.
+    """
+    try:
+        words = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidPolicy(
+            f"cannot read the policy: {_lower(str(error))}", hint="it is written in TOML"
+        ) from error
+    try:
+        rules = msgspec.convert(words, Rules)
+    except msgspec.ValidationError as error:
+        raise _refused(text, str(error)) from error
+    for section, names in (("user", rules.user), ("group", rules.group), ("tenant", rules.tenant)):
+        for name, rule in names.items():
+            if not _NAMES[section].fullmatch(name):
+                raise _wrong(text, (section, name), f"`{name}` cannot be the name of a {section}")
+            _check(text, (section, name), rule=rule, known_capabilities=known_capabilities)
+    _check(text, ("default",), rule=rules.default, known_capabilities=known_capabilities)
+    return rules
+
+
+def permit(rules: Rules, asker: Asker) -> Permit:
+    """Return what somebody who is no admin may ask for."""
+    groups = [rules.group[name] for name in sorted(asker.groups) if name in rules.group]
+    tenant, user = rules.tenant.get(asker.tenant, Rule()), rules.user.get(asker.name, Rule())
+
+    def pick(key: str, built_in: Iterable[Value]) -> frozenset[Value]:
+        """Return what the most particular section says of a key."""
+        joined = [getattr(each, key) for each in groups if getattr(each, key) is not None]
+        for values in ([getattr(user, key)], joined, [getattr(tenant, key)], [getattr(rules.default, key)]):
+            if any(value is not None for value in values):
+                return frozenset(one for value in values for one in value or ())
+        return frozenset(built_in)
+
+    return Permit(
+        binds=tuple(sorted(pick("binds", (HOME,)))),
+        opens_as=asker.opens_as,
+        capabilities=pick("capabilities", DEFAULT_CAPABILITIES),
+        low_ports=pick("low_ports", ()),
+        uplinks=pick("uplinks", ()),
+    )
+
+
+Value = TypeVar("Value", str, int)
+
+
+def _check(text: str, section: tuple[str, ...], *, rule: Rule, known_capabilities: frozenset[str]) -> None:
+    for folder in rule.binds or ():
+        if folder != HOME and (not folder.startswith("/") or ".." in folder.split("/") or "\0" in folder):
+            raise _wrong(text, (*section, "binds"), f"`{folder}` is neither `~` nor an absolute path")
+    for name in rule.capabilities or ():
+        if name not in known_capabilities:
+            raise _wrong(text, (*section, "capabilities"), f"there is no capability `{name}`")
+    for port in rule.low_ports or ():
+        if port not in LOW_PORTS:
+            raise _wrong(text, (*section, "low_ports"), f"{port} is not between 1 and {FIRST_HIGH_PORT - 1}")
+    for interface in rule.uplinks or ():
+        if not _INTERFACE.fullmatch(interface):
+            raise _wrong(text, (*section, "uplinks"), f"`{interface}` cannot be an interface")
+
+
+def _refused(text: str, message: str) -> InvalidPolicy:
+    """Turn what msgspec says, ``Expected `int`, got `str` - at `$.user[...].low_ports` ``, into our words."""
+    found = _PATH_IN_ERROR.search(message)
+    reason = _lower(message[: found.start()] if found else message)
+    unknown = re.search(r"unknown field `(\w+)`", reason)
+    path = tuple(re.findall(r"\w+", (found["path"] or "") if found else ""))
+    return _wrong(text, (*path, *((unknown[1],) if unknown else ())), reason)
+
+
+def _wrong(text: str, where: tuple[str, ...], reason: str) -> InvalidPolicy:
+    line = _line_of(text, where)
+    at = f" (line {line})" if line else ""
+    return InvalidPolicy(f"cannot use the policy: {'.'.join(where) or 'its top'}: {reason}{at}")
+
+
+def _line_of(text: str, where: tuple[str, ...]) -> int:
+    """Return the line of a key, or of the nearest section before it; 0 if that cannot be told."""
+    section, found = "", 0
+    for number, line in enumerate(text.splitlines(), start=1):
+        header = re.match(r"\s*\[\s*([^\]]+?)\s*\]", line)
+        section = header[1].replace('"', "").replace("'", "") if header else section
+        key = re.match(r"\s*([A-Za-z0-9_-]+)\s*=", line)
+        names = (*section.split("."), *((key[1],) if key else ()))
+        if where and names[-1] == where[-1] and all(each in names for each in where):
+            return number
+        if header and where and section.split(".")[0] == where[0]:
+            found = found or number
+    return found
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
