@@ -34,6 +34,7 @@ _OLD_NUMBERS = {
         "bpf": 321,
         "mmap": 9,
         "munmap": 11,
+        "setgroups": 116,
     },
     "aarch64": {
         "rt_sigaction": 134,
@@ -46,6 +47,7 @@ _OLD_NUMBERS = {
         "bpf": 280,
         "mmap": 222,
         "munmap": 215,
+        "setgroups": 159,
     },
 }
 _UNIFIED_NUMBERS = {

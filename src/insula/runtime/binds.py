@@ -10,6 +10,7 @@ So a container gets nothing that its maker does not have, and what is made insid
 bind mounts are opened by the spawner as root, with all ids.  Source: mount_setattr(2), MOUNT_ATTR_IDMAP.
 """
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,6 +24,21 @@ from insula.model.record import ContainerRecord
 from insula.model.spec import MountKind, MountWish
 from insula.runtime.context import Runtime
 from insula.runtime.permitted import ceiling_of, check_permitted
+
+
+_REFUSALS = frozenset(
+    {
+        errno.EACCES,
+        errno.EPERM,
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EXDEV,
+        errno.ELOOP,
+        errno.EINVAL,
+        errno.ENAMETOOLONG,
+    }
+)
+"""What the path and its rights can be the reason of; anything else is the machine's fault."""
 
 
 @contextmanager
@@ -77,6 +93,8 @@ def _open(wish: MountWish, permit: Permit) -> int:
     try:
         return open_below(ids, ceiling, path=rest, writable=not wish.read_only)
     except OSError as error:
+        if error.errno not in _REFUSALS:
+            raise
         reason = (error.strerror or "").rpartition(": ")[2].lower()
         raise NotPermitted(
             f"cannot mount host folder `{wish.source}`: {reason} for user `{user.name}`",
