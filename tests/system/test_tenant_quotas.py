@@ -183,7 +183,7 @@ def test_an_image_bomb_is_refused_with_the_figures_and_leaves_nothing(
 
 def test_a_log_is_kept_to_its_limit(host: Host, root: Person, alice: Person) -> None:
     root("tenant", "set", alice.tenant, "log=64k")
-    alice("run", "--rm=false", "--name", "talks", "box", "sh", "-c", "yes | head -c 1000000")
+    alice("run", "--name", "talks", "box", "sh", "-c", "yes | head -c 1000000")
     folder = host.folder / "state/containers" / alice.look("talks")["id"]
     assert sum(each.stat().st_size for each in folder.glob("log*")) <= 128 << 10
     root("tenant", "set", alice.tenant, "log=default")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Take a host down: containers are asked to end, then spawner, bridges, rules and cgroups go.  The state folder stays.
+"""Take a host down: containers are asked to end, then spawner, bridges, rules, disks and cgroups go.  The state folder stays.
 
 For a host that comes to rest (before insula is removed, at the end of tests); insulad itself never needs it.
 """
@@ -37,6 +37,7 @@ def tear_down(daemon: Daemon) -> None:
     hierarchies = runtime.hierarchies()
     runtime.spawner.shutdown()
     runtime.networks.remove_all()
+    daemon.disks.detach_all()
     delete_parent(hierarchies, runtime.cgroup_parent)
     LOG.info("the host is down", extra={"fields": {"ended": len(alive)}})
 

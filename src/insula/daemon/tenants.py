@@ -9,11 +9,12 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from insula.model.errors import InUse, NameTaken, TenantNotFound
+from insula.model.errors import Conflict, InUse, NameTaken, TenantNotFound
 from insula.model.grant import Grant
 from insula.model.quota import KINDS, Quota, QuotaWish, Resource, TenantView, TenantWish, Use
 from insula.runtime import quotas
 from insula.runtime.context import Runtime
+from insula.runtime.disks import Disks
 from insula.runtime.ledger import Ledger, TenantRecord
 from insula.tenant import quota
 from insula.tenant.identity import check_tenant_name
@@ -65,6 +66,7 @@ class Tenants:
 
     runtime: Runtime
     limits: Limits
+    disks: Disks
     count_streams: Callable[[str], int]
     """Tenant → its requests and streams that are open."""
 
@@ -103,12 +105,24 @@ class Tenants:
         before = self.limits.quota(name)
         self.limits.save(name, quota.changed(before, wish))
         try:
+            if name != DEFAULT_TENANT:
+                self._apply_disk(name, wish)
             for each in [name] if name != DEFAULT_TENANT else self._names():
                 quotas.apply_limits(self.runtime, each)
         except BaseException:
             self.limits.save(name, before)
             raise
         return self.get_tenant(grant, name)
+
+    def _apply_disk(self, name: str, wish: QuotaWish) -> None:
+        changes = {*wish.limits, *wish.inherit}
+        if Resource.DISK in changes:
+            self.disks.apply(name)
+        elif Resource.INODES in changes and self.disks.room(name) is not None:
+            raise Conflict(
+                f"cannot limit the files of tenant `{name}` anew: its disk was made for as many as it has",
+                hint="set `inodes` before or together with `disk`",
+            )
 
     def remove_tenant(self, grant: Grant, name: str) -> None:
         """Forget a tenant that owns nothing.  Its uids are never given to another.  Raises: TenantNotFound, InUse."""
@@ -123,6 +137,7 @@ class Tenants:
                 raise InUse(f"cannot remove tenant `{name}`: it has {count} {kind}", hint="remove them first")
         for network in self.runtime.networks.list(name):
             self.runtime.networks.remove(name, network.name)
+        self.disks.remove(name)
         store.remove_tenant(name)
         self.limits.forget(name)
 
@@ -169,6 +184,8 @@ class Tenants:
             Resource.MEMORY: 0,
             Resource.PIDS: 0,
         }
+        if (room := self.disks.room(name)) is not None:
+            used |= {Resource.DISK: room.used_bytes, Resource.INODES: room.used_files}
         if (group := self.runtime.tenant_group(name)).exists():
             stats = group.stats()
             used |= {Resource.MEMORY: stats.memory_bytes, Resource.PIDS: stats.pids}

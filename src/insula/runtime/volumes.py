@@ -7,6 +7,7 @@ STATE/volumes/<tenant>/<name>; every folder above a volume is root's alone.
 import re
 import secrets
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from insula.model.errors import InUse, InvalidSpec, NameTaken, VolumeNotFound
@@ -21,9 +22,13 @@ _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
 class Volumes:
     """The volumes of one host."""
 
-    def __init__(self, folder: Path, store: Store) -> None:
+    def __init__(
+        self, folder: Path, store: Store, *, ready: Callable[[str], object] = lambda _tenant: None
+    ) -> None:
+        """ready: makes the place for a tenant's volumes, if they do not lie in the folder (`disks.py`)."""
         self._folder = folder
         self._store = store
+        self._ready = ready
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def path(self, volume: VolumeRecord) -> Path:
@@ -43,6 +48,7 @@ class Volumes:
         record = VolumeRecord(
             name=name, tenant=tenant, created_at=time.time(), labels=wish.labels, anonymous=not wish.name
         )
+        self._ready(tenant)
         self._store.add_volume(record)
         (self._folder / tenant).mkdir(mode=0o700, exist_ok=True)
         # A folder without a record is what an interrupted removal left: it must not come back to life.

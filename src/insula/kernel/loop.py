@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loop devices: a file as a block device, until its last user lets go of it.
+
+Source: include/uapi/linux/loop.h, loop(4); LOOP_CONFIGURE since Linux 5.8.
+"""
+
+import errno
+import fcntl
+import os
+import struct
+
+LOOP_SET_CAPACITY = 0x4C07
+LOOP_CONFIGURE = 0x4C0A
+LOOP_CTL_GET_FREE = 0x4C82
+LO_FLAGS_AUTOCLEAR = 4
+"""The device is free again when nobody has it open or mounted: nothing stays after a crash."""
+LO_FLAGS_DIRECT_IO = 16
+"""The file's pages are not kept in memory a second time."""
+
+_INFO = struct.Struct("=5Q4I64s64s32s2Q")
+"""struct loop_info64: device, inode, rdevice, offset, sizelimit; number, encrypt_type, encrypt_key_size, flags; names."""
+_CONFIG = struct.Struct(f"=II{_INFO.size}s8Q")
+"""struct loop_config: fd, block_size, info."""
+_TRIES = 64
+"""Somebody else may take the free device that the kernel named."""
+
+
+def attach(file: int) -> int:
+    """Make a block device of an open file.
+
+    Returns: an open descriptor of the device (its path is below /proc/self/fd): close it when it is mounted.
+    Raises: OSError: ENOENT without loop devices, EBUSY if others take every free one.
+    """
+    flags = LO_FLAGS_AUTOCLEAR | LO_FLAGS_DIRECT_IO
+    info = _INFO.pack(0, 0, 0, 0, 0, 0, 0, 0, flags, b"", b"", b"", 0, 0)
+    config = _CONFIG.pack(file, 0, info, *([0] * 8))
+    control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        for _ in range(_TRIES):
+            number = fcntl.ioctl(control, LOOP_CTL_GET_FREE)
+            device = os.open(f"/dev/loop{number}", os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.ioctl(device, LOOP_CONFIGURE, config)
+                return device
+            except OSError as error:
+                os.close(device)
+                if error.errno != errno.EBUSY:
+                    raise
+    finally:
+        os.close(control)
+    raise OSError(errno.EBUSY, "ioctl: no free loop device", "/dev/loop-control")
+
+
+def find(path: str) -> str | None:
+    """Return the path of the device that shows a file, None if none does."""
+    wanted = os.path.realpath(path)
+    for entry in os.scandir("/sys/block"):
+        try:
+            with open(f"{entry.path}/loop/backing_file", encoding="utf-8", errors="surrogateescape") as file:
+                if file.read().rstrip("\n") == wanted:
+                    return f"/dev/{entry.name}"
+        except OSError:  # another kind of device, or free
+            continue
+    return None
+
+
+def path_of(device: int) -> str:
+    """Return the path of a device."""
+    return os.readlink(f"/proc/self/fd/{device}")
+
+
+def follow_size(path: str) -> None:
+    """Have a device see that its file has grown."""
+    device = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(device, LOOP_SET_CAPACITY)
+    finally:
+        os.close(device)

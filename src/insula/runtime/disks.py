@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A disk for each tenant that has a limit of bytes: a file system in a sparse file, mounted below the state folder.
+
+    tenants/<tenant>/disk.img      the file: takes from the host what is in it, and no more than the limit
+    tenants/<tenant>/disk/         where it is mounted: containers/<id>, volumes/<name>
+    containers/<id>  ─────────────► …/disk/containers/<id>      links, so that every path is as it always was
+    volumes/<tenant> ─────────────► …/disk/volumes
+
+Chosen over quotas by project or qgroup because it works on every kernel and below every file system, counts files as
+well as bytes, and the program inside sees plain ENOSPC; ADR 18.  A tenant without the limit has none, and loses nothing.
+Out of scope: images, which tenants may share (`quotas`), and the file system itself (`kernel/disk_image.py`).
+"""
+
+import errno
+import logging
+import os
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from insula.kernel import disk_image
+from insula.kernel.disk_image import Room
+from insula.model.errors import Conflict, DiskFull, InsulaError, InUse, LimitRefused, Unsupported, WrongState
+from insula.model.lifecycle import ALIVE
+from insula.model.quota import Allowance, Resource
+from insula.runtime.store import Store
+from insula.runtime.trees import remove_tree
+from insula.runtime.undo import attempt
+
+LOG = logging.getLogger(__name__)
+
+BLOCK_BYTES = 4096
+LEAVING_SECONDS = 5.0
+"""For the kernel to let go of a file system after the last container that used it."""
+
+
+class Disks:
+    """The disks of one host.  Safe to use from several threads."""
+
+    def __init__(self, state: Path, store: Store, allowance: Allowance) -> None:
+        self._state = state
+        self._store = store
+        self._allowance = allowance
+        self._guard = threading.RLock()
+
+    def attach_all(self) -> None:
+        """Mount every disk, after a start of the host or of insulad.  One that cannot be is logged."""
+        for image in self._state.glob("tenants/*/disk.img"):
+            place = image.with_name("disk")
+            try:
+                if not disk_image.is_attached(str(place)):
+                    disk_image.attach(str(image), str(place))
+            except OSError as error:
+                LOG.error(
+                    "a tenant's disk is absent", extra={"fields": {"disk": str(image), "why": str(error)}}
+                )
+
+    def detach_all(self) -> None:
+        """Unmount every disk: the host comes to rest."""
+        for image in self._state.glob("tenants/*/disk.img"):
+            deadline = time.monotonic() + LEAVING_SECONDS
+            if not disk_image.detach(str(image), str(image.with_name("disk")), deadline=deadline):
+                LOG.warning("a tenant's disk is still in use", extra={"fields": {"disk": str(image)}})
+
+    def home_of(self, tenant: str) -> Path | None:
+        """Return where folders of a tenant's new containers lie; None: in the state folder, as it has no disk.
+
+        The first time the disk is made.  Raises: Unsupported, DiskFull; LimitRefused while the disk is absent.
+        """
+        with self._guard:
+            if not self._image(tenant).exists():
+                size = self._allowance.limit(tenant, Resource.DISK)
+                if size is None or self._has_files(tenant):
+                    return None
+                self._make(tenant, size)
+            if not disk_image.is_attached(str(self._place(tenant))):
+                raise LimitRefused(
+                    "cannot use the tenant's disk: it is not mounted",
+                    hint="an administrator finds the reason in insulad's log",
+                )
+            return self._place(tenant) / "containers"
+
+    def room(self, tenant: str) -> Room | None:
+        """Measure a tenant's disk; None: it has none."""
+        place = self._place(tenant)
+        return disk_image.room(str(place)) if disk_image.is_attached(str(place)) else None
+
+    def apply(self, tenant: str) -> None:
+        """Make, enlarge, shrink or remove a tenant's disk, as its limit now is.
+
+        Raises: WrongState, InUse, LimitRefused, DiskFull, Unsupported; then all is as before.
+        """
+        size = self._allowance.limit(tenant, Resource.DISK)
+        with self._guard:
+            exists = self._image(tenant).exists()
+            if size is None:
+                if exists:
+                    self.remove(tenant)
+            elif exists:
+                self._resize(tenant, size)
+            elif self._has_files(tenant):
+                self._move_in(tenant, size)
+
+    def remove(self, tenant: str) -> None:
+        """Remove an empty disk.  Raises: InUse."""
+        with self._guard:
+            if not self._image(tenant).exists():
+                return
+            if self._has_files(tenant):
+                raise InUse(
+                    f"cannot take away the disk of tenant `{tenant}`: containers or volumes lie on it",
+                    hint="give it a larger one, or remove them first",
+                )
+            if not self._detach(tenant):
+                raise InUse(f"cannot take away the disk of tenant `{tenant}`: it is in use", hint="try again")
+            (self._state / "volumes" / tenant).unlink(missing_ok=True)
+            shutil.rmtree(self._image(tenant).parent)
+
+    def _image(self, tenant: str) -> Path:
+        return self._state / "tenants" / tenant / "disk.img"
+
+    def _place(self, tenant: str) -> Path:
+        return self._state / "tenants" / tenant / "disk"
+
+    def _has_files(self, tenant: str) -> bool:
+        return bool(self._store.count_containers(tenant) or self._store.list_volumes(tenant))
+
+    def _make(self, tenant: str, size: int) -> None:
+        """Make and mount an empty disk, and lead the tenant's volumes to it."""
+        image, place, volumes = self._image(tenant), self._place(tenant), self._state / "volumes" / tenant
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with ExitStack() as undo, _explained(tenant):
+            undo.callback(shutil.rmtree, image.parent, ignore_errors=True)
+            new = image.with_name("disk.new")
+            files = self._allowance.limit(tenant, Resource.INODES)
+            new.unlink(missing_ok=True)
+            disk_image.make(str(new), size_bytes=_whole(size), files=files)
+            new.rename(image)
+            disk_image.attach(str(image), str(place))
+            undo.callback(self._detach, tenant)
+            for name in ("containers", "volumes"):
+                (place / name).mkdir(mode=0o700)
+            (place / "lost+found").rmdir()
+            if volumes.is_dir() and not volumes.is_symlink() and not any(volumes.iterdir()):
+                volumes.rmdir()
+            if not volumes.exists():
+                volumes.symlink_to(place / "volumes")
+            undo.pop_all()
+
+    def _move_in(self, tenant: str, size: int) -> None:
+        """Make a disk for a tenant that has files already, and carry them there; its containers must not run."""
+        self._need_rest(tenant, "given a disk")
+        self._make(tenant, size)
+        places = [self._state / "containers" / each.id for each in self._store.list_containers(tenant)]
+        moved: list[tuple[Path, Path]] = []
+        try:
+            with _explained(tenant):
+                for place in places:
+                    moved.append((place, self._place(tenant) / "containers" / place.name))
+                    _copy(*moved[-1])
+                volumes = self._state / "volumes" / tenant
+                if volumes.is_dir() and not volumes.is_symlink():
+                    moved.append((volumes, self._place(tenant) / "volumes"))
+                    _copy(*moved[-1])
+        except BaseException:
+            self._detach(tenant)
+            shutil.rmtree(self._image(tenant).parent, ignore_errors=True)
+            raise
+        for old, new in moved:
+            _lead(old, new)
+
+    def _resize(self, tenant: str, size: int) -> None:
+        image, wanted = self._image(tenant), _whole(size)
+        now = image.stat().st_size
+        if wanted == now:
+            return
+        if wanted > now:
+            try:
+                with _explained(tenant, passes=errno.EPERM):
+                    disk_image.grow(str(image), size_bytes=wanted)
+                return
+            except PermissionError:  # CAP_SYS_RESOURCE is missing: only at rest, then
+                pass
+        self._need_rest(tenant, "given a disk of another size")
+        if not self._detach(tenant):
+            attempt(disk_image.attach, str(image), str(self._place(tenant)))
+            raise WrongState(f"cannot resize the disk of tenant `{tenant}`: it is in use", hint="try again")
+        try:
+            with _explained(tenant):
+                disk_image.resize(str(image), size_bytes=wanted)
+        finally:
+            attempt(disk_image.attach, str(image), str(self._place(tenant)))
+
+    def _need_rest(self, tenant: str, what: str) -> None:
+        alive = [each.name for each in self._store.list_containers(tenant) if each.status in ALIVE]
+        if alive:
+            raise WrongState(
+                f"cannot have tenant `{tenant}` {what}: `{alive[0]}` and {len(alive) - 1} more run",
+                hint="stop its containers first",
+            )
+
+    def _detach(self, tenant: str) -> bool:
+        deadline = time.monotonic() + LEAVING_SECONDS
+        return disk_image.detach(str(self._image(tenant)), str(self._place(tenant)), deadline=deadline)
+
+
+def _whole(size: int) -> int:
+    return size - size % BLOCK_BYTES
+
+
+def _copy(old: Path, new: Path) -> None:
+    """Copy a folder with owners, times, marks of overlayfs and holes.  Raises: OSError with cp's words."""
+    new.mkdir(mode=0o700, exist_ok=True)
+    words = ["cp", "--archive", "--sparse=always", "--", f"{old}/.", f"{new}/"]
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = done.stderr.strip().splitlines()[-1:] or ["failed"]
+        raise OSError(errno.ENOSPC if "No space" in said[0] else errno.EIO, said[0], str(old))
+
+
+def _lead(old: Path, new: Path) -> None:
+    """Put a link in the place of a folder that was copied."""
+    link, gone = old.with_name(f"{old.name}.link"), old.with_name(f"{old.name}.gone")
+    link.unlink(missing_ok=True)
+    link.symlink_to(new)
+    os.rename(old, gone)
+    os.rename(link, old)
+    remove_tree(gone)
+
+
+@contextmanager
+def _explained(tenant: str, *, passes: int = 0) -> Iterator[None]:
+    """Turn what the system says of a disk into our errors, all but the errno that passes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == passes:
+            raise
+        words = f"cannot make the disk of tenant `{tenant}`: {error.strerror}"
+        raise _kind_of(error)(words, hint=_cure_of(error)) from error
+
+
+def _kind_of(error: OSError) -> type[InsulaError]:
+    kinds: dict[int | None, type[InsulaError]] = {
+        errno.ENOSPC: DiskFull,
+        errno.ENOENT: Unsupported,
+        errno.ENODEV: Unsupported,
+        errno.EBUSY: Conflict,
+    }
+    return kinds.get(error.errno, LimitRefused)
+
+
+def _cure_of(error: OSError) -> str:
+    match error.errno:
+        case errno.ENOSPC:
+            return "its files need more: give it a larger one"
+        case errno.ENOENT | errno.ENODEV:
+            return "apt-get install e2fsprogs; the kernel needs loop devices and ext4"
+        case _:
+            return ""
