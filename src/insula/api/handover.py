@@ -2,8 +2,7 @@
 """Give a client's connection away, to the spawner (attach, exec).
 
 aiohttp stops reading, the descriptor is duplicated, the verb passes the copy on; if it succeeded our copy is closed
-without a byte written, if not a normal JSON error is answered.  Unix sockets only: a TLS session cannot leave this
-process.
+without a byte written, if not a normal JSON error is answered.  Unix sockets only; over TLS: `relay.py`.
 
 A client sends nothing after the request until it has seen `101`: aiohttp would take it for another request.
 """
@@ -17,6 +16,7 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.web_request import BaseRequest
 
 from insula.api.call import Call
+from insula.api.relay import is_encrypted, relay
 from insula.model.errors import BadRequest
 
 
@@ -39,15 +39,17 @@ async def hand_over(call: Call, give: Callable[[int], object], *, upgrade: str) 
     """Let `give` pass the connection's descriptor on, in a thread.
 
     The descriptor is non-blocking and is closed when `give` has returned, also if this request is cancelled before.
-    What `give` raises is answered as for any request.  Raises: BadRequest without the Upgrade header, or over TLS.
+    What `give` raises is answered as for any request.  Raises: BadRequest without the Upgrade header.
     """
     if call.request.headers.get("Upgrade", "").lower() != upgrade:
         raise BadRequest(f"cannot stream: no header `Upgrade: {upgrade}`")
     transport = call.request.transport
     if transport is None:
         raise ConnectionResetError("the client has gone")
-    if transport.get_extra_info("ssl_object") is not None:
-        raise BadRequest("cannot stream over TLS", hint="use the unix socket of that host")
+    if is_encrypted(call.request):
+        await relay(call, give, transport=transport)
+        transport.close()
+        return HandedOver()
     transport.pause_reading()
     copy = Copy(transport.get_extra_info("socket").fileno())
     inode = copy.inode

@@ -13,7 +13,7 @@ own: within the tenant of the principal; all: within any, `*` means all of them 
 that are among its scopes, and within its own tenant only.  Who may not see a tenant is told that there is none.
 """
 
-from insula.model.errors import Denied, NotFound
+from insula.model.errors import Denied, NotFound, Unauthenticated
 from insula.model.grant import Action, Grant, Kind, Principal, Role
 
 EVERY_TENANT = "*"
@@ -106,6 +106,12 @@ _CURES = {
 
 
 def _denied(principal: Principal, action: Action) -> Denied:
+    if principal.kind is Kind.NOBODY:
+        return Unauthenticated(
+            "cannot tell who calls: this insulad does not know the certificate, or there is none",
+            hint="`--identity FILE` of a user that is not removed, or $INSULA_TOKEN",
+            action=action.value,
+        )
     if principal.kind is Kind.TOKEN:
         hint = f"make a token with --scope {action.value}" if action in SCOPES else "a token never may"
     else:
