@@ -90,6 +90,9 @@ class World:
                 address=attachment.address,
                 prefix_length=attachment.prefix_length,
                 gateway=attachment.gateway if gateway else "",
+                address6=attachment.address6,
+                prefix_length6=attachment.prefix_length6,
+                gateway6=attachment.gateway6 if gateway else "",
             )
         return inside
 
@@ -123,7 +126,7 @@ def world() -> Iterator[World]:
 def listener(namespace: int, *, port: int, address: str = "0.0.0.0") -> Iterator[socket.socket]:
     """Listen by TCP in a namespace."""
     with namespace_entered(namespace):
-        made = socket.socket()
+        made = socket.socket(_family(address))
     with made as server:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         server.bind((address, port))
@@ -132,12 +135,16 @@ def listener(namespace: int, *, port: int, address: str = "0.0.0.0") -> Iterator
         yield server
 
 
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
 def connect(
     namespace: int, address: str, *, port: int, timeout_s: float = 3.0, source: str = ""
 ) -> socket.socket:
     """Connect by TCP from a namespace.  Raises: OSError as the kernel says."""
     with namespace_entered(namespace):
-        client = socket.socket()
+        client = socket.socket(_family(address))
     try:
         client.settimeout(timeout_s)
         if source:

@@ -19,7 +19,7 @@ from insula.kernel.netlink import Route, namespace_entered
 from insula.model.record import Attachment
 from netns import World, connect, listener, wait_until, world
 
-ADDRESS, MAC = "10.9.0.3", "02:00:00:00:00:03"
+ADDRESS, ADDRESS6, MAC = "10.9.0.3", "fd00:9::3", "02:00:00:00:00:03"
 HERE, THERE = "in-here", "in-there"
 
 
@@ -36,7 +36,7 @@ class Lan:
 def _attachment(bridge: str, *, interface: str, address: str, mac: str) -> Attachment:
     return Attachment(
         network="n", network_name="n", address=address, prefix_length=24, gateway="", mac=mac,
-        bridge=bridge, interface=interface,
+        bridge=bridge, interface=interface, address6=f"fd00:9::{address.rpartition('.')[2]}", prefix_length6=64,
     )  # fmt: skip
 
 
@@ -193,6 +193,48 @@ def test_questions_by_arp_pings_and_the_hosts_own_words_are_held(lan: Lan) -> No
                 receiver.settimeout(10)
                 assert {receiver.recv(32), receiver.recv(32)} == {b"who has it?", b"from the host"}
         _ping(lan, route, held)
+
+
+def test_ipv6_datagrams_and_neighbour_solicitations_are_held_and_answered_elsewhere(lan: Lan) -> None:
+    with namespace_entered(lan.client):
+        fresh = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    with namespace_entered(lan.room):
+        receiver = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    with Route() as route, fresh, receiver, Hold(HERE, mac=MAC, address=ADDRESS, address6=ADDRESS6) as held:
+        route.set_master("old", None)
+        receiver.bind(("::", 99))
+        receiver.settimeout(10)
+        fresh.sendto(b"who has it?", (ADDRESS6, 99))
+        frames: list[bytes] = []
+        wait_until(lambda: bool(frames.extend(held.frames()) or frames), what="the solicitation is held")
+        assert {(frame[22:24], frame[64]) for frame in frames} == {(b"\x86\xdd", 135)}
+        route.set_master("new", THERE)
+        announce_inside(lan.room, "eth0", mac=MAC, address=ADDRESS6)
+        assert replay(frames, "new").lost == 0
+        assert receiver.recv(32) == b"who has it?"
+        route.set_master("new", None)
+        fresh.sendto(b"to its hardware address", (ADDRESS6, 99))
+        frames.clear()
+        wait_until(
+            lambda: any(b"hardware" in each for each in frames.extend(held.frames()) or frames), what="held"
+        )
+        route.set_master("new", THERE)
+        replay(frames, "new")
+        wait_until(
+            lambda: b"hardware" in receiver.recv(32), what="it has come; the first may have come twice"
+        )
+
+
+def test_solicitations_for_others_are_not_held(lan: Lan) -> None:
+    with Hold(HERE, mac=MAC, address=ADDRESS, address6="fd00:9::33") as held:
+        with namespace_entered(lan.client):
+            fresh = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        with fresh:
+            fresh.sendto(b"one", ("fd00:9::44", 99))
+            fresh.sendto(b"two", ("fd00:9::33", 99))
+        frames: list[bytes] = []
+        wait_until(lambda: bool(frames.extend(held.frames()) or frames), what="the one is held")
+        assert {frame[72:88] for frame in frames} == {socket.inet_pton(socket.AF_INET6, "fd00:9::33")}
 
 
 def _ping(lan: Lan, route: Route, held: Hold) -> None:

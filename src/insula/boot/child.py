@@ -202,6 +202,9 @@ def configure_network(plan: StartPlan) -> None:
                 address=network.address,
                 prefix_length=network.prefix_length,
                 gateway=network.gateway,
+                address6=network.address6,
+                prefix_length6=network.prefix_length6,
+                gateway6=network.gateway6,
             )
     for name, value in _NETWORK_SETTINGS:
         descriptor = os.open(f"/proc/sys/{name}", os.O_WRONLY | os.O_CLOEXEC)

@@ -68,7 +68,13 @@ class _Checked:
     def __init__(self, kind: str, source: ByteSource) -> None:
         self._kind = kind
         self._source = source
-        self._errors = (EOFError, OSError, zlib.error, lzma.LZMAError, *zstd.errors())
+        self._errors: tuple[type[Exception], ...] = (
+            EOFError,
+            OSError,
+            zlib.error,
+            lzma.LZMAError,
+            *zstd.errors(),
+        )
 
     def read(self, size: int, /) -> bytes:
         try:

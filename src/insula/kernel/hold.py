@@ -3,7 +3,7 @@
 
 A frame that is lost in the pause costs its sender a retransmission, 200 ms and more for TCP, and for ever for UDP.  So,
 while the container's port is off its bridge, a packet socket on the bridge keeps every frame for its hardware address,
-and every question by ARP for its address, in the kernel's memory, bounded; nothing needs to run meanwhile:
+and every question for its addresses (ARP, neighbour solicitation), in the kernel's memory, bounded; nothing needs to run meanwhile:
 
     source    start before the port leaves the bridge
               failed: port back on the bridge, `replay` into it.  Committed: `frames` until the target has resumed and
@@ -35,7 +35,8 @@ PACKET_VNET_HDR = 15
 PACKET_MR_PROMISC = 1
 SO_ATTACH_FILTER = 26
 SO_RCVBUFFORCE = 33
-ETH_P_ALL = 0x0003
+ETH_P_ALL, ETH_P_ARP, ETH_P_IPV6 = 0x0003, 0x0806, 0x86DD
+ND_NEIGHBOR_SOLICIT = 135
 
 VNET_HEADER = 10
 MAX_FRAME = VNET_HEADER + 14 + 65536
@@ -56,10 +57,16 @@ class Replayed(NamedTuple):
 class Hold:
     """The frames for one container that a bridge sees, from `start` to `stop`."""
 
-    def __init__(self, bridge: str, *, mac: str, address: str, limit_bytes: int = LIMIT_BYTES) -> None:
-        """bridge: its name.  mac, address: of the container.  limit_bytes: of kernel memory; what exceeds it is lost."""
+    def __init__(
+        self, bridge: str, *, mac: str, address: str, address6: str = "", limit_bytes: int = LIMIT_BYTES
+    ) -> None:
+        """bridge: its name.  mac, address, address6: of the container; the last may be empty.
+
+        limit_bytes: of kernel memory; what exceeds it is lost.
+        """
         self._bridge = bridge
-        self._filter = _filter(pack_mac(mac), pack_address(address)[1])
+        packed6 = pack_address(address6)[1] if address6 else b""
+        self._filter = _filter(pack_mac(mac), pack_address(address)[1], packed6)
         self._limit = limit_bytes
         self._socket: socket.socket | None = None
         self.lost = 0
@@ -170,28 +177,47 @@ def unpack(data: bytes, *, limit_frames: int = LIMIT_FRAMES, limit_bytes: int = 
     return found
 
 
-def _filter(mac: bytes, address: bytes) -> bytes:
-    """Classic BPF: not from the container itself; to its hardware address, or an ARP question for its address."""
+def _filter(mac: bytes, address: bytes, address6: bytes) -> bytes:
+    """Classic BPF: not from the container itself; to its hardware address, or a question for one of its addresses."""
     high, low = struct.unpack("!HI", mac)
     (wanted,) = struct.unpack("!I", address)
     load_word, load_half, equal, give = 0x20, 0x28, 0x15, 0x06
+    solicited = _solicitation(address6)
+    keep = 13 + len(solicited)
     program = (
         (load_word, 0, 0, 8),  # source, its last four bytes
         (equal, 0, 2, low),
         (load_half, 0, 0, 6),
-        (equal, 8, 0, high),  # its own: drop
+        (equal, keep - 5, 0, high),  # its own: drop
         (load_word, 0, 0, 2),  # destination
         (equal, 0, 2, low),
         (load_half, 0, 0, 0),
-        (equal, 5, 0, high),  # keep
+        (equal, keep - 8, 0, high),
         (load_half, 0, 0, 12),  # type
-        (equal, 0, 2, 0x0806),
+        (equal, 0, 2, ETH_P_ARP),
         (load_word, 0, 0, 38),  # address that is asked for
-        (equal, 1, 0, wanted),  # keep
+        (equal, keep - 12, keep - 13, wanted),
+        *solicited,
         (give, 0, 0, 0),
         (give, 0, 0, 0xFFFFFFFF),
     )
     return b"".join(struct.pack("=HBBI", *each) for each in program)
+
+
+def _solicitation(address6: bytes) -> tuple[tuple[int, int, int, int], ...]:
+    """Classic BPF that goes on to its end to drop, or one further to keep: a neighbour solicitation for an address."""
+    if not address6:
+        return ()
+    load_word, load_byte, equal = 0x20, 0x30, 0x15
+    steps = [(load_byte, 20, socket.IPPROTO_ICMPV6), (load_byte, 54, ND_NEIGHBOR_SOLICIT)]
+    steps += [(load_word, 62 + 4 * at, word) for at, word in enumerate(struct.unpack("!4I", address6))]
+    length = 1 + 2 * len(steps)
+    program = [(equal, 0, length - 1, ETH_P_IPV6)]
+    for load, offset, value in steps:
+        program.append((load, 0, 0, offset))
+        program.append((equal, 0, length - len(program) - 1, value))
+    program[-1] = (equal, 1, 0, steps[-1][2])
+    return tuple(program)
 
 
 def _attach(packet_socket: socket.socket, program: bytes) -> None:

@@ -336,19 +336,25 @@ def configure_inside(
     address: str,
     prefix_length: int,
     gateway: str = "",
+    address6: str = "",
+    prefix_length6: int = 0,
+    gateway6: str = "",
     mtu: int | None = None,
 ) -> None:
-    """Configure a container's namespace, from inside: `lo` up, the address, the default route.
+    """Configure a container's namespace, from inside: `lo` up, the addresses, the default routes.
 
-    route: opened in that namespace.  gateway: empty for a network without a way out.
+    route: opened in that namespace.  gateway: empty for a network without a way out; address6: for one without IPv6.
     """
     route.set_up("lo")
     route.add_address(interface, address, prefix_length)
+    if address6:
+        route.add_address(interface, address6, prefix_length6)
     if mtu is not None:
         route.set_mtu(interface, mtu)
     route.set_up(interface)
-    if gateway:
-        route.add_default_route(gateway)
+    for each in (gateway, gateway6):
+        if each:
+            route.add_default_route(each)
 
 
 def pack_mac(mac: str) -> bytes:

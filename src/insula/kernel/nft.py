@@ -74,6 +74,11 @@ def apply(ruleset: str) -> None:
     _run(["nft", "-f", "-"], given=ruleset)
 
 
+def check(ruleset: str) -> None:
+    """Have nft read a ruleset and the kernel judge it; nothing is changed.  Raises: as `apply`."""
+    _run(["nft", "-c", "-f", "-"], given=ruleset)
+
+
 def list_table(family: Family, name: str) -> str:
     """Return a table as text.  Raises: NftRefused (ENOENT) if there is none."""
     return _run(["nft", "list", "table", family.name.lower(), _checked(name)])

@@ -175,6 +175,13 @@ _NETWORK_FEATURES = (
         probe=network.nftables,
     ),
     _optional(
+        "ipv6",
+        "IPv6 of containers",
+        consequence="networks are IPv4 only",
+        cure="sysctl net.ipv6.conf.default.disable_ipv6=0; boot without ipv6.disable=1; nftables 1.0.3 or newer",
+        probe=network.ipv6,
+    ),
+    _optional(
         "tcp repair",
         "connections that move",
         consequence="connections break when a container moves",

@@ -40,7 +40,8 @@ def _go_on(attachment: Attachment, pid: int, process: int, closing: threading.Ev
             network = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
             try:
                 signal.pidfd_send_signal(process, 0)  # else the pid may be somebody else's by now
-                announce.announce_inside(network, INTERFACE, mac=attachment.mac, address=attachment.address)
+                for address in filter(None, (attachment.address, attachment.address6)):
+                    announce.announce_inside(network, INTERFACE, mac=attachment.mac, address=address)
             finally:
                 os.close(network)
     except OSError as error:  # it has ended, or moved on

@@ -91,7 +91,12 @@ def _network_need(runtime: Runtime, record: ContainerRecord) -> NetworkNeed | No
     if record.attachment is None:
         return None
     network = runtime.store.get_network(record.attachment.network)
-    return NetworkNeed(name=network.name, subnet=network.subnet, uplink=bool(network.uplink))
+    return NetworkNeed(
+        name=network.name,
+        subnet=network.subnet,
+        uplink=bool(network.uplink),
+        subnet6=network.subnet6 if record.attachment.address6 else "",
+    )
 
 
 def tree_bytes(folder: Path) -> int:
@@ -246,4 +251,13 @@ def _check_network(runtime: Runtime, offer: Offer) -> None:
             hint="give both hosts the same `insula daemon --pool`, or use a network of your own with a --subnet"
             if need.name == "default"
             else f"insula network create --subnet {need.subnet} {need.name}, on both hosts",
+        )
+    if need.subnet6 and not (network.subnet6 == need.subnet6 and runtime.networks.has_ipv6):
+        here = network.subnet6 if runtime.networks.has_ipv6 else ""
+        raise NetworkNotFound(
+            f"cannot take `{offer.record.name}`: network `{need.name}` has IPv6 subnet {need.subnet6} there and"
+            f" {here or 'none'} here",
+            hint=f"insula network create --subnet {need.subnet} --subnet {need.subnet6} …, on both hosts"
+            if runtime.networks.has_ipv6
+            else "switch IPv6 on here (see `insula doctor`), or give the container a network with --no-ipv6",
         )

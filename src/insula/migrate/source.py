@@ -453,7 +453,8 @@ def _open_hold(record: ContainerRecord, *, held: ExitStack) -> Hold | None:
     """Keep what comes for the container from now on; a move goes on without."""
     if record.attachment is None:
         return None
-    hold = Hold(record.attachment.bridge, mac=record.attachment.mac, address=record.attachment.address)
+    place = record.attachment
+    hold = Hold(place.bridge, mac=place.mac, address=place.address, address6=place.address6)
     try:
         return held.enter_context(hold)
     except OSError as error:

@@ -67,6 +67,8 @@ class NetworkNeed(Fact, kw_only=True, frozen=True):
     name: str
     subnet: str
     uplink: bool
+    subnet6: str = ""
+    """Of a container that has an IPv6 address; else empty."""
 
 
 class Offer(Fact, kw_only=True, frozen=True, tag=True):

@@ -56,6 +56,7 @@ class PortMapping(Wish, kw_only=True, frozen=True):
     """One range of ports: host_port + i → container_port + i, for i < count."""
 
     host_address: str = "0.0.0.0"
+    """0.0.0.0: every address of the host, the IPv6 ones too; `::`: only those."""
     host_port: int = 0
     """0: the daemon picks a free port."""
     container_port: int
@@ -119,11 +120,24 @@ class ExecSpec(Wish, kw_only=True, frozen=True):
     columns: int = 0
 
 
+class Ipv6(StrEnum):
+    """Whether a network has IPv6 beside IPv4."""
+
+    AUTO = "auto"
+    """If this host's kernel has it; with an uplink only if a subnet is named."""
+    ON = "on"
+    OFF = "off"
+
+
 class NetworkWish(Wish, kw_only=True, frozen=True):
     name: str
     subnet: str = ""
     """IPv4 CIDR; empty: the next free /24 of the pool."""
     gateway: str = ""
+    ipv6: Ipv6 = Ipv6.AUTO
+    subnet6: str = ""
+    """IPv6 CIDR; empty: a unique local /64 of its own."""
+    gateway6: str = ""
     uplink: str = ""
     """A host interface that becomes a port of the bridge, so that containers stand in that LAN.  Admin only."""
     internal: bool = False

@@ -9,22 +9,31 @@ and the program's start.  Safe to use from several threads.  Out of scope: stora
 """
 
 import re
-import secrets
 import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import Protocol
+
+from msgspec.structs import replace
 
 from insula.kernel import nft
 from insula.kernel.netlink import Route
 from insula.kernel.nft import Element
-from insula.model.errors import Conflict, Denied, InUse, InvalidSpec, NameTaken, NetworkNotFound, PortInUse
+from insula.model.errors import (
+    Conflict,
+    Denied,
+    InUse,
+    InvalidSpec,
+    NameTaken,
+    NetworkNotFound,
+    PortInUse,
+)
 from insula.model.quota import Allowance, Resource, Unlimited
 from insula.model.record import Attachment, Lease, NetworkRecord
 from insula.model.spec import NetworkWish, PortMapping
-from insula.network import bridge, firewall, pool, ports
+from insula.network import bridge, firewall, ipv6, pool, ports
+from insula.network.wish import plan_network
 from insula.network.zone import Served, Zone
 
 DEFAULT_NETWORK = "default"
@@ -90,6 +99,14 @@ class Networks:
         """Deactivated, but their elements may still be in the kernel: who wants the same ports waits."""
         self._left = threading.Condition(self._lock)
         self._last: dict[str, IPv4Address] = {}
+        self._has_ipv6: bool | None = None
+
+    @property
+    def has_ipv6(self) -> bool:
+        """Whether this host has IPv6 and can wall it; asked once."""
+        if self._has_ipv6 is None:
+            self._has_ipv6 = firewall.can_filter_ipv6()
+        return self._has_ipv6
 
     # -- networks ------------------------------------------------------------------------------------------------------
 
@@ -110,7 +127,8 @@ class Networks:
             if self._find(tenant, wish.name):
                 raise NameTaken(f"cannot create network `{wish.name}`: you have one of that name")
             self._allowance.check(tenant, Resource.NETWORKS, used=len(self.list(tenant)))
-            network = self._plan(tenant, wish)
+            others = tuple(self._store.list_networks())
+            network = plan_network(tenant, wish, others=others, from_pool=self._pool, has_ipv6=self.has_ipv6)
             self._store.save_network(network)
             try:
                 bridge.ensure(network)
@@ -197,12 +215,18 @@ class Networks:
 
     # -- running containers --------------------------------------------------------------------------------------------
 
+    def usable(self, attachment: Attachment) -> Attachment:
+        """Return an attachment as this host can serve it now: it may have had IPv6 when the lease was made."""
+        return (
+            attachment if self.has_ipv6 else replace(attachment, address6="", prefix_length6=0, gateway6="")
+        )
+
     def activate(self, attachment: Attachment, *, container_id: str) -> None:
         """Make ready for a container's interface: the bridge is there, its frames may pass.  Before the pair is made."""
         with self._lock:
             self._active[container_id] = _Active(attachment=attachment)
             self._ensure_bridge(attachment)
-            elements = firewall.attachment_elements(attachment, host_name=self._host_name)
+            elements = self._attachment_elements(attachment)
             self._with_rules(lambda: nft.add_elements(elements))
 
     def deactivate(self, container_id: str) -> None:
@@ -215,7 +239,7 @@ class Networks:
         if active is None:
             return
         try:
-            elements = firewall.attachment_elements(active.attachment, host_name=self._host_name)
+            elements = self._attachment_elements(active.attachment)
             nft.delete_elements([*elements, *self._port_elements(active)])
         finally:
             with self._left:
@@ -288,9 +312,8 @@ class Networks:
 
     def set_running_names(self, container_id: str, attachment: Attachment, *, names: Iterable[str]) -> None:
         """Have a running container found by name in its network: its name, short id, hostname."""
-        self.zone.set_names(
-            container_id, network=attachment.network, address=attachment.address, names=tuple(names)
-        )
+        addresses = tuple(filter(None, (attachment.address, attachment.address6)))
+        self.zone.set_names(container_id, network=attachment.network, addresses=addresses, names=tuple(names))
 
     def nameservers(self, attachment: Attachment) -> tuple[str, ...]:
         """Return what its resolv.conf should name; empty: as the host's (networks with an uplink)."""
@@ -340,42 +363,14 @@ class Networks:
                 return each
         raise NetworkNotFound(f"cannot find network `{attachment.network_name}`: it was removed")
 
-    def _plan(self, tenant: str, wish: NetworkWish) -> NetworkRecord:
-        others = [IPv4Network(each.subnet) for each in self._store.list_networks()]
-        if wish.uplink:
-            bridge.check_uplink(wish.uplink)
-            if not wish.subnet:
-                raise InvalidSpec(
-                    f"cannot create network `{wish.name}`: a network with an uplink needs a subnet",
-                    hint="name the LAN's --subnet and its router as --gateway",
-                )
-        else:
-            others += bridge.used_subnets()
-        if wish.subnet:
-            subnet = pool.parse_subnet(wish.subnet)
-            pool.check_subnet(subnet, used=others)
-        else:
-            subnet = pool.choose_subnet(self._pool, used=others)
-        network_id = secrets.token_hex(16)
-        return NetworkRecord(
-            id=network_id,
-            name=wish.name,
-            tenant=tenant,
-            subnet=str(subnet),
-            gateway=str(pool.choose_gateway(subnet, wished=wish.gateway)),
-            bridge=bridge.bridge_name(network_id),
-            uplink=wish.uplink,
-            internal=wish.internal,
-            labels=wish.labels,
-            created_at=time.time(),
-        )
-
     def _rest_after(self, network: NetworkRecord, *, taken: set[IPv4Address]) -> IPv4Address | None:
         if network.uplink:
             return pool.first_rest(IPv4Network(network.subnet), host_name=self._host_name)
         return max(taken, default=None)
 
     def _attachment(self, network: NetworkRecord, lease: Lease) -> Attachment:
+        has_ipv6 = bool(network.subnet6) and self.has_ipv6
+        subnet6 = IPv6Network(network.subnet6) if has_ipv6 else None
         return Attachment(
             network=network.id,
             network_name=network.name,
@@ -385,14 +380,20 @@ class Networks:
             mac=lease.mac,
             bridge=network.bridge,
             interface=bridge.interface_name(self._host_name, lease.container),
+            address6=str(ipv6.address_of(subnet6, IPv4Address(lease.address)) if subnet6 else ""),
+            prefix_length6=subnet6.prefixlen if subnet6 else 0,
+            gateway6=network.gateway6 if subnet6 else "",
         )
+
+    def _attachment_elements(self, attachment: Attachment) -> Sequence[Element]:
+        return firewall.attachment_elements(self.usable(attachment), host_name=self._host_name)
 
     def _are_leaving(self, wished: Sequence[PortMapping]) -> bool:
         going = [mapping for each in self._leaving for mapping in each.ports]
         return any(ports.overlaps(one, other) for one in wished for other in going)
 
     def _port_elements(self, active: _Active) -> Sequence[Element]:
-        published = firewall.Publication(attachment=active.attachment, ports=active.ports)
+        published = firewall.Publication(attachment=self.usable(active.attachment), ports=active.ports)
         return firewall.port_elements(published, host_name=self._host_name)
 
     def _ensure_bridge(self, attachment: Attachment) -> None:
@@ -417,21 +418,24 @@ class Networks:
             firewall.State(
                 host_name=self._host_name,
                 networks=tuple(self._store.list_networks()),
-                attachments=tuple(each.attachment for each in active),
+                attachments=tuple(self.usable(each.attachment) for each in active),
                 publications=tuple(
-                    firewall.Publication(attachment=each.attachment, ports=each.ports)
+                    firewall.Publication(attachment=self.usable(each.attachment), ports=each.ports)
                     for each in active
                     if each.ports
                 ),
+                has_ipv6=self.has_ipv6,
             )
         )
 
     def _serve(self, network: NetworkRecord) -> None:
         if not network.uplink:
             subnet = IPv4Network(network.subnet)
-            self.zone.serve(
-                network.id, Served(gateway=network.gateway, subnet=subnet, is_internal=network.internal)
+            subnet6 = IPv6Network(network.subnet6) if network.subnet6 else None
+            served = Served(
+                gateway=network.gateway, subnet=subnet, subnet6=subnet6, is_internal=network.internal
             )
+            self.zone.serve(network.id, served)
 
     def _discard(self, network: NetworkRecord) -> None:
         self.zone.end(network.id)
@@ -443,5 +447,6 @@ class Networks:
 
 def hosts_entries(attachment: Attachment | None, *, hostname: str) -> str:
     """Return the text of a container's /etc/hosts."""
-    own = f"{attachment.address}\t{hostname}\n" if attachment else f"127.0.1.1\t{hostname}\n"
+    addresses = (attachment.address, attachment.address6) if attachment else ("127.0.1.1",)
+    own = "".join(f"{address}\t{hostname}\n" for address in addresses if address)
     return f"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{own}"

@@ -9,15 +9,16 @@ to it is the administrator's business).  Out of scope: who may talk to whom (`fi
 import errno
 import hashlib
 from collections.abc import Callable
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 from insula.kernel.netlink import Link, Route
 from insula.model.errors import Conflict, InvalidSpec
 from insula.model.record import NetworkRecord
-from insula.network import pool
+from insula.network import ipv6, pool
 
 _SYSCTL = Path("/proc/sys/net/ipv4")
+_SYSCTL6 = Path("/proc/sys/net/ipv6/conf")
 
 
 def bridge_name(network_id: str) -> str:
@@ -67,8 +68,24 @@ def used_subnets() -> list[IPv4Network]:
     return found
 
 
+def used_subnets6() -> list[IPv6Network]:
+    """List what this host's addresses and routes cover already, without its default route and what is link-local."""
+    with Route() as route:
+        found = [
+            IPv6Network((each.address, each.prefix_length), strict=False)
+            for each in route.addresses()
+            if ":" in each.address
+        ]
+        found += [IPv6Network(each.destination) for each in route.routes() if ":" in each.destination]
+    return [each for each in found if each.prefixlen and not each.is_link_local and not each.is_multicast]
+
+
 def ensure(network: NetworkRecord) -> None:
-    """Have the network's bridge: made, addressed, up, the uplink a port of it.  What is there already stays."""
+    """Have the network's bridge: made, addressed, up, the uplink a port of it.  What is there already stays.
+
+    Without IPv6 on this host it is an IPv4 one, whatever the record says.
+    """
+    has_ipv6 = bool(network.subnet6) and ipv6.is_enabled()
     with Route() as route:
         links = {link.name: link for link in route.links()}
         bridge = links.get(network.bridge)
@@ -82,8 +99,13 @@ def ensure(network: NetworkRecord) -> None:
         else:
             prefix = IPv4Network(network.subnet).prefixlen
             _unless_exists(lambda: route.add_address(network.bridge, network.gateway, prefix))
+            if has_ipv6:
+                prefix6 = IPv6Network(network.subnet6).prefixlen
+                _unless_exists(lambda: route.add_address(network.bridge, network.gateway6, prefix6))
     if not network.uplink:
         _write_if_other(_SYSCTL / "ip_forward", "1")
+        if has_ipv6:
+            _forward_ipv6()
 
 
 def allow_local_ports(bridge: str) -> None:
@@ -127,6 +149,18 @@ def _ensure_uplink(route: Route, network: NetworkRecord, *, link: Link | None) -
     if link.master != route.index_of(network.bridge):
         route.set_master(network.uplink, network.bridge)
     route.set_up(network.uplink)
+
+
+def _forward_ipv6() -> None:
+    """Have this host forward IPv6.  A router hears no other router's advertisements unless told so: what this host has
+    learned its own default route from stays heard (ip-sysctl.rst, accept_ra)."""
+    if (_SYSCTL6 / "all/forwarding").read_text(encoding="ascii").strip() == "1":
+        return
+    for each in _SYSCTL6.iterdir():
+        hears = each / "accept_ra"
+        if hears.read_text(encoding="ascii").strip() == "1":
+            hears.write_text("2", encoding="ascii")
+    _write_if_other(_SYSCTL6 / "all/forwarding", "1")
 
 
 def _unless_exists(step: Callable[[], None]) -> None:

@@ -15,10 +15,14 @@
     any container         frames with another's address          dropped at its port (bridge family, all networks)
     any container         answers of a DHCP server               dropped there, too: leases are not a container's to give
 
-Containers speak IPv4 and ARP only; IPv6 and tagged frames are dropped at the port, since no rule here would bind them.
+The same holds for IPv6, where this host has it (lines that begin with `6|` below); a container sends from its own address or
+its link-local one only, tells the place of no other (neighbour advertisements), and is no router (router advertisements and
+redirects are dropped).  Where there is no IPv6, and in networks without, its frames are dropped at the port, as tagged ones are.
+Containers with unique local addresses go out by NAT, others as they are: who names a public prefix has it routed here.
 A published port 53 never takes the questions of containers to their gateway.
 A published port answers at every address of this host and at 127.0.0.1 (by DNAT in the output hook; no process of ours
-stands in the way), and to other containers of the same network (hairpin).
+stands in the way), and to other containers of the same network (hairpin).  Not at ::1, from where IPv6 lets nothing out
+(there is no route_localnet for it): there the host refuses, and who asked for `localhost` goes on to 127.0.0.1.
 
 Elements that come and go with containers are put in and out by netlink (`kernel/nft.py`); `render` writes all of them,
 so that the whole can be made again at any time.  Bridged frames may or may not pass the inet hooks (br_netfilter), so
@@ -27,21 +31,24 @@ when a container does.  Priorities: nft(8).
 """
 
 import hashlib
+import re
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import NamedTuple
 
 from insula.kernel import nft
 from insula.kernel.netlink import pack_mac
 from insula.kernel.nft import Element, Family, pad
 from insula.model.record import Attachment, NetworkRecord
 from insula.model.spec import PortMapping
+from insula.network import ipv6
 from insula.network.bridge import interface_prefix
 
 PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
-_ANYWHERE = "0.0.0.0"
+ANYWHERE, ANYWHERE6 = "0.0.0.0", "::"
 _IFNAMSIZ = 16
 
 
@@ -61,6 +68,18 @@ class State:
     networks: tuple[NetworkRecord, ...] = ()
     attachments: tuple[Attachment, ...] = ()
     publications: tuple[Publication, ...] = ()
+    has_ipv6: bool = False
+
+
+def can_filter_ipv6() -> bool:
+    """Tell whether this host has IPv6, and an nft that takes the rules for it (raw payloads in sets: nft 1.0.2 or so)."""
+    if not ipv6.is_enabled():
+        return False
+    try:
+        nft.check(render(State(host_name="probe", has_ipv6=True)))
+    except nft.NftRefused:
+        return False
+    return True
 
 
 def table_name(host_name: str) -> str:
@@ -80,48 +99,89 @@ def remove(host_name: str) -> None:
 
 def attachment_elements(attachment: Attachment, *, host_name: str) -> list[Element]:
     """Return what lets a container's frames pass its port."""
-    key = (
-        attachment.interface.encode().ljust(_IFNAMSIZ, b"\0")
-        + pad(pack_mac(attachment.mac))
-        + IPv4Address(attachment.address).packed
-    )
-    return [Element(Family.BRIDGE, table_name(host_name), "allowed", key)]
+    table = table_name(host_name)
+    port = attachment.interface.encode().ljust(_IFNAMSIZ, b"\0")
+    mac = pad(pack_mac(attachment.mac))
+    key = port + mac + IPv4Address(attachment.address).packed
+    found = [Element(Family.BRIDGE, table, "allowed", key)]
+    for each in _addresses6(attachment):
+        found.append(Element(Family.BRIDGE, table, "allowed6", port + mac + each.packed))
+        found.append(Element(Family.BRIDGE, table, "places6", port + each.packed))
+    return found
+
+
+def _addresses6(attachment: Attachment) -> tuple[IPv6Address, ...]:
+    if not attachment.address6:
+        return ()
+    return IPv6Address(attachment.address6), ipv6.link_local_of(attachment.mac)
 
 
 def port_elements(publication: Publication, *, host_name: str) -> list[Element]:
     """Return what leads published ports to their container."""
     table = table_name(host_name)
-    target = IPv4Address(publication.attachment.address).packed
     found: list[Element] = []
-    for mapping in publication.ports:
-        for step in range(mapping.count):
-            key = pad(bytes([PROTOCOLS[mapping.protocol]])) + _port(mapping.host_port + step)
-            data = target + _port(mapping.container_port + step)
-            if mapping.host_address == _ANYWHERE:
-                found.append(Element(Family.INET, table, "ports", key, data))
-            else:
-                at = IPv4Address(mapping.host_address).packed
-                found.append(Element(Family.INET, table, "ports_at", at + key, data))
+    for lead in _leads(publication):
+        key = pad(bytes([PROTOCOLS[lead.protocol]])) + _port(lead.host_port)
+        at = ip_address(lead.at).packed if lead.at else b""
+        data = ip_address(lead.target).packed + _port(lead.port)
+        found.append(Element(Family.INET, table, lead.map_name, at + key, data))
     return found
+
+
+class _Lead(NamedTuple):
+    """One element of one of the four maps of ports."""
+
+    map_name: str
+    at: str
+    """Address of this host; empty: all."""
+    protocol: str
+    host_port: int
+    target: str
+    port: int
+
+    def __str__(self) -> str:
+        at = f"{ip_address(self.at)} . " if self.at else ""
+        return f"{at}{self.protocol} . {self.host_port} : {ip_address(self.target)} . {self.port}"
+
+
+def _leads(publication: Publication) -> Iterator[_Lead]:
+    address, address6 = publication.attachment.address, publication.attachment.address6
+    for mapping in publication.ports:
+        if mapping.protocol not in PROTOCOLS:
+            continue
+        for step in range(mapping.count):
+            host_port, port = int(mapping.host_port + step), int(mapping.container_port + step)
+            at = "" if mapping.host_address in (ANYWHERE, ANYWHERE6) else mapping.host_address
+            suffix = "_at" if at else ""
+            if ":" not in mapping.host_address:
+                yield _Lead("ports" + suffix, at, mapping.protocol, host_port, address, port)
+            if address6 and (mapping.host_address == ANYWHERE or ":" in mapping.host_address):
+                yield _Lead("ports6" + suffix, at, mapping.protocol, host_port, address6, port)
 
 
 def render(state: State) -> str:
     """Return the whole ruleset as nft text.  Only parsed addresses, numbers and names of our own making stand in it."""
     name = table_name(state.host_name)
     routed = [each for each in state.networks if not each.uplink]
+    routed6 = [each for each in routed if each.subnet6]
+    leads = [each for publication in state.publications for each in _leads(publication)]
     values = {
         "NAME": name,
-        "PORTS": interface_prefix(state.host_name),
+        "PREFIX": interface_prefix(state.host_name),
         "BRIDGES": _elements(f'"{_own(each.bridge)}"' for each in routed),
         "PAIRS": _elements(f'"{_own(each.bridge)}" . "{each.bridge}"' for each in routed),
         "INTERNAL": _elements(f'"{_own(each.bridge)}"' for each in routed if each.internal),
         "SUBNETS": _elements(str(IPv4Network(each.subnet)) for each in routed),
         "GATEWAYS": _elements(f'"{_own(each.bridge)}" . {IPv4Address(each.gateway)}' for each in routed),
-        "PUBLISHED": _elements(_published(state.publications, is_anywhere=True)),
-        "PUBLISHED_AT": _elements(_published(state.publications, is_anywhere=False)),
+        "LOCALS6": _elements(str(each) for each in _nat_subnets6(routed6)),
+        "GATEWAYS6": _elements(f'"{_own(each.bridge)}" . {IPv6Address(each.gateway6)}' for each in routed6),
         "ALLOWED": _elements(_allowed(each) for each in state.attachments),
+        "ALLOWED6": _elements(_allowed6(state.attachments)),
+        "PLACES6": _elements(_places6(state.attachments)),
     }
-    text = _RULESET
+    for word in ("ports", "ports_at", "ports6", "ports6_at"):
+        values[word.upper()] = _elements(str(each) for each in leads if each.map_name == word)
+    text = _SIX.sub(r"  \1" if state.has_ipv6 else "", _RULESET)
     for word, value in values.items():
         text = text.replace(f"%{word}%", value)
     return text
@@ -132,21 +192,26 @@ def _elements(parts: Iterable[str]) -> str:
     return f"elements = {{ {joined} }}" if joined else ""
 
 
-def _published(publications: Iterable[Publication], *, is_anywhere: bool) -> Iterable[str]:
-    for publication in publications:
-        target = IPv4Address(publication.attachment.address)
-        for mapping in publication.ports:
-            if (mapping.host_address == _ANYWHERE) != is_anywhere or mapping.protocol not in PROTOCOLS:
-                continue
-            at = "" if is_anywhere else f"{IPv4Address(mapping.host_address)} . "
-            for step in range(mapping.count):
-                host_port, port = int(mapping.host_port + step), int(mapping.container_port + step)
-                yield f"{at}{mapping.protocol} . {host_port} : {target} . {port}"
+def _nat_subnets6(networks: Iterable[NetworkRecord]) -> Iterator[IPv6Network]:
+    subnets = (IPv6Network(each.subnet6) for each in networks)
+    return (each for each in subnets if each.subnet_of(ipv6.UNIQUE_LOCAL))
 
 
 def _allowed(attachment: Attachment) -> str:
     mac = pack_mac(attachment.mac).hex(":")
     return f'"{_own(attachment.interface)}" . {mac} . {IPv4Address(attachment.address)}'
+
+
+def _allowed6(attachments: Iterable[Attachment]) -> Iterator[str]:
+    for each in attachments:
+        for address in _addresses6(each):
+            yield f'"{_own(each.interface)}" . {pack_mac(each.mac).hex(":")} . {address}'
+
+
+def _places6(attachments: Iterable[Attachment]) -> Iterator[str]:
+    for each in attachments:
+        for address in _addresses6(each):
+            yield f'"{_own(each.interface)}" . {int(address):#x}'
 
 
 def _own(name: str) -> str:
@@ -171,13 +236,19 @@ table inet %NAME% {
     set inside { type ifname . ifname; %PAIRS% }
     set gateways { type ifname . ipv4_addr; %GATEWAYS% }
     set subnets { type ipv4_addr; flags interval; %SUBNETS% }
-    map ports { type inet_proto . inet_service : ipv4_addr . inet_service; %PUBLISHED% }
-    map ports_at { type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; %PUBLISHED_AT% }
+    map ports { type inet_proto . inet_service : ipv4_addr . inet_service; %PORTS% }
+    map ports_at { type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; %PORTS_AT% }
+6|  set gateways6 { type ifname . ipv6_addr; %GATEWAYS6% }
+6|  set locals6 { type ipv6_addr; flags interval; %LOCALS6% }
+6|  map ports6 { type inet_proto . inet_service : ipv6_addr . inet_service; %PORTS6% }
+6|  map ports6_at { type ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service; %PORTS6_AT% }
 
     chain loopback {
         type filter hook prerouting priority raw; policy accept;
         iifname @bridges ip saddr 127.0.0.0/8 drop
         iifname @bridges ip daddr 127.0.0.0/8 drop
+6|      iifname @bridges ip6 saddr ::1 drop
+6|      iifname @bridges ip6 daddr ::1 drop
     }
 
     chain lead_in {
@@ -185,12 +256,17 @@ table inet %NAME% {
         iifname . ip daddr @gateways th dport 53 accept
         dnat ip to ip daddr . meta l4proto . th dport map @ports_at
         fib daddr type local dnat ip to meta l4proto . th dport map @ports
+6|      iifname . ip6 daddr @gateways6 th dport 53 accept
+6|      dnat ip6 to ip6 daddr . meta l4proto . th dport map @ports6_at
+6|      fib daddr type local dnat ip6 to meta l4proto . th dport map @ports6
     }
 
     chain lead_local {
         type nat hook output priority -100; policy accept;
         dnat ip to ip daddr . meta l4proto . th dport map @ports_at
         fib daddr type local dnat ip to meta l4proto . th dport map @ports
+6|      dnat ip6 to ip6 daddr . meta l4proto . th dport map @ports6_at
+6|      ip6 daddr != ::1 fib daddr type local dnat ip6 to meta l4proto . th dport map @ports6
     }
 
     chain pass {
@@ -218,6 +294,10 @@ table inet %NAME% {
         ct state established,related accept
         iifname . ip daddr @gateways meta l4proto { tcp, udp } th dport 53 accept
         iifname . ip daddr @gateways icmp type echo-request accept
+6|      iifname . ip6 daddr @gateways6 meta l4proto { tcp, udp } th dport 53 accept
+6|      iifname . ip6 daddr @gateways6 icmpv6 type echo-request accept
+6|      icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
+6|      ip6 daddr ff00::/8 drop
         reject with icmpx type admin-prohibited
     }
 
@@ -226,22 +306,37 @@ table inet %NAME% {
         oifname @bridges ip saddr 127.0.0.0/8 masquerade
         oifname @bridges ip saddr @subnets ct status dnat masquerade
         oifname != @bridges ip saddr @subnets masquerade
+6|      oifname @bridges ip6 saddr @locals6 ct status dnat masquerade
+6|      oifname != @bridges ip6 saddr @locals6 masquerade
     }
 }
 
 table bridge %NAME% {
     set allowed { type ifname . ether_addr . ipv4_addr; %ALLOWED% }
+6|  set allowed6 { type ifname . ether_addr . ipv6_addr; %ALLOWED6% }
+6|  set places6 { typeof iifname . @th,64,128; %PLACES6% }
 
     chain enter {
         type filter hook prerouting priority dstnat; policy accept;
-        iifname "%PORTS%*" goto honest
+        iifname "%PREFIX%*" goto honest
     }
 
     chain honest {
         udp sport 67 udp dport 68 drop
         ether type ip iifname . ether saddr . ip saddr @allowed accept
         ether type arp arp htype 1 arp ptype ip iifname . arp saddr ether . arp saddr ip @allowed iifname . ether saddr . arp saddr ip @allowed accept
+6|      ether type ip6 goto honest6
         drop
     }
+6|
+6|  chain honest6 {
+6|      icmpv6 type { nd-router-solicit, nd-router-advert, nd-redirect, router-renumbering } drop
+6|      icmpv6 type nd-neighbor-advert iifname . @th,64,128 != @places6 drop
+6|      ip6 saddr :: icmpv6 type nd-neighbor-solicit iifname . @th,64,128 @places6 accept
+6|      iifname . ether saddr . ip6 saddr @allowed6 accept
+6|      drop
+6|  }
 }
 """
+_SIX = re.compile(r"^6\|(.*\n)", re.MULTILINE)
+"""The lines that only a host with IPv6 has."""

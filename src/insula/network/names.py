@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The name server of each network, at its gateway's address, port 53 (UDP and TCP), inside the daemon.
 
-It answers for running containers of that network (A and PTR); all else goes to this host's own resolvers, unread, and
+It answers for running containers of that network (A, AAAA and PTR); all else goes to this host's own resolvers, unread, and
 their answer comes back unread.  An internal network gets no answers from outside.  Wire format by dnspython.  Out of
-scope: who is called what (`zone.py`), caching.  Source: RFC 1035, 4.1 and 4.2.
+scope: who is called what (`zone.py`), caching.  Sources: RFC 1035, 4.1 and 4.2; RFC 3596 (AAAA, ip6.arpa).
 """
 
 import asyncio
@@ -12,7 +12,7 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
-from ipaddress import IPv4Address, ip_address
+from ipaddress import ip_address
 from pathlib import Path
 from typing import cast
 
@@ -24,6 +24,7 @@ import dns.opcode
 import dns.rcode
 import dns.rdataclass
 import dns.rdatatype
+import dns.reversename
 import dns.rrset
 
 from insula.network.zone import Served, Zone
@@ -46,7 +47,8 @@ ANSWER_BYTES = 65535
 HEADER_BYTES = 12
 IP_FREEBIND = 15
 
-_REVERSE = dns.name.from_text("in-addr.arpa.")
+#: What an address record is asked as → the version of IP.
+_VERSIONS = {dns.rdatatype.A: 4, dns.rdatatype.AAAA: 6}
 
 
 def answer_locally(question: bytes, *, network: str, served: Served, zone: Zone) -> bytes | None:
@@ -85,26 +87,30 @@ class _Known:
 def _look_up(asked: dns.rrset.RRset, *, network: str, served: Served, zone: Zone) -> _Known | None:
     if asked.rdclass != dns.rdataclass.IN:
         return None
-    if asked.name.is_subdomain(_REVERSE):
+    if asked.name.is_subdomain(dns.reversename.ipv4_reverse_domain) or asked.name.is_subdomain(
+        dns.reversename.ipv6_reverse_domain
+    ):
         return _look_up_address(asked, network=network, served=served, zone=zone)
     name = asked.name.to_text(omit_final_dot=True)
     addresses = zone.addresses_of(network, name)
     if addresses:
-        if asked.rdtype != dns.rdatatype.A:
+        version = _VERSIONS.get(asked.rdtype)
+        found = [str(each) for each in addresses if each.version == version]
+        if not found:
             return _Known()
-        return _Known([dns.rrset.from_text(asked.name, TTL_S, "IN", "A", *map(str, addresses))])
+        return _Known([dns.rrset.from_text(asked.name, TTL_S, "IN", asked.rdtype, *found)])
     # A bare word is a container or nothing: resolvers outside cannot know it.
-    is_bare = len(asked.name.labels) == 2 and asked.rdtype in (dns.rdatatype.A, dns.rdatatype.AAAA)
+    is_bare = len(asked.name.labels) == 2 and asked.rdtype in _VERSIONS
     return _Known(is_there=False) if is_bare else None
 
 
 def _look_up_address(asked: dns.rrset.RRset, *, network: str, served: Served, zone: Zone) -> _Known | None:
-    labels = asked.name.relativize(_REVERSE).labels
     try:
-        address = IPv4Address(b".".join(reversed(labels)).decode("ascii"))
-    except ValueError:
+        address = ip_address(dns.reversename.to_address(asked.name))
+    except (dns.exception.DNSException, ValueError):
         return None
-    if address not in served.subnet:
+    subnet = served.subnet if address.version == 4 else served.subnet6
+    if subnet is None or address not in subnet:
         return None
     name = zone.name_of(network, address)
     if name is None:

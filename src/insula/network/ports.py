@@ -9,10 +9,11 @@ import errno
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import AddressValueError, IPv4Address
+from ipaddress import ip_address
 
 from insula.model.errors import Exhausted, InvalidSpec, PortInUse
 from insula.model.spec import PortMapping
+from insula.network import ipv6
 
 #: Where a port is picked when the user names none: above the range the kernel gives to outgoing connections (32768-60999).
 PICK_FIRST, PICK_LAST = 61000, 65535
@@ -20,7 +21,7 @@ PICK_FIRST, PICK_LAST = 61000, 65535
 #: One container may publish at most this many ports; each is an element of the firewall's map.
 MOST_PORTS = 4096
 
-_ANYWHERE = "0.0.0.0"
+_ANYWHERE, _ANYWHERE6 = "0.0.0.0", "::"
 _SOCKET_TYPES = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 
 
@@ -83,25 +84,40 @@ def describe(mapping: PortMapping) -> str:
         if last > 0
         else f"{mapping.container_port}"
     )
-    return f"{mapping.host_address}:{host}:{inside}/{mapping.protocol}"
+    at = f"[{mapping.host_address}]" if ":" in mapping.host_address else mapping.host_address
+    return f"{at}:{host}:{inside}/{mapping.protocol}"
 
 
 def overlaps(one: PortMapping, other: PortMapping) -> bool:
     """Tell whether two mappings want the same host port at the same address."""
     if one.protocol != other.protocol:
         return False
-    addresses = {one.host_address, other.host_address}
-    if len(addresses) == 2 and _ANYWHERE not in addresses:
+    if not _same_place(one.host_address, other.host_address):
         return False
     return one.host_port < other.host_port + other.count and other.host_port < one.host_port + one.count
 
 
+def _same_place(one: str, other: str) -> bool:
+    if one == other or _ANYWHERE in (one, other):
+        return True
+    return _ANYWHERE6 in (one, other) and ":" in one and ":" in other
+
+
 def is_free_on_host(address: str, *, port: int, protocol: str) -> bool:
-    """Tell whether nobody on this host listens there, by binding it for a moment.
+    """Tell whether nobody on this host listens there, by binding it for a moment; 0.0.0.0 means IPv6, too, if there is any.
 
     Raises: OSError EADDRNOTAVAIL if the address is not this host's.
     """
-    with socket.socket(socket.AF_INET, _SOCKET_TYPES[protocol] | socket.SOCK_CLOEXEC) as trial:
+    if address == _ANYWHERE and ipv6.is_enabled() and not _is_free_at(_ANYWHERE6, port, protocol=protocol):
+        return False
+    return _is_free_at(address, port, protocol=protocol)
+
+
+def _is_free_at(address: str, port: int, *, protocol: str) -> bool:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, _SOCKET_TYPES[protocol] | socket.SOCK_CLOEXEC) as trial:
+        if family == socket.AF_INET6:
+            trial.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if protocol == "tcp":
             # Connections that linger in TIME_WAIT are no listener.
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -116,12 +132,11 @@ def is_free_on_host(address: str, *, port: int, protocol: str) -> bool:
 
 def _check_host_address(mapping: PortMapping) -> None:
     try:
-        address = IPv4Address(mapping.host_address)
-    except (AddressValueError, ValueError):
-        raise InvalidSpec(
-            f"cannot publish `{describe(mapping)}`: the host address is no IPv4 address"
-        ) from None
-    if address.is_multicast or (address.packed[0] in (0, 255) and str(address) != _ANYWHERE):
+        address = ip_address(mapping.host_address)
+    except ValueError:
+        raise InvalidSpec(f"cannot publish `{describe(mapping)}`: the host address is no address") from None
+    is_odd = address.version == 4 and address.packed[0] in (0, 255) and str(address) != _ANYWHERE
+    if address.is_multicast or is_odd or (address.version == 6 and address.is_link_local):
         raise InvalidSpec(f"cannot publish `{describe(mapping)}`: the host address is not for hosts")
 
 

@@ -7,7 +7,7 @@ Out of scope: DNS itself (`names.py`).  Names are compared in lower case.
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,6 +16,7 @@ class Served:
 
     gateway: str
     subnet: IPv4Network
+    subnet6: IPv6Network | None = None
     is_internal: bool = False
     """Names of the outside are not asked for: they would be a way out."""
 
@@ -23,7 +24,7 @@ class Served:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Names:
     network: str
-    address: IPv4Address
+    addresses: tuple[IPv4Address | IPv6Address, ...]
     names: tuple[str, ...] = field(default=())
 
 
@@ -57,10 +58,13 @@ class Zone:
             self._served = {key: value for key, value in self._served.items() if key != network}
         self._tell()
 
-    def set_names(self, container: str, *, network: str, address: str, names: tuple[str, ...]) -> None:
-        """Have a container found by these names; earlier ones of it are forgotten."""
+    def set_names(
+        self, container: str, *, network: str, addresses: tuple[str, ...], names: tuple[str, ...]
+    ) -> None:
+        """Have a container found by these names, with one address of each kind; earlier ones of it are forgotten."""
         lowered = tuple(dict.fromkeys(name.lower().rstrip(".") for name in names if name))
-        entry = _Names(network=network, address=IPv4Address(address), names=lowered)
+        found = tuple(ip_address(each) for each in addresses)
+        entry = _Names(network=network, addresses=found, names=lowered)
         with self._lock:
             self._containers = {**self._containers, container: entry}
 
@@ -68,21 +72,21 @@ class Zone:
         with self._lock:
             self._containers = {key: value for key, value in self._containers.items() if key != container}
 
-    def addresses_of(self, network: str, name: str) -> tuple[IPv4Address, ...]:
+    def addresses_of(self, network: str, name: str) -> tuple[IPv4Address | IPv6Address, ...]:
         """Return the addresses of a name, in a stable order; none if nobody has it."""
         wanted = name.lower()
-        return tuple(
-            sorted(
-                each.address
-                for each in self._containers.values()
-                if each.network == network and wanted in each.names
-            )
-        )
+        found = {
+            address
+            for each in self._containers.values()
+            if each.network == network and wanted in each.names
+            for address in each.addresses
+        }
+        return tuple(sorted(found, key=lambda address: (address.version, int(address))))
 
-    def name_of(self, network: str, address: IPv4Address) -> str | None:
+    def name_of(self, network: str, address: IPv4Address | IPv6Address) -> str | None:
         """Return the first name of whoever has an address."""
         for each in self._containers.values():
-            if each.network == network and each.address == address and each.names:
+            if each.network == network and address in each.addresses and each.names:
                 return each.names[0]
         return None
 

@@ -40,6 +40,7 @@ def start_plan(runtime: Runtime, record: ContainerRecord) -> StartPlan:
     """
     folders, spec = runtime.folders, record.spec
     hostname = spec.hostname or record.id[:12]
+    attachment = runtime.networks.usable(record.attachment) if record.attachment else None
     layers = tuple(str(each) for each in reversed(runtime.images.layer_folders(_layers_of(record))))
     has_init = spec.system or record.image == HOST_IMAGE.id  # the view of the host shows it by itself
     lower = layers if has_init else (str(folders.init_layer), *layers)
@@ -59,8 +60,8 @@ def start_plan(runtime: Runtime, record: ContainerRecord) -> StartPlan:
         log=str(folders.log(record.id)),
         log_bytes=runtime.allowance.limit(record.tenant, Resource.LOG) or 0,
         mounts=tuple(_mount_plan(runtime, record.tenant, each) for each in spec.mounts),
-        files=network_files(record.attachment, hostname=hostname, nameservers=_nameservers(runtime, record)),
-        network=network_plan(record.attachment),
+        files=network_files(attachment, hostname=hostname, nameservers=_nameservers(runtime, record)),
+        network=network_plan(attachment),
     )
 
 
@@ -210,4 +211,7 @@ def network_plan(attachment: Attachment | None) -> NetworkPlan | None:
         address=attachment.address,
         prefix_length=attachment.prefix_length,
         gateway=attachment.gateway,
+        address6=attachment.address6,
+        prefix_length6=attachment.prefix_length6,
+        gateway6=attachment.gateway6,
     )

@@ -4,6 +4,7 @@
 import re
 
 import pytest
+from msgspec.structs import replace
 
 from insula.model.record import Attachment, NetworkRecord
 from insula.model.spec import PortMapping
@@ -41,6 +42,52 @@ def test_a_network_stands_in_its_sets() -> None:
     assert '"in-01234567" . 10.64.0.1' in text
     assert '"iv0123456789abc" . 02:00:00:00:00:01 . 10.64.0.2' in text
     assert "set internal { type ifname;  }" in text
+
+
+SIX = replace(NETWORK, subnet6="fd00:1::/64", gateway6="fd00:1::1")
+PLACE_SIX = replace(PLACE, address6="fd00:1::a40:2", prefix_length6=64, gateway6="fd00:1::1")
+
+
+def test_ipv6_stands_in_sets_of_its_own() -> None:
+    ports = (PortMapping(host_port=80, container_port=8080),)
+    published = (firewall.Publication(attachment=PLACE_SIX, ports=ports),)
+    state = firewall.State(
+        host_name="alpha", networks=(SIX,), attachments=(PLACE_SIX,), publications=published, has_ipv6=True
+    )
+    text = firewall.render(state)
+    assert '"in-01234567" . fd00:1::1' in text
+    assert "tcp . 80 : fd00:1::a40:2 . 8080" in text
+    assert '"iv0123456789abc" . 02:00:00:00:00:01 . fe80::ff:fe00:1' in text
+    assert '"iv0123456789abc" . 0xfd00000100000000000000000a400002' in text
+    assert "set locals6 { type ipv6_addr; flags interval; elements = { fd00:1::/64 } }" in text
+
+
+def test_a_public_prefix_goes_out_as_it_is() -> None:
+    network = replace(SIX, subnet6="2001:db8::/64", gateway6="2001:db8::1")
+    text = firewall.render(firewall.State(host_name="alpha", networks=(network,), has_ipv6=True))
+    assert "set locals6 { type ipv6_addr; flags interval;  }" in text
+
+
+def test_without_ipv6_no_rule_speaks_of_it() -> None:
+    text = firewall.render(firewall.State(host_name="alpha", networks=(SIX,)))
+    assert not [line for line in text.splitlines() if "6|" in line or "ip6" in line or "ipv6" in line]
+    assert len(firewall.attachment_elements(PLACE, host_name="alpha")) == 1
+    assert len(firewall.attachment_elements(PLACE_SIX, host_name="alpha")) == 5
+
+
+@pytest.mark.parametrize(
+    ("address", "maps"),
+    [
+        ("0.0.0.0", ["ports", "ports6"]),
+        ("::", ["ports6"]),
+        ("192.0.2.1", ["ports_at"]),
+        ("2001:db8::1", ["ports6_at"]),
+    ],
+)
+def test_a_host_address_chooses_the_maps(address: str, maps: list[str]) -> None:
+    ports = (PortMapping(host_address=address, host_port=80, container_port=80),)
+    published = firewall.Publication(attachment=PLACE_SIX, ports=ports)
+    assert [each.set_name for each in firewall.port_elements(published, host_name="alpha")] == maps
 
 
 def test_an_uplink_network_is_neither_routed_nor_translated() -> None:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Answers of the name server, without a socket."""
 
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 
 import dns.message
 import dns.rcode
+import dns.reversename
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,8 +20,8 @@ INTERNAL = Served(gateway="10.64.0.1", subnet=IPv4Network("10.64.0.0/24"), is_in
 @pytest.fixture(scope="module")
 def zone() -> Zone:
     made = Zone()
-    made.set_names("c1", network="n", address="10.64.0.2", names=("web", "0123456789ab"))
-    made.set_names("c2", network="other", address="10.65.0.2", names=("secret",))
+    made.set_names("c1", network="n", addresses=("10.64.0.2",), names=("web", "0123456789ab"))
+    made.set_names("c2", network="other", addresses=("10.65.0.2",), names=("secret",))
     return made
 
 
@@ -56,6 +57,21 @@ def test_names_of_other_networks_and_of_nobody_do_not_exist(zone: Zone, name: st
     assert answer.rcode() == dns.rcode.NXDOMAIN
 
 
+def test_a_container_with_both_kinds_of_address_is_found_by_either() -> None:
+    zone = Zone()
+    zone.set_names("c", network="n", addresses=("10.64.0.2", "fd00:1::a40:2"), names=("web",))
+    served = Served(gateway="10.64.0.1", subnet=SERVED.subnet, subnet6=IPv6Network("fd00:1::/64"))
+    for kind, expected in (("A", "10.64.0.2"), ("AAAA", "fd00:1::a40:2")):
+        answer = ask(zone, "web.", kind, served=served)
+        assert answer is not None
+        assert [str(record) for rrset in answer.answer for record in rrset] == [expected]
+    for address, code in (("fd00:1::a40:2", dns.rcode.NOERROR), ("fd00:1::a40:3", dns.rcode.NXDOMAIN)):
+        answer = ask(zone, dns.reversename.from_address(address).to_text(), "PTR", served=served)
+        assert answer is not None
+        assert answer.rcode() == code
+    assert ask(zone, dns.reversename.from_address("fd00:2::1").to_text(), "PTR", served=served) is None
+
+
 def test_it_has_no_ipv6_address_but_exists(zone: Zone) -> None:
     answer = ask(zone, "web.", "AAAA")
     assert answer is not None
@@ -72,7 +88,7 @@ def test_the_rest_is_asked_outside_but_not_by_internal_networks(zone: Zone, name
 
 def test_a_forgotten_container_is_gone() -> None:
     zone = Zone()
-    zone.set_names("c", network="n", address="10.64.0.2", names=("web",))
+    zone.set_names("c", network="n", addresses=("10.64.0.2",), names=("web",))
     zone.forget("c")
     answer = ask(zone, "web.", "A")
     assert answer is not None

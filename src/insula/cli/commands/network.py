@@ -8,6 +8,7 @@ from insula.cli.parser import add_verbs
 from insula.cli.render import Column, add_options, short, show
 from insula.cli.specification import labels
 from insula.client.http import quote
+from insula.model.errors import InvalidSpec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ COLUMNS = (
     Column("NETWORK ID", lambda row: short(row["id"])),
     Column("NAME", lambda row: str(row["name"]), shrink=1),
     Column("SUBNET", lambda row: str(row["subnet"])),
+    Column("IPV6", lambda row: str(row.get("subnet6") or "no")),
     Column("GATEWAY", lambda row: str(row["gateway"])),
     Column("BRIDGE", lambda row: str(row["bridge"])),
     Column("OUTSIDE", lambda row: str(row.get("uplink") or ("no" if row.get("internal") else "NAT"))),
@@ -40,9 +42,21 @@ def arguments(parser: ArgumentParser) -> None:
     add_options(verbs["ls"], quiet="ids")
     create = verbs["create"].add_argument
     create(
-        "--subnet", default="", metavar="CIDR", help="for example 10.9.0.0/24 (default: the next free one)"
+        "--subnet",
+        action="append",
+        default=[],
+        metavar="CIDR",
+        help="for example 10.9.0.0/24 (default: the next free one); once more for IPv6, such as fd00:9::/64",
     )
-    create("--gateway", default="", metavar="ADDRESS", help="address of the bridge (default: the first one)")
+    create(
+        "--gateway",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="address of the bridge (default: the first one); once more for IPv6",
+    )
+    create("--ipv6", action="store_const", const="on", dest="ipv6", help="refuse if IPv6 cannot be had")
+    create("--no-ipv6", action="store_const", const="off", dest="ipv6", help="IPv4 only")
     create("--uplink", default="", metavar="INTERFACE", help="join this interface's network (admins)")
     create("--internal", action="store_true", help="no way to the outside")
     create(
@@ -74,12 +88,28 @@ def run(options: Namespace, client: Client) -> int:
             return inspect(client, options.networks, kinds=["network"], form=options.format)
 
 
+def both(words: list[str], *, what: str) -> tuple[str, str]:
+    """Return the word for IPv4 and that for IPv6; empty for none."""
+    found = {4: "", 6: ""}
+    for each in words:
+        version = 6 if ":" in each else 4
+        if found[version]:
+            raise InvalidSpec(f"cannot use {what} `{each}`: `{found[version]}` is named already")
+        found[version] = each
+    return found[4], found[6]
+
+
 def body(options: Namespace) -> Json:
     """Return the JSON of a NetworkWish."""
+    subnet, subnet6 = both(options.subnet, what="--subnet")
+    gateway, gateway6 = both(options.gateway, what="--gateway")
     wish = {
         "name": options.name,
-        "subnet": options.subnet,
-        "gateway": options.gateway,
+        "subnet": subnet,
+        "gateway": gateway,
+        "ipv6": options.ipv6,
+        "subnet6": subnet6,
+        "gateway6": gateway6,
         "uplink": options.uplink,
         "internal": options.internal,
         "labels": labels(options.label),

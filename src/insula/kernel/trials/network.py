@@ -2,6 +2,7 @@
 """Trials of networking, each in a network namespace that dies with the trial.  Sources: ip-link(8), nft(8)."""
 
 import subprocess
+from pathlib import Path
 
 from insula.kernel import namespace
 from insula.kernel.trials import Absent, in_child
@@ -13,6 +14,17 @@ table inet insula_probe {
   chain before { type nat hook prerouting priority dstnat; dnat ip to meta l4proto . th dport map @ports; }
   chain after { type nat hook postrouting priority srcnat; masquerade; }
   chain pass { type filter hook forward priority filter; ct state established accept; }
+}
+"""
+_NFT6 = """\
+table bridge insula_probe {
+  set places { typeof iifname . @th,64,128; }
+  chain enter { type filter hook prerouting priority dstnat; icmpv6 type nd-neighbor-advert iifname . @th,64,128 @places accept; }
+}
+table inet insula_probe {
+  map ports { type inet_proto . inet_service : ipv6_addr . inet_service; }
+  chain before { type nat hook prerouting priority dstnat; dnat ip6 to meta l4proto . th dport map @ports; }
+  chain after { type nat hook postrouting priority srcnat; meta nfproto ipv6 masquerade; }
 }
 """
 
@@ -30,6 +42,17 @@ def bridge() -> str:
 def nftables() -> str:
     """Load a table with NAT, a map of ports and connection tracking, as insula's networks use them."""
     return _in_network("nft", "-f", "-", standard_input=_NFT)
+
+
+def ipv6() -> str:
+    """Load the table by which containers are walled in IPv6, if the kernel gives interfaces IPv6."""
+    try:
+        disabled = Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        raise Absent("the kernel was built or booted without it") from None
+    if disabled != "0":
+        raise Absent("it is switched off (disable_ipv6)")
+    return _in_network("nft", "-f", "-", standard_input=_NFT6)
 
 
 def _in_network(*command: str, standard_input: str = "") -> str:
