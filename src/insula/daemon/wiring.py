@@ -28,7 +28,6 @@ from insula.kernel.cgroup.hierarchy import Hierarchies
 from insula.kernel.criu_find import find_criu
 from insula.migrate.pull import resume_pulls
 from insula.migrate.settle import settle_all
-from insula.model.quota import Allowance
 from insula.monitor.collect import Collector
 from insula.network.attach import Networks
 from insula.network.names import NameServers
@@ -76,107 +75,127 @@ class Daemon:
         self.api.store.close()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ground:
+    """What everything else stands on: the state folder, opened."""
+
+    store: Store
+    pki: Pki
+    policy: PolicyFile
+    rights: Rights
+    limits: Limits
+    disks: Disks
+    images: Images
+    networks: Networks
+    volumes: Volumes
+
+    @classmethod
+    def open(cls, options: Options) -> "_Ground":
+        store = Store(options.state / "db.sqlite")
+        policy, limits = PolicyFile(options.policy), Limits(store)
+        disks = Disks(options.state, store, limits)
+        disks.attach_all()
+        return cls(
+            store=store,
+            pki=Pki(options.state / "pki", name=options.name),
+            policy=policy,
+            rights=Rights(store, policy, admins=options.admins),
+            limits=limits,
+            disks=disks,
+            images=Images(options.state, store),
+            networks=Networks(options.name, store, pool_subnet=options.pool, allowance=limits),
+            volumes=Volumes(options.state / "volumes", store, ready=disks.home_of),
+        )
+
+
 def build(options: Options, *, loop: asyncio.AbstractEventLoop) -> Daemon:
     """Open the state folder and take up what the last daemon left.
 
     Raises: InsulaError if the spawner cannot be reached.
     """
-    store = Store(options.state / "db.sqlite")
-    recover_operations(store)
-    changes = Changes(loop)
-    store.subscribe(changes.tell)
-    pki = Pki(options.state / "pki", name=options.name)
-    images = Images(options.state, store)
-    limits = Limits(store)
-    policy = PolicyFile(options.policy)
-    rights = Rights(store, policy, admins=options.admins)
-    networks = Networks(options.name, store, pool_subnet=options.pool, allowance=limits)
-    disks = Disks(options.state, store, limits)
-    disks.attach_all()
-    volumes = Volumes(options.state / "volumes", store, ready=disks.home_of)
-    runtime = _runtime(
-        options,
-        store=store,
-        images=images,
-        networks=networks,
-        volumes=volumes,
-        allowance=limits,
-        permits=rights,
-        disks=disks,
-    )
-    gate = Gate(limits, is_held=runtime.spawner.is_held)
-    peers = PairedHosts(store, pki)
+    ground = _Ground.open(options)
+    recover_operations(ground.store)
+    runtime = _runtime(options, ground)
+    peers = PairedHosts(ground.store, ground.pki)
     settle_all(runtime, peers)
     resume_pulls(runtime, peers)
+    gate = Gate(ground.limits, is_held=runtime.spawner.is_held)
     verbs = DaemonVerbs(
-        store=store,
-        images=images,
-        networks=networks,
-        volumes=volumes,
+        store=ground.store,
+        images=ground.images,
+        networks=ground.networks,
+        volumes=ground.volumes,
         runtime=runtime,
         peers=peers,
-        permits=rights,
-        limits=limits,
-        allowance=limits,
-        disks=disks,
+        permits=ground.rights,
+        limits=ground.limits,
+        allowance=ground.limits,
+        disks=ground.disks,
         count_streams=gate.open_of,
     )
-    standing = Standing(loop, streams=runtime.spawner)
     collector = Collector()
-    watching = Watching(runtime, collector, pki=pki)
-    store.subscribe(watching.note)
-    runtime.on_phase = watching.note_phase
-    audit = Audit(options.state / "audit.log")
-    api = Api(
-        identity=_identity(options),
-        store=store,
-        verbs=verbs,
-        operations=OperationRegistry(store, loop),
-        pairing=PairingDesk(store, pki, name=options.name, address=options.listen),
-        changes=changes,
-        monitor=watching,
-        audit=audit,
-        standing=standing,
-        policy=policy,
-        users=UserDesk(store, pki, host=options.name, address=options.listen, on_change=standing.review_soon),
-        gate=gate,
-    )
+    api = _api(options, ground, verbs=verbs, gate=gate, collector=collector, loop=loop)
     arrivals = Arrivals(
-        pki.server_context(),
-        find_host=store.find_host_by_fingerprint,
-        audit=audit,
+        ground.pki.server_context(),
+        find_host=ground.store.find_host_by_fingerprint,
+        audit=api.audit,
         serve=verbs.receive_migration,
     )
     return Daemon(
         api=api,
-        pki=pki,
-        policy=policy,
+        pki=ground.pki,
+        policy=ground.policy,
         arrivals=arrivals,
-        images=images,
-        networks=networks,
+        images=ground.images,
+        networks=ground.networks,
         runtime=runtime,
-        disks=disks,
-        name_servers=NameServers(networks.zone),
+        disks=ground.disks,
+        name_servers=NameServers(ground.networks.zone),
         collector=collector,
     )
 
 
-def _runtime(
+def _api(
     options: Options,
+    ground: _Ground,
     *,
-    store: Store,
-    images: Images,
-    networks: Networks,
-    volumes: Volumes,
-    allowance: Allowance,
-    permits: Rights,
-    disks: Disks,
-) -> Runtime:
+    verbs: DaemonVerbs,
+    gate: Gate,
+    collector: Collector,
+    loop: asyncio.AbstractEventLoop,
+) -> Api:
+    store, runtime = ground.store, verbs.runtime
+    changes = Changes(loop)
+    store.subscribe(changes.tell)
+    standing = Standing(loop, streams=runtime.spawner)
+    watching = Watching(runtime, collector, pki=ground.pki)
+    store.subscribe(watching.note)
+    runtime.on_phase = watching.note_phase
+    desk = UserDesk(
+        store, ground.pki, host=options.name, address=options.listen, on_change=standing.review_soon
+    )
+    return Api(
+        identity=_identity(options),
+        store=store,
+        verbs=verbs,
+        operations=OperationRegistry(store, loop),
+        pairing=PairingDesk(store, ground.pki, name=options.name, address=options.listen),
+        changes=changes,
+        monitor=watching,
+        audit=Audit(options.state / "audit.log"),
+        standing=standing,
+        policy=ground.policy,
+        users=desk,
+        gate=gate,
+    )
+
+
+def _runtime(options: Options, ground: _Ground) -> Runtime:
     """Reach the spawner, take every container up, bring the networks back."""
     folders = Folders(options.state, options.run)
     (options.state / "containers").mkdir(mode=0o700, exist_ok=True)
     init.install(folders.init_layer)
-    images.host.added[init.PATH] = init.PROGRAM
+    ground.images.host.added[init.PATH] = init.PROGRAM
     spawner = SpawnerClient(
         options.run,
         log=options.state / "spawner.log",
@@ -184,22 +203,22 @@ def _runtime(
         on_lost=lambda: replace_spawner(runtime),
     )
     runtime = Runtime(
-        store=store,
-        images=images,
-        networks=networks,
-        volumes=volumes,
+        store=ground.store,
+        images=ground.images,
+        networks=ground.networks,
+        volumes=ground.volumes,
         spawner=spawner,
         folders=folders,
         host_name=options.name,
         cgroup_parent=options.cgroup_parent,
         criu=find_criu(),
-        permits=permits,
-        uid_base_of=lambda tenant: uid_base(store.tenant(tenant).position),
-        allowance=allowance,
-        home_of=disks.home_of,
+        permits=ground.rights,
+        uid_base_of=lambda tenant: uid_base(ground.store.tenant(tenant).position),
+        allowance=ground.limits,
+        home_of=ground.disks.home_of,
     )
     held = spawner.connect()
-    images.layers.clean()
+    ground.images.layers.clean()
     recover(runtime, held)
     return runtime
 

@@ -14,7 +14,6 @@ Out of scope: images, which tenants may share (`quotas`), and the file system it
 import errno
 import logging
 import os
-import shutil
 import subprocess
 import threading
 import time
@@ -118,7 +117,7 @@ class Disks:
             if not self._detach(tenant):
                 raise InUse(f"cannot take away the disk of tenant `{tenant}`: it is in use", hint="try again")
             (self._state / "volumes" / tenant).unlink(missing_ok=True)
-            shutil.rmtree(self._image(tenant).parent)
+            remove_tree(self._image(tenant).parent)
 
     def _image(self, tenant: str) -> Path:
         return self._state / "tenants" / tenant / "disk.img"
@@ -134,7 +133,7 @@ class Disks:
         image, place, volumes = self._image(tenant), self._place(tenant), self._state / "volumes" / tenant
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
         with ExitStack() as undo, _explained(tenant):
-            undo.callback(shutil.rmtree, image.parent, ignore_errors=True)
+            undo.callback(remove_tree, image.parent)
             new = image.with_name("disk.new")
             files = self._allowance.limit(tenant, Resource.INODES)
             new.unlink(missing_ok=True)
@@ -168,7 +167,7 @@ class Disks:
                     _copy(*moved[-1])
         except BaseException:
             self._detach(tenant)
-            shutil.rmtree(self._image(tenant).parent, ignore_errors=True)
+            remove_tree(self._image(tenant).parent)
             raise
         for old, new in moved:
             _lead(old, new)
