@@ -16,7 +16,7 @@ import carried
 from insula.kernel import criu, criu_images, criu_unseen
 from insula.kernel.criu_images import PAGE_BYTES, PE_PRESENT
 from insula.kernel.pagemap import PageMap, Range, intersect, mappings_of
-from insula.migrate.absent import complete_images
+from insula.migrate.absent import complete_images, list_hidden
 from insula.migrate.memory import MemoryStore
 from insula.migrate.track import Last, WholeTracker
 from insula.model import stream
@@ -90,6 +90,7 @@ class Dumped:
     def _stands(self, maps: HiddenMemory) -> None:
         self.ranges = {pid: each.hidden for pid, each in maps.seen.items()}
         self.last = dict(WholeTracker(self._pids).scan_last())
+        list_hidden(self._images, self.last, seen=maps.seen)
         complete_images(self._images, self.last, seen=maps.seen)
         for pid in self._pids():
             inner = int(carried.status(pid, "NSpid").split()[-1])

@@ -2,12 +2,14 @@
 """What CRIU was not shown in a dump (`runtime/hidden.py`), put beside or into its images.
 
     lazy-PID.img   which of the hidden pages there are: address and number of pages, 64 bits each; PID as in the container
+    rest-PID.img   in the same form: further pages that CRIU did not list, which should not be
     mm-PID.img     CRIU's; guard regions are added to it as CRIU adds them
 
 Standard library only.  Source: CRIU's `images/mm.proto`, `images/vma.proto`, `collect_madv_guards` of `criu/mem.c`.
 """
 
 import itertools
+import re
 import struct
 from array import array
 from collections.abc import Iterable
@@ -20,12 +22,24 @@ _MM_MAGICS = (0x54564319, 0x57492820)
 _VMAS, _STATUS = 14, 7
 _GUARD = 1 << 16
 """VMA_AREA_GUARD: the only flag of such an entry."""
+_LAZY_NAME = re.compile(r"lazy-([1-9][0-9]*)\.img")
 _LAZY = struct.Struct("<QQ")
 
 
 def lazy_name(pid: int) -> str:
     """Return the name of insula's own list of pages that CRIU did not see (`runtime/hidden.py`)."""
     return f"lazy-{pid}.img"
+
+
+def lazy_pid(name: str) -> int | None:
+    """Return whose such a list is; None if it is none."""
+    match = _LAZY_NAME.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def rest_name(pid: int) -> str:
+    """Return the name of the list of those that it should have seen."""
+    return f"rest-{pid}.img"
 
 
 def encode_lazy(ranges: Iterable[tuple[int, int]]) -> bytes:
@@ -38,16 +52,24 @@ def lazy_lists(images: int, pid: int) -> tuple[list[tuple[int, int]], list[tuple
 
     images: descriptor of the folder.  Raises: OSError; ValueError if a list is not well-formed.
     """
+    return listed_pages(images, pid), read_list(images, lazy_name(pid)) + read_list(images, rest_name(pid))
+
+
+def listed_pages(images: int, pid: int) -> list[tuple[int, int]]:
+    """Return which pages CRIU lists as coming later.  Raises: as `lazy_lists`."""
     entries = decode_pagemap(read_image(images, f"pagemap-{pid}.img"))
+    return [(each.vaddr, each.pages) for each in entries if each.flags & PE_LAZY]
+
+
+def read_list(images: int, name: str) -> list[tuple[int, int]]:
+    """Return such a list, empty if there is none.  Raises: OSError; ValueError if it is not well-formed."""
     try:
-        data = read_image(images, lazy_name(pid))
+        data = read_image(images, name)
     except FileNotFoundError:
-        data = b""
+        return []
     if len(data) % _LAZY.size:
         raise ValueError("list of pages: cut short")
-    return [(each.vaddr, each.pages) for each in entries if each.flags & PE_LAZY], list(
-        _LAZY.iter_unpack(data)
-    )
+    return list(_LAZY.iter_unpack(data))
 
 
 def add_guards(data: bytes, guards: Iterable[tuple[int, int]]) -> bytes:

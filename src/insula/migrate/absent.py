@@ -21,10 +21,24 @@ from insula.runtime.hidden import Seen
 LOG = logging.getLogger(__name__)
 
 
-def complete_images(images: int, last: Mapping[int, Last], *, seen: Mapping[int, Seen]) -> None:
-    """Write into the folder of images what CRIU could not.
+def list_hidden(images: int, last: Mapping[int, Last], *, seen: Mapping[int, Seen]) -> tuple[str, ...]:
+    """List in the folder of images which of the hidden pages there are; CRIU may still be at work.
 
-    last: of all processes, by their ids here, taken while they stood.  seen: how much CRIU saw; empty: everything.
+    last: of all processes, by their ids here, taken while they stood.  seen: how much CRIU sees; empty: everything.
+    Returns: the names of the lists.
+    """
+    names = []
+    for pid, each in seen.items():
+        if pid in last and (inside := inner_pid(pid)) is not None:
+            names.append(criu_unseen.lazy_name(inside))
+            pages = intersect(last[pid].present, each.hidden)
+            write_file(images, names[-1], criu_unseen.encode_lazy(pages))
+    return tuple(names)
+
+
+def complete_images(images: int, last: Mapping[int, Last], *, seen: Mapping[int, Seen]) -> None:
+    """Write into the folder of images what else CRIU could not.  As `list_hidden`, which comes before.
+
     Raises: MigrationFailed if a page would be lost.
     """
     if not seen:
@@ -35,8 +49,9 @@ def complete_images(images: int, last: Mapping[int, Last], *, seen: Mapping[int,
             raise MigrationFailed(f"cannot move process {pid}: its pages are not known")
         listed = _listed(images, inside)
         _check(last[pid].present, each, listed=listed, pid=inside)
-        pages = subtract(intersect(last[pid].present, each.anonymous), listed)
-        write_file(images, criu_unseen.lazy_name(inside), criu_unseen.encode_lazy(pages))
+        shown = subtract(each.anonymous, each.hidden)
+        if pages := subtract(intersect(last[pid].present, shown), listed):
+            write_file(images, criu_unseen.rest_name(inside), criu_unseen.encode_lazy(pages))
     for pid, known in last.items():
         if known.guarded and (inside := inner_pid(pid)) is not None:
             _add_guards(images, inside, known.guarded)

@@ -10,8 +10,9 @@ What the source says is not believed: addresses and lengths are checked, and no 
 Out of scope: which pages are sent (track.py, source.py), and CRIU's own pages (`pages-N.img`), which its restore reads.
 """
 
+import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -44,6 +45,8 @@ class MemoryStore:
         self._limit_bytes = limit_bytes
         self._held: dict[int, Pieces] = {}
         self._slots: dict[int, int] = {}
+        self._expected: dict[int, list[Range]] = {}
+        """What of a list that was looked at (`expect`) had not come by then."""
         self.descriptor = os.memfd_create("insula-memory", os.MFD_CLOEXEC)
         os.ftruncate(self.descriptor, MAX_PROCESSES * SLOT_BYTES)
 
@@ -95,25 +98,47 @@ class MemoryStore:
             raise ProtocolError("cannot take memory: it is in too many pieces")
         return Round(self.descriptor, checked, base=base, held=held)
 
+    def expect(self, images: int, names: Iterable[str]) -> None:
+        """Look at lists of pages that come later (`criu_unseen.lazy_name`) as soon as they are here: it spares the pause.
+
+        images: descriptor of their folder.  Raises: ProtocolError.
+        """
+        for name in names:
+            if (pid := criu_unseen.lazy_pid(name)) is not None:
+                with _readable(pid):
+                    self._expected[pid] = self._gaps(pid, criu_unseen.read_list(images, name))
+
     def missing(self, images: int) -> dict[int, list[Range]]:
         """Return what CRIU's final pagemaps want later and no round has brought, by pid in the container.
 
         images: descriptor of the folder of CRIU's final images.  Raises: ProtocolError if one of them cannot be read.
         """
         found: dict[int, list[Range]] = {}
-        for name in os.listdir(images):
-            pid = criu_images.pid_of(name)
-            if pid is None:
-                continue
-            held = self._held.get(pid, _NOTHING)
-            gaps = [
-                (low, (high - low) // PAGE_BYTES)
-                for start, end in _lazy_ranges(images, pid)
-                for low, high in held.gaps(start, end)
-            ]
+        for pid in filter(None, map(criu_images.pid_of, os.listdir(images))):
+            with _readable(pid):
+                lists = [
+                    criu_unseen.listed_pages(images, pid),
+                    criu_unseen.read_list(images, criu_unseen.rest_name(pid)),
+                    self._hidden(images, pid),
+                ]
+            gaps = merge(pagemap.Range(*each) for wanted in lists for each in self._gaps(pid, wanted))
             if gaps:
-                found[pid] = gaps
+                found[pid] = [(each.start, each.pages) for each in gaps]
         return found
+
+    def _hidden(self, images: int, pid: int) -> list[Range]:
+        if pid in self._expected:
+            return self._expected[pid]
+        return criu_unseen.read_list(images, criu_unseen.lazy_name(pid))
+
+    def _gaps(self, pid: int, wanted: Iterable[Range]) -> list[Range]:
+        # CRIU lists pages of different kinds in different buffers, so addresses need not ascend.
+        held = self._held.get(pid, _NOTHING)
+        return [
+            (low, (high - low) // PAGE_BYTES)
+            for start, end in _checked(sorted(wanted))
+            for low, high in held.gaps(start, end)
+        ]
 
 
 _NOTHING = Pieces()
@@ -173,14 +198,9 @@ def _checked(ranges: Iterable[Range]) -> list[Range]:
     return found
 
 
-def _lazy_ranges(images: int, pid: int) -> list[Range]:
+@contextlib.contextmanager
+def _readable(pid: int) -> Iterator[None]:
     try:
-        listed, hidden = criu_unseen.lazy_lists(images, pid)
+        yield
     except (OSError, ValueError) as error:
         raise ProtocolError(f"cannot read what memory of process {pid} is to come: {error}") from error
-    return [(each.start, each.end) for each in merge(_ranges(listed) + _ranges(hidden))]
-
-
-def _ranges(pages: list[Range]) -> list[pagemap.Range]:
-    # CRIU lists pages of different kinds in different buffers, so addresses need not ascend.
-    return [pagemap.Range(start, (end - start) // PAGE_BYTES) for start, end in _checked(sorted(pages))]

@@ -20,9 +20,10 @@ from msgspec.structs import replace
 from insula.kernel.hold import Hold, pack, replay
 from insula.kernel.pagemap import Range
 from insula.migrate import settle, track
-from insula.migrate.absent import complete_images
+from insula.migrate.absent import complete_images, list_hidden
 from insula.migrate.beside import Beside
 from insula.migrate.fault import Point, fault
+from insula.migrate.images import send_images
 from insula.migrate.lend import LaterTracker
 from insula.migrate.packed import PackedSource
 from insula.migrate.plan import Load, plan_move
@@ -39,7 +40,6 @@ from insula.model.migration import (
     Answer,
     Commit,
     Ended,
-    File,
     Frames,
     Held,
     Layer,
@@ -65,7 +65,6 @@ from insula.runtime.undo import attempt
 LOG = logging.getLogger(__name__)
 
 Result = dict[str, str | int | float | bool]
-_PIECE = 1 << 20
 STAND_SECONDS = 2.0
 FIXED_SECONDS = 0.1
 """Of a pause without any memory: what CRIU needs on both sides (bench/migrate.py)."""
@@ -212,6 +211,7 @@ class Move:
         self._shared = shared
         self._hold: Hold | None = None
         self._kept: list[bytes] = []
+        self._sent_images: tuple[str, ...] = ()
         self.is_committed = False
         self._confirmed = False
         self._is_later = False
@@ -312,8 +312,8 @@ class Move:
         self._enter(Phase.CLEANUP, after_phase=Phase.PULL if self._is_later else Phase.RESUME)
 
     def _dump(self, plan: StartPlan, *, images: int) -> None:
-        rest = Beside(self._precopy.finish)
         hidden = HiddenMemory(self._runtime.group(self._record).pids())
+        rest = Beside(lambda: self._finish(images, hidden))
 
         def frozen() -> None:
             self._frozen_at = time.monotonic()
@@ -354,16 +354,19 @@ class Move:
         finally:
             rest.join()
 
+    def _finish(self, images: int, hidden: HiddenMemory) -> None:
+        """Send what is left, beside CRIU's dump."""
+        self._precopy.finish()
+        self._sent_images = list_hidden(images, self._precopy.last, seen=hidden.seen)
+        send_images(self._wire, images, self._sent_images)
+
     def _transfer(self, images: int) -> None:
         self._enter(Phase.TRANSFER, after_phase=Phase.FREEZE)
         held = self._shared.held_images(images)
-        for name in sorted(os.listdir(images)):
-            if name in held:
-                self._shared.send_image(self._wire, area=held[name])
-                continue
-            if name != dump.DUMP_LOG:
-                self._wire.send(File(name=name))
-                self._wire.send_stream(_pieces(images, name))
+        done = {*held, *self._sent_images, dump.DUMP_LOG}
+        send_images(self._wire, images, sorted(set(os.listdir(images)) - done))
+        for area in held.values():
+            self._shared.send_image(self._wire, area=area)
 
     def _commit(self) -> None:
         """The point of no return: a durable compare-and-set of the owner."""
@@ -472,10 +475,3 @@ def standing(runtime: Runtime, record: ContainerRecord) -> Iterator[None]:
         yield
     finally:
         group.thaw()
-
-
-def _pieces(folder: int, name: str) -> Iterator[bytes]:
-    descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
-    with os.fdopen(descriptor, "rb") as file:
-        while piece := file.read(_PIECE):
-            yield piece

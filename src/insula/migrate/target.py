@@ -13,6 +13,7 @@ from insula.image.host import HOST_IMAGE
 from insula.kernel.hold import replay, unpack
 from insula.migrate.fault import Point, fault
 from insula.migrate.fileapply import FileTarget
+from insula.migrate.images import receive_images
 from insula.migrate.lend import serve_pull
 from insula.migrate.memory import MemoryStore
 from insula.migrate.neighbours import announce_arrival
@@ -30,8 +31,8 @@ from insula.model.migration import (
     Answer,
     Commit,
     Ended,
-    File,
     FileRound,
+    Files,
     Frames,
     Held,
     Layer,
@@ -255,8 +256,8 @@ class Arrival:
                     self._shared.receive(message, self._wire.receive_stream())
                 case SharedImage(area=area):
                     self._shared.make_image(area)
-                case File(name=name):
-                    self._receive_file(name)
+                case Files():
+                    self._receive_images(message)
                 case Restore():
                     missing = self._memory.missing(self._images)
                     if self._offer.is_later:
@@ -312,15 +313,14 @@ class Arrival:
         for each in self._trees.values():
             each.close()
 
-    def _receive_file(self, name: str) -> None:
-        if "/" in name or name.startswith("."):
-            raise ProtocolError(f"cannot take image `{name[:80]}`: no plain name")
-        if self._engine is not None and name == dump.INVENTORY:
-            name = dump.INVENTORY_KEPT
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with os.fdopen(os.open(name, flags, dump.IMAGE_MODE, dir_fd=self._images), "wb") as file:
-            for piece in self._wire.receive_stream():
-                file.write(piece)
+    def _receive_images(self, message: Files) -> None:
+        receive_images(
+            message,
+            self._wire.receive_stream(),
+            self._images,
+            is_inventory_kept=self._engine is not None,
+        )
+        self._memory.expect(self._images, (name for name, _size in message.files))
 
     def _restore(self) -> None:
         if self._plan is None:

@@ -28,7 +28,7 @@ import msgspec
 
 from insula.model.record import ContainerRecord, Fact, ImageRecord, VolumeRecord
 
-VERSION = 2
+VERSION = 3
 PROTOCOL = "insula-migration/1"
 """The name in TLS by which a connection is one of these, and not of HTTP (ALPN, RFC 7301)."""
 
@@ -150,10 +150,11 @@ class SharedImage(Fact, kw_only=True, frozen=True, tag=True):
     area: int
 
 
-class File(Fact, kw_only=True, frozen=True, tag=True):
-    """One of CRIU's images follows."""
+class Files(Fact, kw_only=True, frozen=True, tag=True):
+    """Images of CRIU follow, all in one stream."""
 
-    name: str
+    files: tuple[tuple[str, int], ...]
+    """Name and number of bytes of each."""
 
 
 class Prepare(Fact, kw_only=True, frozen=True, tag=True):
@@ -263,7 +264,7 @@ Message = (
     | FileRound
     | SharedPages
     | SharedImage
-    | File
+    | Files
     | Prepare
     | Restore
     | Missing

@@ -10,7 +10,7 @@ import pytest
 from insula.kernel import criu_images, criu_unseen
 from insula.kernel.criu_images import PAGE_BYTES, PE_LAZY, PE_PRESENT, Entry
 from insula.kernel.pagemap import Range
-from insula.migrate.absent import complete_images
+from insula.migrate.absent import complete_images, list_hidden
 from insula.migrate.memory import MemoryStore
 from insula.migrate.precopy import inner_pid
 from insula.migrate.track import Last
@@ -46,7 +46,9 @@ def _seen() -> Seen:
 def test_present_pages_that_criu_did_not_list_are_listed(tmp_path: Path, images: int) -> None:
     _write(tmp_path, Entry(BASE + 150 * PAGE_BYTES, 10, PE_LAZY), Entry(FILE, 1, PE_PRESENT))
     present = (_pages(BASE + 5 * PAGE_BYTES, 3), _pages(BASE + 148 * PAGE_BYTES, 14), _pages(FILE, 1))
-    complete_images(images, {PID: Last((), present, ())}, seen={PID: _seen()})
+    last = {PID: Last((), present, ())}
+    assert list_hidden(images, last, seen={PID: _seen()}) == (criu_unseen.lazy_name(INSIDE),)
+    complete_images(images, last, seen={PID: _seen()})
     listed, unseen = criu_unseen.lazy_lists(images, INSIDE)
     assert listed == [(BASE + 150 * PAGE_BYTES, 10)]
     expected = [(5, 3), (148, 2), (160, 2)]
@@ -55,6 +57,18 @@ def test_present_pages_that_criu_did_not_list_are_listed(tmp_path: Path, images:
         assert store.missing(images) == {
             INSIDE: [(BASE + 5 * PAGE_BYTES, 3), (BASE + 148 * PAGE_BYTES, 14)],
         }
+
+
+def test_what_came_after_a_list_was_looked_at_is_not_missing(tmp_path: Path, images: int) -> None:
+    _write(tmp_path)
+    name = criu_unseen.lazy_name(INSIDE)
+    (tmp_path / name).write_bytes(criu_unseen.encode_lazy([(BASE, 2), (BASE + 5 * PAGE_BYTES, 1)]))
+    with MemoryStore(limit_bytes=1 << 20) as store:
+        store.expect(images, ("pstree.img", name))
+        arriving = store.begin(INSIDE, [(BASE + PAGE_BYTES, 1)])
+        arriving.feed(bytes(PAGE_BYTES))
+        arriving.finish()
+        assert store.missing(images) == {INSIDE: [(BASE, 1), (BASE + 5 * PAGE_BYTES, 1)]}
 
 
 def test_changed_page_of_a_file_that_criu_left_out(tmp_path: Path, images: int) -> None:
