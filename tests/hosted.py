@@ -132,8 +132,14 @@ class Person:
             return answered(connection)
 
     def asking(self, method: str, target: str, *, body: bytes = b"") -> socket.socket:
-        """Send a request and leave it open; `answered` reads what comes.  The kernel is asked who connects."""
+        """Send a request and leave it open; `answered` reads what comes."""
         head = f"{method} {target} HTTP/1.1\r\nHost: insula\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+        connection = self.connected()
+        connection.sendall(head.encode() + body)
+        return connection
+
+    def connected(self) -> socket.socket:
+        """Connect to the API and say nothing.  The kernel is asked who connects."""
         connection = socket.socket(socket.AF_UNIX)
         connection.settimeout(DEADLINE_S)
         os.setegid(GROUP_ID)
@@ -143,7 +149,6 @@ class Person:
         finally:
             os.seteuid(0)
             os.setegid(0)
-        connection.sendall(head.encode() + body)
         return connection
 
 

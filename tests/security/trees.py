@@ -6,8 +6,12 @@ import os
 import stat
 from pathlib import Path
 
-#: Of the host, where an escape would write first; small enough to be read whole.
-FOLDERS = ("/etc", "/root/.ssh", "/usr/local/bin", "/boot", "/opt")
+#: Of the host, where an escape would write first; little enough to be read whole, and nobody else's to change meanwhile.
+PLACES = (
+    "/etc/passwd", "/etc/shadow", "/etc/group", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/etc/crontab", "/etc/cron.d",
+    "/etc/sudoers.d", "/etc/profile", "/etc/profile.d", "/etc/ld.so.preload", "/etc/ld.so.conf.d", "/etc/ssh", "/etc/pam.d",
+    "/root/.ssh", "/root/.bashrc", "/usr/local/bin", "/usr/local/sbin", "/boot", "/dev/null", "/dev/console", "/dev/ptmx", "/tmp/.",
+)  # fmt: skip
 SEARCHED = (
     "/",
     "/etc",
@@ -24,30 +28,28 @@ SEARCHED = (
 )
 
 
-def fingerprint(*folders: str | Path) -> str:
-    """Return a digest of names, owners, modes, sizes, times and links below folders."""
+def fingerprint(*places: str | Path) -> str:
+    """Return a digest of names, owners, modes, sizes, times and links of files, and of those below folders."""
     digest = hashlib.sha256()
-    for folder in folders or FOLDERS:
-        for place, names, files in os.walk(folder):
-            names.sort()
-            for name in sorted(files):
-                path = os.path.join(place, name)
-                try:
-                    found = os.lstat(path)
-                except FileNotFoundError:
-                    continue
-                link = os.readlink(path) if stat.S_ISLNK(found.st_mode) else ""
-                fields = (
-                    path,
-                    found.st_mode,
-                    found.st_uid,
-                    found.st_gid,
-                    found.st_size,
-                    found.st_mtime_ns,
-                    link,
-                )
-                digest.update(repr(fields).encode(errors="surrogateescape"))
+    for path in (each for place in places or PLACES for each in _walked(str(place))):
+        try:
+            found = os.lstat(path)
+        except FileNotFoundError:
+            continue
+        link = os.readlink(path) if stat.S_ISLNK(found.st_mode) else ""
+        fields: tuple[object, ...] = (path, found.st_mode, found.st_uid, found.st_gid, found.st_rdev, link)
+        if stat.S_ISREG(found.st_mode):
+            fields += (found.st_size, found.st_mtime_ns)
+        digest.update(repr(fields).encode(errors="surrogateescape"))
     return digest.hexdigest()
+
+
+def _walked(place: str) -> list[str]:
+    # "/tmp/." is the folder itself: what lies in it is everybody's.
+    inner = (
+        [] if place.endswith("/.") else [os.path.join(f, n) for f, _, names in os.walk(place) for n in names]
+    )
+    return [place, *sorted(inner)]
 
 
 def found_on_host(name: str) -> list[str]:
