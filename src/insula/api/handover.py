@@ -7,6 +7,8 @@ without a byte written, if not a normal JSON error is answered.  Unix sockets on
 A client sends nothing after the request until it has seen `101`: aiohttp would take it for another request.
 """
 
+import asyncio
+import functools
 import os
 import threading
 from collections.abc import Callable
@@ -52,20 +54,29 @@ async def hand_over(call: Call, give: Callable[[int], object], *, upgrade: str) 
         return HandedOver()
     transport.pause_reading()
     copy = Copy(transport.get_extra_info("socket").fileno())
-    inode = copy.inode
+    note = functools.partial(_note, call, copy.inode)
+    loop = asyncio.get_running_loop()
+
+    def give_and_note(descriptor: int) -> None:
+        give(descriptor)
+        # Also of a request that was cancelled meanwhile: the connection is given away all the same.
+        loop.call_soon_threadsafe(note)
+
     try:
-        await call.run(copy.give, give)
+        await call.run(copy.give, give_and_note)
     except BaseException:
         copy.drop()
         if not transport.is_closing():
             transport.resume_reading()
         raise
-    finally:
-        # Also of a request that was cancelled: the thread may have given the connection away.
-        call.api.standing.hand_over(inode, call.judge)
-        call.api.gate.hand_over(call.grant.tenant, inode)
     transport.abort()
     return HandedOver()
+
+
+def _note(call: Call, inode: int) -> None:
+    """Go on judging and counting a connection that has left this process."""
+    call.api.standing.hand_over(inode, call.judge)
+    call.api.gate.hand_over(call.grant.tenant, inode)
 
 
 class Copy:

@@ -31,7 +31,7 @@ Judge = Callable[[], object]
 class Streams(Protocol):
     """The connections that the spawner holds, each known by the inode of its socket."""
 
-    def is_held(self, inode: int) -> bool: ...
+    def held(self) -> frozenset[int]: ...
     def hang_up(self, inode: int) -> None: ...
 
 
@@ -61,8 +61,11 @@ class Standing:
             self._open.discard(entry)
 
     def hand_over(self, inode: int, judge: Judge) -> None:
-        """Go on judging a connection that is in the spawner's hands."""
-        self._handed_over[inode] = judge
+        """Go on judging a connection that is in the spawner's hands.  The right may have gone on the way there."""
+        if _may(judge):
+            self._handed_over[inode] = judge
+        else:
+            self._streams.hang_up(inode)
 
     def review_soon(self) -> None:
         """Judge everything now: users or tokens have changed."""
@@ -75,8 +78,9 @@ class Standing:
             if not _may(entry.judge) and entry.request.transport is not None:
                 # The handler is cancelled by the end of its connection, as when a client goes.
                 entry.request.transport.abort()
+        held = self._streams.held() if self._handed_over else frozenset()
         for inode, judge in list(self._handed_over.items()):
-            if not self._streams.is_held(inode):
+            if inode not in held:
                 del self._handed_over[inode]
             elif not _may(judge):
                 self._streams.hang_up(inode)

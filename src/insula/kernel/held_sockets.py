@@ -7,11 +7,14 @@ Sources: proc_pid_fd(5), pidfd_getfd(2), since Linux 5.6.  Standard library only
 
 import errno
 import os
+import re
 import socket
 
 from insula.kernel import libc
 
-__all__ = ["inode_of", "is_held", "shut_down"]
+__all__ = ["held", "inode_of", "shut_down"]
+
+_SOCKET = re.compile(r"socket:\[([0-9]+)\]")
 
 
 def inode_of(descriptor: int) -> int:
@@ -19,9 +22,10 @@ def inode_of(descriptor: int) -> int:
     return os.fstat(descriptor).st_ino
 
 
-def is_held(pid: int, inode: int) -> bool:
-    """Tell whether a process has that socket open."""
-    return bool(_descriptors(pid, inode))
+def held(pid: int) -> frozenset[int]:
+    """Return the inodes of all sockets that a process has open."""
+    found = (_SOCKET.fullmatch(_target(pid, name)) for name in _names(pid))
+    return frozenset(int(each[1]) for each in found if each)
 
 
 def shut_down(pid: int, inode: int) -> bool:
@@ -40,11 +44,14 @@ def shut_down(pid: int, inode: int) -> bool:
 
 
 def _descriptors(pid: int, inode: int) -> list[int]:
+    return [int(name) for name in _names(pid) if _target(pid, name) == f"socket:[{inode}]"]
+
+
+def _names(pid: int) -> list[str]:
     try:
-        names = os.listdir(f"/proc/{pid}/fd")
+        return os.listdir(f"/proc/{pid}/fd")
     except FileNotFoundError:
         return []
-    return [int(name) for name in names if _target(pid, name) == f"socket:[{inode}]"]
 
 
 def _target(pid: int, name: str) -> str:

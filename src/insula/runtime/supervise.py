@@ -175,7 +175,11 @@ class SpawnerClient:
 
     def is_held(self, inode: int) -> bool:
         """Tell whether the spawner has the connection with that socket."""
-        return held_sockets.is_held(self._pid, inode)
+        return inode in self.held()
+
+    def held(self) -> frozenset[int]:
+        """Return the sockets that the spawner has, by their inodes."""
+        return held_sockets.held(self._pid)
 
     def hang_up(self, inode: int) -> None:
         """Cut a connection that the spawner has; nothing happens if it has ended."""
