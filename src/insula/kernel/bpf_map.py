@@ -15,6 +15,10 @@ from collections.abc import Iterator
 
 from insula.kernel import libc
 
+_CREATE = 0
+_PER_CPU_ARRAY = 6
+#: { __u32 map_type, key_size, value_size, max_entries, map_flags; }
+_MADE = struct.Struct("=IIIII")
 _LOOKUP, _UPDATE, _DELETE, _LOOKUP_BATCH = 1, 2, 3, 24
 #: { __u32 map_fd; __u64 key; __u64 value; __u64 flags; }, aligned.
 _ELEMENT = struct.Struct("=IxxxxQQQ")
@@ -36,6 +40,12 @@ def possible_processors() -> int:
     with open(_POSSIBLE_PROCESSORS, encoding="ascii") as file:
         last = file.read().strip().replace(",", "-").split("-")[-1]
     return int(last) + 1
+
+
+def create_per_cpu_array(*, value_bytes: int, entries: int) -> int:
+    """Make an array of which each processor has its own.  Returns: its descriptor, the caller's.  Raises: OSError naming bpf."""
+    attributes = _MADE.pack(_PER_CPU_ARRAY, 4, value_bytes, entries, 0)
+    return libc.bpf(_CREATE, libc.address_of(attributes), len(attributes))
 
 
 class Map:
@@ -73,7 +83,7 @@ class Map:
                 raise
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
-        """Walk through a hash map, many entries per call.  What is added or removed meanwhile may be met or not.
+        """Walk through a hash map or an array, many entries per call.  What is added or removed meanwhile may be met or not.
 
         Raises: OSError naming bpf.
         """

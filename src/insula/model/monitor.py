@@ -106,9 +106,11 @@ class CallCount(Fact, kw_only=True, frozen=True):
     failures: int
     errors: dict[str, int]
     """Name of errno → how often."""
+    timed: int = 0
+    """How many of them were timed: those in a tenth of the time."""
     mean_ns: int = 0
     p99_ns: int = 0
-    """The upper end of the histogram's slot that holds it."""
+    """The upper end of the histogram's step that holds it: a power of two."""
 
 
 class ContainerCounts(Fact, kw_only=True, frozen=True):
@@ -124,4 +126,3 @@ class ContainerCounts(Fact, kw_only=True, frozen=True):
     """Granted: name → how often."""
     refused_capabilities: dict[str, int]
     lost_events: int = 0
-    uncounted_calls: int = 0

@@ -8,20 +8,20 @@ from collections.abc import Iterable, Mapping
 
 from insula.model.monitor import CallCount, ContainerCounts
 from insula.monitor.describe import capability_name
-from insula.monitor.layout import FIRST_SLOT_NS, Counter
+from insula.monitor.layout import FIRST_STEP_NS, Count, Durations
 from insula.monitor.probes import Probes
 from insula.monitor.subscription import Subject
 
 _TAIL = 0.99
 
 
-def slot_end_ns(counter: Counter, *, share: float = _TAIL) -> int:
-    """Return the upper end of the histogram's slot below which that share of the calls lies; 0: none was timed."""
-    wanted, seen = share * counter.timed, 0
-    for slot, count in enumerate(counter.slots):
+def tail_ns(durations: Durations, *, share: float = _TAIL) -> int:
+    """Return the upper end of the histogram's step below which that share of the calls lies; 0: none was timed."""
+    wanted, seen = share * durations.calls, 0
+    for step, count in enumerate(durations.steps):
         seen += count
         if count and seen >= wanted:
-            return FIRST_SLOT_NS << slot
+            return FIRST_STEP_NS << step
     return 0
 
 
@@ -30,12 +30,10 @@ class Counts:
 
     def __init__(self, probes: Probes, names: Mapping[int, str]) -> None:
         self._names = names
-        self._calls: dict[int, list[tuple[int, Counter]]] = defaultdict(list)
-        for cgroup, number, counter in probes.counters():
-            self._calls[cgroup].append((number, counter))
+        self._probes = probes
+        self._durations = {(cgroup, number): each for cgroup, number, each in probes.durations()}
         self._errors = _grouped(probes.errors())
         self._capabilities = _grouped(probes.capabilities())
-        self._losses = _grouped(probes.losses())
         self._sampled_at = time.monotonic()
 
     def of(self, subjects: Iterable[Subject]) -> list[ContainerCounts]:
@@ -46,13 +44,13 @@ class Counts:
                 cgroup = subject.cgroup
             except OSError:
                 continue
-            if cgroup in self._calls:
-                found.append(self._one(subject, cgroup))
+            counts = self._probes.counts(cgroup)
+            if counts:
+                found.append(self._one(subject, cgroup, counts=counts))
         return found
 
-    def _one(self, subject: Subject, cgroup: int) -> ContainerCounts:
-        calls = [self._call(cgroup, number, counter=counter) for number, counter in self._calls[cgroup]]
-        losses = self._losses[cgroup]
+    def _one(self, subject: Subject, cgroup: int, *, counts: Mapping[int, Count]) -> ContainerCounts:
+        calls = [self._call(cgroup, number, count=count) for number, count in counts.items()]
         capabilities = self._capabilities[cgroup]
         return ContainerCounts(
             id=subject.container,
@@ -69,23 +67,24 @@ class Counts:
                 for (was_granted, bit), count in capabilities.items()
                 if not was_granted
             },
-            lost_events=losses.get((0, 0), 0),
-            uncounted_calls=losses.get((0, 1), 0),
+            lost_events=self._probes.lost_events(cgroup),
         )
 
-    def _call(self, cgroup: int, number: int, *, counter: Counter) -> CallCount:
+    def _call(self, cgroup: int, number: int, *, count: Count) -> CallCount:
         errors = {
             errno.errorcode.get(code, str(code)): count
             for (of, code), count in self._errors[cgroup].items()
             if of == number
         }
+        timed = self._durations.get((cgroup, number))
         return CallCount(
             call=self._names.get(number, f"syscall {number}"),
-            calls=counter.calls,
-            failures=counter.failures,
+            calls=count.calls,
+            failures=count.failures,
             errors=errors,
-            mean_ns=counter.nanoseconds // counter.timed if counter.timed else 0,
-            p99_ns=slot_end_ns(counter),
+            timed=timed.calls if timed else 0,
+            mean_ns=timed.nanoseconds // timed.calls if timed and timed.calls else 0,
+            p99_ns=tail_ns(timed) if timed else 0,
         )
 
 

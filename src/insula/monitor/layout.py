@@ -5,22 +5,25 @@
 """
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
 SYSCALLS = 512
 """Numbers at or above are counted as the last."""
-SLOTS = 24
-FIRST_SLOT_NS = 256
+STEPS = 24
+FIRST_STEP_NS = 256
+SLOTS = 4096
+"""Containers that can be counted at once."""
+NO_SLOT = SLOTS
 TEXT_BYTES = 256
 ARGUMENTS_BYTES = 1024
 
 GENERATION = struct.Struct("=I")
 CGROUP = struct.Struct("=Q")
 WATCH = struct.Struct("=IIII")
-COUNTER_KEY = struct.Struct("=QII")
-COUNTER = struct.Struct(f"=QQQQ{SLOTS}I")
+COUNT = struct.Struct("=QQ")
+CALL_KEY = struct.Struct("=QII")
+DURATIONS = struct.Struct(f"=QQ{STEPS}I")
 DETAIL_KEY = struct.Struct("=QII")
 DETAIL = struct.Struct("=Q")
 SHAPE = struct.Struct("=BBBBBxxx")
@@ -106,20 +109,29 @@ def unpack(record: bytes) -> Raw:
     )
 
 
-@dataclass(slots=True)
-class Counter:
-    """Of one system call in one container, since it was first watched."""
+class Count(NamedTuple):
+    """Of one system call in one container, since somebody first counted."""
 
-    calls: int = 0
-    failures: int = 0
-    nanoseconds: int = 0
-    timed: int = 0
-    slots: tuple[int, ...] = (0,) * SLOTS
-    """Slot i counts calls that took less than 2^i * 256 ns, the last all others."""
+    calls: int
+    failures: int
 
 
-def sum_counters(value: bytes) -> Counter:
+class Durations(NamedTuple):
+    """Of those calls that were timed."""
+
+    calls: int
+    nanoseconds: int
+    steps: tuple[int, ...]
+    """Step i counts calls that took less than 2^i * 256 ns, the last all others."""
+
+
+def sum_counts(value: bytes) -> Count:
     """Add what each processor has counted."""
-    parts = list(COUNTER.iter_unpack(value))
-    calls, failures, nanoseconds, timed, *slots = (sum(column) for column in zip(*parts, strict=True))
-    return Counter(calls, failures, nanoseconds, timed, tuple(slots))
+    calls, failures = map(sum, zip(*COUNT.iter_unpack(value), strict=True))
+    return Count(calls, failures)
+
+
+def sum_durations(value: bytes) -> Durations:
+    """Add what each processor has timed."""
+    calls, nanoseconds, *steps = map(sum, zip(*DURATIONS.iter_unpack(value), strict=True))
+    return Durations(calls, nanoseconds, tuple(steps))

@@ -6,15 +6,17 @@ or not; the others cost only what happens.  So which are attached follows from t
 who watches (`collect.py`).  Not for several threads at once.
 """
 
+import errno
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from insula.kernel import syscalls
-from insula.kernel.bpf_map import Map, Ring, possible_processors
+from insula.kernel.bpf_map import Map, Ring, create_per_cpu_array, possible_processors
 from insula.kernel.bpf_object import Object, knows_tracepoint
 from insula.monitor import layout, shapes
-from insula.monitor.layout import Counter, Kind
+from insula.monitor.layout import Count, Durations, Kind
 
 OBJECT = Path(__file__).parent / "programs/watch.bpf.o"
 RING_BYTES = 16 << 20
@@ -46,11 +48,12 @@ class Probes:
         )
         """Programs that this kernel has no hook for."""
         self._object = Object(str(path), entries={"ring": ring_bytes}, left_out=sorted(self.missing))
-        processors = possible_processors()
+        self._processors = possible_processors()
         fd = self._object.map_fd
         self._watched = Map(fd("watched"), key_bytes=layout.CGROUP.size, value_bytes=layout.WATCH.size)
-        self._counters = Map(
-            fd("counters"), key_bytes=layout.COUNTER_KEY.size, value_bytes=layout.COUNTER.size * processors
+        self._counts = Map(fd("counts"), key_bytes=4, value_bytes=4)
+        self._timed = Map(
+            fd("timed"), key_bytes=layout.CALL_KEY.size, value_bytes=layout.DURATIONS.size * self._processors
         )
         self._details = {
             name: Map(fd(name), key_bytes=layout.DETAIL_KEY.size, value_bytes=layout.DETAIL.size)
@@ -60,8 +63,11 @@ class Probes:
         self._generation = Map(fd("generation"), key_bytes=4, value_bytes=layout.GENERATION.size)
         table = Map(fd("shapes"), key_bytes=4, value_bytes=layout.SHAPE.size)
         for number, shape in shapes.by_number(syscalls.numbers(os.uname().machine)).items():
-            table.put(number.to_bytes(4, "little"), shape)
+            table.put(number.to_bytes(4, sys.byteorder), shape)
         self._serial = 0
+        self._slots: dict[int, tuple[int, int]] = {}
+        """cgroup → its place in `counts`, and the descriptor of the map that stands there."""
+        self.is_timing = False
         self._wishes: dict[int, tuple[frozenset[Kind], bool]] = {}
 
     def watch(self, cgroup: int, kinds: frozenset[Kind], *, is_counted: bool) -> None:
@@ -70,14 +76,32 @@ class Probes:
         self._serial += 1
         if kinds or is_counted:
             bits = sum(1 << kind for kind in kinds)
+            slot = self._slot(cgroup) if is_counted else layout.NO_SLOT
             self._wishes[cgroup] = (kinds, is_counted)
             self._attach()
-            self._watched.put(key, layout.WATCH.pack(bits, is_counted, self._serial, 0))
+            self._watched.put(key, layout.WATCH.pack(bits, slot, self._serial, 0))
         else:
             self._wishes.pop(cgroup, None)
             self._watched.drop(key)
             self._attach()
         self._generation.put(bytes(4), layout.GENERATION.pack(self._serial))
+
+    def time_calls(self, *, is_on: bool) -> None:
+        """Time the calls of those that are counted from now on, or no more."""
+        self.is_timing = is_on
+        self._attach()
+
+    def _slot(self, cgroup: int) -> int:
+        """Return a container's place among the counted.  Raises: OSError: ENOSPC if there is none left."""
+        if cgroup not in self._slots:
+            taken = {slot for slot, _ in self._slots.values()}
+            slot = next((each for each in range(layout.SLOTS) if each not in taken), None)
+            if slot is None:
+                raise OSError(errno.ENOSPC, f"cannot count more than {layout.SLOTS} containers at once")
+            own = create_per_cpu_array(value_bytes=layout.COUNT.size, entries=layout.SYSCALLS)
+            self._counts.put(slot.to_bytes(4, sys.byteorder), own.to_bytes(4, sys.byteorder))
+            self._slots[cgroup] = (slot, own)
+        return self._slots[cgroup][0]
 
     def _attach(self) -> None:
         kinds = frozenset().union(*(each for each, _ in self._wishes.values()))
@@ -85,7 +109,7 @@ class Probes:
         needed = {program for kind, program in _PROGRAMS.items() if kind in kinds} - self.missing
         if is_counted or kinds & _OF_CALLS:
             needed.add("on_exit")
-        if is_counted or Kind.SECCOMP in kinds:
+        if Kind.SECCOMP in kinds or (is_counted and self.is_timing):
             needed.add("on_enter")
         if needed:
             needed.add("on_move")
@@ -99,11 +123,23 @@ class Probes:
         """The programs that run at their hooks."""
         return self._object.attached
 
-    def counters(self) -> Iterator[tuple[int, int, Counter]]:
-        """Return (cgroup, number of the system call, what was counted) of all that was."""
-        for key, value in self._counters.items():
-            cgroup, number, _ = layout.COUNTER_KEY.unpack(key)
-            yield cgroup, number, layout.sum_counters(value)
+    def counts(self, cgroup: int) -> dict[int, Count]:
+        """Return number of the system call → how often, of a container; empty: nobody has counted it."""
+        if cgroup not in self._slots:
+            return {}
+        own = Map(self._slots[cgroup][1], key_bytes=4, value_bytes=layout.COUNT.size * self._processors)
+        none = bytes(layout.COUNT.size * self._processors)
+        return {
+            int.from_bytes(key, sys.byteorder): layout.sum_counts(value)
+            for key, value in own.items()
+            if value != none
+        }
+
+    def durations(self) -> Iterator[tuple[int, int, Durations]]:
+        """Return (cgroup, number of the system call, what was timed) of all that was."""
+        for key, value in self._timed.items():
+            cgroup, number, _ = layout.CALL_KEY.unpack(key)
+            yield cgroup, number, layout.sum_durations(value)
 
     def errors(self) -> Iterator[tuple[int, int, int, int]]:
         """Return (cgroup, number of the system call, errno, how often)."""
@@ -112,10 +148,6 @@ class Probes:
     def capabilities(self) -> Iterator[tuple[int, int, int, int]]:
         """Return (cgroup, 1 granted or 0 refused, capability, how often)."""
         return self._read("capabilities")
-
-    def losses(self) -> Iterator[tuple[int, int, int, int]]:
-        """Return (cgroup, 0, 0 for events or 1 for uncounted calls, how many)."""
-        return self._read("losses")
 
     def lost_events(self, cgroup: int) -> int:
         """Return how many events of a container found the ring full."""
@@ -128,11 +160,17 @@ class Probes:
 
     def forget(self, cgroup: int) -> None:
         """Drop what was counted of a container that is gone."""
-        for table in (self._counters, *self._details.values()):
+        if cgroup in self._slots:
+            slot, own = self._slots.pop(cgroup)
+            self._counts.drop(slot.to_bytes(4, sys.byteorder))
+            os.close(own)
+        for table in (self._timed, *self._details.values()):
             for key in [key for key, _ in table.items() if layout.CGROUP.unpack_from(key)[0] == cgroup]:
                 table.drop(key)
 
     def close(self) -> None:
         """Take everything out of the kernel."""
         self.ring.close()
+        for _, own in self._slots.values():
+            os.close(own)
         self._object.close()

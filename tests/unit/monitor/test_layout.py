@@ -12,8 +12,9 @@ from insula.monitor.probes import OBJECT
 HEADER = OBJECT.parent / "watch.h"
 SIZES = {
     "struct watch": layout.WATCH.size,
-    "struct counter_key": layout.COUNTER_KEY.size,
-    "struct counter": layout.COUNTER.size,
+    "struct count": layout.COUNT.size,
+    "struct call_key": layout.CALL_KEY.size,
+    "struct durations": layout.DURATIONS.size,
     "struct detail_key": layout.DETAIL_KEY.size,
     "struct shape": layout.SHAPE.size,
     "struct event": layout.HEAD_BYTES + layout.ARGUMENTS_BYTES + layout.TEXT_BYTES,
@@ -39,9 +40,10 @@ def test_kinds_are_those_of_the_header() -> None:
     assert [short.get(name, name) for name in names[1:]] == [kind.name for kind in sorted(Kind)]
 
 
-def test_counters_of_all_processors_are_added() -> None:
-    one = layout.COUNTER.pack(2, 1, 500, 2, *([0, 2] + [0] * 22))
-    other = layout.COUNTER.pack(3, 0, 100, 1, *([1] + [0] * 23))
-    total = layout.sum_counters(one + other)
-    assert (total.calls, total.failures, total.nanoseconds, total.timed) == (5, 1, 600, 3)
-    assert total.slots[:3] == (1, 2, 0)
+def test_what_all_processors_counted_is_added() -> None:
+    assert layout.sum_counts(layout.COUNT.pack(2, 1) + layout.COUNT.pack(3, 0)) == (5, 1)
+    one = layout.DURATIONS.pack(2, 500, *([0, 2] + [0] * 22))
+    other = layout.DURATIONS.pack(3, 100, *([1] + [0] * 23))
+    total = layout.sum_durations(one + other)
+    assert (total.calls, total.nanoseconds) == (5, 600)
+    assert total.steps[:3] == (1, 2, 0)

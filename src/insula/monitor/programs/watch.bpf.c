@@ -37,13 +37,27 @@ struct {
 	__type(value, struct watch);
 } watched SEC(".maps");
 
+/* A container's own counters, one map for each that is counted: a look into two arrays is the cheapest there is. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, SLOTS);
+	__type(key, __u32);
+	__array(
+		values, struct {
+			__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+			__uint(max_entries, SYSCALLS);
+			__uint(key_size, sizeof(__u32));
+			__uint(value_size, sizeof(struct count));
+		});
+} counts SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
 	__uint(max_entries, 16384);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct counter_key);
-	__type(value, struct counter);
-} counters SEC(".maps");
+	__type(key, struct call_key);
+	__type(value, struct durations);
+} timed SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -73,14 +87,14 @@ struct {
 	__type(value, struct shape);
 } shapes SEC(".maps");
 
-/* What is remembered of a task. */
+/* What is remembered of a task: its container's watch as of `generation`, and what it is in the middle of. */
 struct task {
 	__u64 cgroup; /* of the watched container that it is in, or 0 */
 	__u32 generation;
-	__u32 inside; /* the number of the watch under which it began a system call that has not ended */
-	__u32 seen; /* the number of the watch under which it has begun any */
-	__u32 zero;
-	__u64 began; /* ns of CLOCK_MONOTONIC, or 0: nobody counts */
+	struct watch watch;
+	__u32 inside; /* it began a system call that has not ended: the number of the watch then, or 0 */
+	__u32 seen;   /* it has begun any: the number of the watch then */
+	__u64 began;  /* ns of CLOCK_MONOTONIC, or 0: not timed */
 };
 
 struct {
@@ -105,6 +119,9 @@ struct {
 	__uint(max_entries, 1 << 20); /* the loader makes it as large as it is told to */
 } ring SEC(".maps");
 
+const struct watch unwatched = { .slot = NO_SLOT };
+const struct durations untimed = {};
+
 static __always_inline __u64 find_watched(void)
 {
 	for (int level = 1; level < DEPTHS; level++) {
@@ -118,16 +135,24 @@ static __always_inline __u64 find_watched(void)
 	return 0;
 }
 
+static __always_inline void look_anew(struct task *task, __u32 now)
+{
+	__u64 cgroup = find_watched();
+	struct watch *watch = bpf_map_lookup_elem(&watched, &cgroup);
+
+	task->cgroup = watch ? cgroup : 0;
+	task->watch = watch ? *watch : unwatched;
+	task->generation = now;
+}
+
 static __always_inline struct task *current_task(void)
 {
 	struct task *task = bpf_task_storage_get(&tasks, bpf_get_current_task_btf(), 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	__u32 zero = 0;
 	__u32 *now = bpf_map_lookup_elem(&generation, &zero);
 
-	if (task && now && task->generation != *now) {
-		task->cgroup = find_watched();
-		task->generation = *now;
-	}
+	if (task && now && task->generation != *now)
+		look_anew(task, *now);
 	return task;
 }
 
@@ -212,63 +237,59 @@ SEC("tp_btf/sys_enter")
 int BPF_PROG(on_enter, struct pt_regs *regs, long number)
 {
 	struct task *task = current_task();
-	struct watch *watch;
 
 	if (!task || !task->cgroup)
 		return 0;
-	watch = bpf_map_lookup_elem(&watched, &task->cgroup);
-	if (!watch)
-		return 0;
-	task->inside = task->seen = watch->number;
-	task->began = watch->is_counted ? bpf_ktime_get_ns() : 0;
+	task->inside = task->seen = task->watch.number;
+	task->began = task->watch.slot < SLOTS ? bpf_ktime_get_ns() : 0;
 	return 0;
 }
 
-static __always_inline int slot_of(__u64 nanoseconds)
+static __always_inline int step_of(__u64 nanoseconds)
 {
-	int slot = 0;
+	int step = 0;
 
 	nanoseconds >>= 8;
 #pragma unroll
-	for (int step = 16; step; step >>= 1) {
-		if (nanoseconds >> step) {
-			nanoseconds >>= step;
-			slot += step;
+	for (int bits = 16; bits; bits >>= 1) {
+		if (nanoseconds >> bits) {
+			nanoseconds >>= bits;
+			step += bits;
 		}
 	}
-	slot += nanoseconds != 0;
-	return slot < SLOTS ? slot : SLOTS - 1;
+	step += nanoseconds != 0;
+	return step < STEPS ? step : STEPS - 1;
 }
 
-static __always_inline void count(__u64 cgroup, __u32 number, long result, __u64 began)
+static __always_inline void time_call(__u64 cgroup, __u32 number, __u64 took)
 {
-	struct counter_key key = { .cgroup = cgroup, .number = number };
-	struct counter *counter = bpf_map_lookup_elem(&counters, &key);
+	struct call_key key = { .cgroup = cgroup, .number = number };
+	struct durations *durations = bpf_map_lookup_elem(&timed, &key);
 
-	if (!counter) {
-		static const struct counter none;
-
-		bpf_map_update_elem(&counters, &key, &none, BPF_NOEXIST);
-		counter = bpf_map_lookup_elem(&counters, &key);
-		if (!counter) {
-			struct detail_key uncounted = { .cgroup = cgroup, .detail = 1 };
-
-			add_one(&losses, &uncounted);
-			return;
-		}
+	if (!durations) {
+		bpf_map_update_elem(&timed, &key, &untimed, BPF_NOEXIST);
+		durations = bpf_map_lookup_elem(&timed, &key);
+		if (!durations)
+			return; /* no room: this call is not among those that were timed */
 	}
-	counter->calls++;
-	if (began) {
-		__u64 took = bpf_ktime_get_ns() - began;
+	durations->calls++;
+	durations->nanoseconds += took;
+	durations->steps[step_of(took)]++;
+}
 
-		counter->timed++;
-		counter->nanoseconds += took;
-		counter->slots[slot_of(took) & (SLOTS - 1)]++;
-	}
+static __always_inline void count(struct task *task, __u32 number, long result)
+{
+	__u32 slot = task->watch.slot;
+	void *own = bpf_map_lookup_elem(&counts, &slot);
+	struct count *count = own ? bpf_map_lookup_elem(own, &number) : 0;
+
+	if (!count)
+		return;
+	count->calls++;
 	if (result < 0 && result >= -ERRNO_MAX) {
-		struct detail_key detail = { .cgroup = cgroup, .number = number, .detail = -result };
+		struct detail_key detail = { .cgroup = task->cgroup, .number = number, .detail = -result };
 
-		counter->failures++;
+		count->failures++;
 		add_one(&errors, &detail);
 	}
 }
@@ -352,33 +373,33 @@ SEC("tp_btf/sys_exit")
 int BPF_PROG(on_exit, struct pt_regs *regs, long result)
 {
 	struct task *task = current_task();
-	struct watch *watch;
+	__u32 kinds, number, was_inside;
 	struct shape *shape;
-	__u64 cgroup, began;
-	__u32 number;
-	int is_refused;
+	__u64 cgroup;
 
 	if (!task || !task->cgroup)
 		return 0;
 	cgroup = task->cgroup;
-	watch = bpf_map_lookup_elem(&watched, &cgroup);
-	if (!watch)
-		return 0;
-	number = SYSCALL_NUMBER(regs);
-	began = task->inside == watch->number ? task->began : 0;
-	/* seccomp answers before the entry is traced: an exit without an entry, of a task whose entries are. */
-	is_refused = task->seen == watch->number && !task->inside;
+	kinds = task->watch.kinds;
+	was_inside = task->inside == task->watch.number;
 	task->inside = 0;
+	number = SYSCALL_NUMBER(regs);
 	if (number >= SYSCALLS)
 		number = SYSCALLS - 1;
-	if (watch->is_counted)
-		count(cgroup, number, result, began);
+	if (task->watch.slot < SLOTS) {
+		count(task, number, result);
+		if (was_inside && task->began)
+			time_call(cgroup, number, bpf_ktime_get_ns() - task->began);
+	}
+	if (!(kinds & CALL_KINDS))
+		return 0;
 	shape = bpf_map_lookup_elem(&shapes, &number);
 	if (!shape)
 		return 0;
-	if (is_refused && watch->kinds & 1u << KIND_SECCOMP)
+	/* seccomp answers before the entry is traced: an exit without an entry, of a task whose entries are. */
+	if (kinds & 1u << KIND_SECCOMP && !was_inside && task->seen == task->watch.number)
 		tell(shape, regs, cgroup, number, result, KIND_SECCOMP);
-	else if (shape->kind && watch->kinds & 1u << (shape->kind & 31))
+	else if (shape->kind && kinds & 1u << (shape->kind & 31))
 		tell(shape, regs, cgroup, number, result, shape->kind);
 	return 0;
 }

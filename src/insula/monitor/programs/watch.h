@@ -6,34 +6,41 @@
 #define INSULA_WATCH_H
 
 #define SYSCALLS 512   /* numbers at or above are not told apart */
-#define SLOTS 24       /* of a histogram: slot i counts latencies below 2^i * 256 ns, the last all others */
+#define STEPS 24       /* of a histogram: step i counts calls that took less than 2^i * 256 ns, the last all others */
 #define TEXT 256       /* longest path; longer ones are cut */
 #define ARGUMENTS 1024 /* most of a program's argument list */
+
+#define SLOTS 4096     /* containers that can be counted at once */
+#define NO_SLOT SLOTS
 
 /* What a container's watchers want; bit i of `kinds` is enum kind i. */
 struct watch {
 	__u32 kinds;
-	__u32 is_counted;
+	__u32 slot;   /* of the map `counts`, or NO_SLOT */
 	__u32 number; /* of the watch: no other has it */
 	__u32 zero;
 };
 
-struct counter_key {
+/* By number of the system call, in a map of the container's own. */
+struct count {
+	__u64 calls;
+	__u64 failures;
+};
+
+struct call_key {
 	__u64 cgroup;
 	__u32 number;
 	__u32 zero;
 };
 
-struct counter {
-	__u64 calls;
-	__u64 failures;
+struct durations {
+	__u64 calls; /* that were timed */
 	__u64 nanoseconds;
-	__u64 timed; /* calls whose duration is in `nanoseconds` and `slots` */
-	__u32 slots[SLOTS];
+	__u32 steps[STEPS];
 };
 
 /* Of failures: which errno how often.  Of capabilities: which was granted (number 1) or refused (0) how often.  Of
- * losses: how many events found the ring full (detail 0), how many calls found no room to be counted (1). */
+ * losses: how many events found the ring full. */
 struct detail_key {
 	__u64 cgroup;
 	__u32 number;
@@ -55,6 +62,10 @@ enum kind {
 	KIND_IDENTITY, /* setuid and its like */
 	KIND_KERNEL,   /* modules, bpf, ptrace, keys, clocks: what servers do not need */
 };
+
+#define CALL_KINDS                                                                                \
+	(1u << KIND_SECCOMP | 1u << KIND_FILE | 1u << KIND_NETWORK | 1u << KIND_MOUNT |           \
+	 1u << KIND_IDENTITY | 1u << KIND_KERNEL)
 
 /* Which argument of a system call is what; 0 none, else its place counted from 1. */
 struct shape {
