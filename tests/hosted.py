@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,6 +35,8 @@ ALICE_UID, BOB_UID = 64711, 64712
 GROUP, GROUP_ID = "users", 100
 """Debian's own group, there on each machine."""
 POOL = "10.213.0.0/16"
+_IDENTITY = threading.Lock()
+"""The effective ids are the whole process's: held while they are somebody else's."""
 BUSYBOX = Path("/bin/busybox")
 SOURCE = Path(__file__).resolve().parent.parent / "src"
 
@@ -142,13 +145,14 @@ class Person:
         """Connect to the API and say nothing.  The kernel is asked who connects."""
         connection = socket.socket(socket.AF_UNIX)
         connection.settimeout(DEADLINE_S)
-        os.setegid(GROUP_ID)
-        os.seteuid(self.uid)
-        try:
-            connection.connect(str(self.host.socket_path))
-        finally:
-            os.seteuid(0)
-            os.setegid(0)
+        with _IDENTITY:
+            os.setegid(GROUP_ID)
+            os.seteuid(self.uid)
+            try:
+                connection.connect(str(self.host.socket_path))
+            finally:
+                os.seteuid(0)
+                os.setegid(0)
         return connection
 
 

@@ -9,6 +9,7 @@ Source of the rules for names: OCI distribution-spec, "Pulling manifests".
 import difflib
 import hashlib
 import re
+import threading
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -59,6 +60,8 @@ class Images:
 
     def __init__(self, state_folder: Path, store: ImageStore) -> None:
         self._store = store
+        self._guard = threading.Lock()
+        """Held while the names of an image are read and written again: equal content has one record."""
         self.layers = Layers(state_folder / "layers")
         self.host = HostView(state_folder / "host-view")
 
@@ -95,11 +98,12 @@ class Images:
 
     def tag(self, tenant: str, ref: str, *, name: str) -> ImageRecord:
         """Give an image of the tenant's one more name."""
-        image = self._own(tenant, ref, verb="tag")
-        tagged = full_name(name)
-        record = msgspec.structs.replace(image, names=(*(n for n in image.names if n != tagged), tagged))
-        self._store.save_image(record)
-        return record
+        with self._guard:
+            image = self._own(tenant, ref, verb="tag")
+            tagged = full_name(name)
+            record = msgspec.structs.replace(image, names=(*(n for n in image.names if n != tagged), tagged))
+            self._store.save_image(record)
+            return record
 
     def remove(self, tenant: str, ref: str, *, images_in_use: Collection[str]) -> None:
         """Remove a name, and the image with its last name (or all, when named by id).
@@ -107,15 +111,18 @@ class Images:
         images_in_use: ids of the images of containers.  Layers go with `gc.collect`.
         Raises: ImageNotFound, Denied, InUse.
         """
-        image = self._own(tenant, ref, verb="remove")
-        name = ref if ":" in ref else f"{ref}:latest"
-        if name in image.names and len(image.names) > 1:
-            kept = tuple(each for each in image.names if each != name)
-            self._store.save_image(msgspec.structs.replace(image, names=kept))
-            return
-        if image.id in images_in_use:
-            raise InUse(f"cannot remove image `{ref}`: a container uses it", hint="insula ps -a shows which")
-        self._store.delete_image(image.id)
+        with self._guard:
+            image = self._own(tenant, ref, verb="remove")
+            name = ref if ":" in ref else f"{ref}:latest"
+            if name in image.names and len(image.names) > 1:
+                kept = tuple(each for each in image.names if each != name)
+                self._store.save_image(msgspec.structs.replace(image, names=kept))
+                return
+            if image.id in images_in_use:
+                raise InUse(
+                    f"cannot remove image `{ref}`: a container uses it", hint="insula ps -a shows which"
+                )
+            self._store.delete_image(image.id)
 
     def import_tar(self, tenant: str, name: str, *, stream: ByteSource) -> ImageRecord:
         """Make an image of one layer from a tar of a root file system.  Raises: InvalidImage, DiskFull."""
@@ -137,19 +144,20 @@ class Images:
         identity, tagged = image_id(settings, layers, tenant=tenant), full_name(name)
         if tagged in HOST_IMAGE.names:
             raise InvalidImage(f"cannot use image name `{name}`: it is the built-in view of this host")
-        same = next((each for each in self._store.list_images() if each.id == identity), None)
-        names = tuple(each for each in same.names if each != tagged) if same else ()
-        record = ImageRecord(
-            id=identity,
-            names=(*names, tagged),
-            tenant=tenant,
-            layers=tuple(layers),
-            config=settings,
-            created_at=same.created_at if same else time.time(),
-            source=source,
-        )
-        self._store.save_image(record)
-        return record
+        with self._guard:
+            same = next((each for each in self._store.list_images() if each.id == identity), None)
+            names = tuple(each for each in same.names if each != tagged) if same else ()
+            record = ImageRecord(
+                id=identity,
+                names=(*names, tagged),
+                tenant=tenant,
+                layers=tuple(layers),
+                config=settings,
+                created_at=same.created_at if same else time.time(),
+                source=source,
+            )
+            self._store.save_image(record)
+            return record
 
     def add_from_peer(self, record: ImageRecord) -> ImageRecord:
         """Remember an image that a container brings along.  Its layers are here already; names here are not taken.
@@ -161,15 +169,16 @@ class Images:
         if record.id != image_id(record.config, record.layers, tenant=record.tenant):
             raise InvalidImage(f"cannot accept image `{record.id}`: its id is not that of its content")
         self.layer_folders([layer.digest for layer in record.layers])
-        images = self._store.list_images()
-        known = next((each for each in images if each.id == record.id), None)
-        if known is not None:
-            return known
-        taken = {name for each in images if each.tenant == record.tenant for name in each.names}
-        names = tuple(name for name in record.names if name not in taken)
-        added = msgspec.structs.replace(record, names=names)
-        self._store.save_image(added)
-        return added
+        with self._guard:
+            images = self._store.list_images()
+            known = next((each for each in images if each.id == record.id), None)
+            if known is not None:
+                return known
+            taken = {name for each in images if each.tenant == record.tenant for name in each.names}
+            names = tuple(name for name in record.names if name not in taken)
+            added = msgspec.structs.replace(record, names=names)
+            self._store.save_image(added)
+            return added
 
     def layer_folders(self, of: ImageRecord | Sequence[str]) -> tuple[Path, ...]:
         """Return the lower folders of an overlay, bottom first: of an image, or of digests.

@@ -2,6 +2,8 @@
 """Names of images, and whose they are."""
 
 import dataclasses
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -95,3 +97,20 @@ def test_a_bad_name_is_refused(name: str) -> None:
 
 def test_collection_of_nothing_removes_nothing(images: Images) -> None:
     assert collect(images.layers, images=[], containers=[]) == []
+
+
+class _SlowStore(MemoryStore):
+    """Lets others run between what is read and what is written."""
+
+    def list_images(self) -> list[ImageRecord]:
+        found = super().list_images()
+        threading.Event().wait(0.001)
+        return found
+
+
+def test_names_given_at_once_are_all_kept(tmp_path: Path) -> None:
+    images = Images(tmp_path, _SlowStore())
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: images.add("anna", f"n{n}", layers=[layer("a")], source="import"), range(16)))
+    (image,) = [each for each in images.list("anna") if each.tenant == "anna"]
+    assert sorted(image.names) == sorted(f"n{number}:latest" for number in range(16))
