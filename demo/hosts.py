@@ -43,6 +43,8 @@ class Lan:
     tenant: str
     prefix: str
     """As `10.99.1`."""
+    prefix6: str = ""
+    """As `fd00:99:1`; empty: IPv4 only."""
 
     def address(self, number: int) -> str:
         return f"{self.prefix}.{number}"
@@ -124,6 +126,9 @@ class World:
             for name, prefix in cables:
                 route.create_bridge(name)
                 route.add_address(name, f"{prefix}.{CLIENT_HOST}", 24)
+            for lan in self.lans:
+                if lan.prefix6:
+                    route.add_address(lan.name, f"{lan.prefix6}::1", 64)
             for number, host_name in enumerate(self.names, start=1):
                 host = self._add_host(host_name, number=number)
                 for name, _ in cables:
@@ -168,6 +173,8 @@ class World:
         for host in self.hosts.values():
             for lan in self.lans:
                 wish = {"name": "lan", "subnet": f"{lan.prefix}.0/24", "uplink": lan.name}
+                if lan.prefix6:
+                    wish |= {"subnet6": f"{lan.prefix6}::/64", "gateway6": f"{lan.prefix6}::1"}
                 made = host.client().call("POST", "/v1/networks", query={"tenant": lan.tenant}, body=wish)
                 self.marks.add(str(made["bridge"]))
 

@@ -274,10 +274,10 @@ class Pair:
         return found + [f"volume {each['name']}" for each in volumes]
 
 
-def start_pair() -> Iterator[Pair]:
+def start_pair(*, lan: Lan = LAN) -> Iterator[Pair]:
     """Two hosts, paired, with a LAN; ended, whatever happened."""
     hosts.GROUP = "root"
-    world = World(lans=(LAN,))
+    world = World(lans=(lan,))
     with world:
         world.start()
         world.pair("alpha", "beta")
