@@ -143,16 +143,24 @@ def ask(connection: socket.socket, kind: int, options: Options) -> None:
     _send(connection, protobuf.encode([(1, kind), (2, options.encode())]))
 
 
-def follow(connection: socket.socket, *, handle: Handler) -> Response:
+def _wait_on() -> None:
+    return
+
+
+def follow(
+    connection: socket.socket, *, handle: Handler, on_silence: Callable[[], None] = _wait_on
+) -> Response:
     """Answer the notifications of what was asked for until its end.
 
     handle: called at each stage; False makes CRIU undo what it did.
-    Raises: CriuGone; OSError of the socket; whatever `handle` raises, after CRIU was refused and has ended.
+    on_silence: called whenever CRIU has said nothing for the connection's timeout; what it raises gives CRIU up.
+    Raises: CriuGone; OSError of the socket; whatever `handle` raises, after CRIU was refused and has ended; what `on_silence`
+    raises, at once: CRIU ends when its connection is closed.
     """
     failure: Exception | None = None
     while True:
         try:
-            fields, descriptors = _receive(connection)
+            fields, descriptors = _receive(connection, on_silence)
         except CriuGone:
             raise failure or CriuGone(104, "criu: ended without an answer") from None
         if fields.get(1) != NOTIFY:
@@ -179,9 +187,18 @@ def _send(connection: socket.socket, data: bytes) -> None:
         raise CriuGone(error.errno, "criu: ended") from error
 
 
-def _receive(connection: socket.socket) -> tuple[dict[int, int | bytes], tuple[int, ...]]:
+def _receive(
+    connection: socket.socket, on_silence: Callable[[], None]
+) -> tuple[dict[int, int | bytes], tuple[int, ...]]:
     space = socket.CMSG_SPACE(4 * array.array("i").itemsize)
-    data, ancillary, _flags, _address = connection.recvmsg(_MAX_MESSAGE, space, socket.MSG_CMSG_CLOEXEC)
+    while True:
+        try:
+            data, ancillary, _flags, _address = connection.recvmsg(
+                _MAX_MESSAGE, space, socket.MSG_CMSG_CLOEXEC
+            )
+            break
+        except TimeoutError:
+            on_silence()
     if not data:
         raise CriuGone(104, "criu: ended without an answer")
     descriptors = array.array("i")

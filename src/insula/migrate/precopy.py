@@ -84,7 +84,7 @@ class Precopy:
         self._tracker = tracker
         self._trees = trees
         self._brake = brake
-        self._rules = rules
+        self.rules = rules
         self._reporter = reporter
         self._left: Written = {}
         self._outside: dict[int, int] = {}
@@ -102,12 +102,12 @@ class Precopy:
         self._left = self._tracker.scan()
         while True:
             self._round()
-            seen = forecast(self.rounds, fixed_s=self._rules.fixed_s)
+            seen = forecast(self.rounds, fixed_s=self.rules.fixed_s)
             self._reporter.message(self._sentence(seen))
             match decide(
                 self.rounds,
-                max_pause_s=self._rules.max_pause_s,
-                fixed_s=self._rules.fixed_s,
+                max_pause_s=self.rules.max_pause_s,
+                fixed_s=self.rules.fixed_s,
                 throttled=self._brake.step,
             ):
                 case Step.FREEZE:
@@ -121,10 +121,10 @@ class Precopy:
 
     def check_whole(self) -> None:
         """Nothing travels before the freeze: does all of it fit into the pause?  Raises: PauseTooLong."""
-        if math.isinf(self._rules.max_pause_s):
+        if math.isinf(self.rules.max_pause_s):
             return
-        seen = forecast([self._whole()], fixed_s=self._rules.fixed_s)
-        if seen.pause_s > self._rules.max_pause_s:
+        seen = forecast([self._whole()], fixed_s=self.rules.fixed_s)
+        if seen.pause_s > self.rules.max_pause_s:
             raise self._refusal(seen)
 
     def _whole(self) -> Round:
@@ -198,7 +198,7 @@ class Precopy:
 
     def _refusal(self, seen: Forecast) -> PauseTooLong:
         return PauseTooLong(
-            f"cannot move `{self._rules.name}` within {self._rules.max_pause_s * 1000:.0f} ms: it would stand still for"
+            f"cannot move `{self.rules.name}` within {self.rules.max_pause_s * 1000:.0f} ms: it would stand still for"
             f" about {seen.pause_s * 1000:.0f} ms; it writes {format_size(int(seen.written))}/s and the link carries"
             f" {format_size(int(seen.link))}/s",
             hint="try --max-pause with more, when it writes less, or --mode stop-copy",

@@ -23,6 +23,7 @@ from insula.migrate import settle, track
 from insula.migrate.absent import complete_images, list_hidden
 from insula.migrate.beside import Beside
 from insula.migrate.fault import Point, fault
+from insula.migrate.heartbeat import Pages, await_held, held_within_s
 from insula.migrate.images import send_images
 from insula.migrate.lend import LaterTracker
 from insula.migrate.packed import PackedSource
@@ -32,7 +33,7 @@ from insula.migrate.preflight import describe
 from insula.migrate.shared import SharedSource
 from insula.migrate.trees import open_trees
 from insula.migrate.wire import ZSTD, Peers, Wire
-from insula.model.errors import Cancelled, InsulaError, MigrationFailed, ProtocolError, Unsupported
+from insula.model.errors import Cancelled, InsulaError, MigrationFailed, Unsupported
 from insula.model.grant import Grant
 from insula.model.lifecycle import Event, Status, after
 from insula.model.migration import (
@@ -41,15 +42,12 @@ from insula.model.migration import (
     Commit,
     Ended,
     Frames,
-    Held,
     Layer,
     Logs,
-    Missing,
     Offer,
     Phase,
     Prepare,
     Refuse,
-    Restore,
     Resumed,
 )
 from insula.model.record import ContainerRecord, HostRecord
@@ -371,7 +369,12 @@ class Move:
     def _commit(self) -> None:
         """The point of no return: a durable compare-and-set of the owner."""
         self._enter(Phase.RESTORE, after_phase=Phase.TRANSFER)
-        self._await_held()
+        await_held(
+            self._wire,
+            within_s=held_within_s(self._precopy.rules.max_pause_s),
+            on_missing=self._send_missing,
+            check=self._reporter.check,
+        )
         fault(Point.SOURCE_HELD)
         self._enter(Phase.COMMIT, after_phase=Phase.RESTORE)
         self._reporter.check()
@@ -416,19 +419,11 @@ class Move:
         self._wire.send(Frames())
         self._wire.send_stream((pack(self._hold.frames()),) if self._hold is not None else ())
 
-    def _await_held(self) -> None:
-        """Have the target restore; send what CRIU wants there and no round has brought."""
-        while True:
-            self._wire.send(Restore())
-            match self._wire.receive():
-                case Held():
-                    return
-                case Missing(pages=pages):
-                    self._precopy.send_missing(
-                        {pid: tuple(Range(*each) for each in ranges) for pid, ranges in pages.items()}
-                    )
-                case other:
-                    raise ProtocolError(f"cannot go on: the target sent {type(other).__name__}")
+    def _send_missing(self, pages: Pages) -> None:
+        """Send what CRIU wants there and no round has brought."""
+        self._precopy.send_missing(
+            {pid: tuple(Range(*each) for each in ranges) for pid, ranges in pages.items()}
+        )
 
     def _ask_the_target(self, moved: ContainerRecord) -> None:
         """It has taken over, or it never will, and here it stays frozen until we know, and until it has all memory."""

@@ -13,6 +13,7 @@ from insula.image.host import HOST_IMAGE
 from insula.kernel.hold import replay, unpack
 from insula.migrate.fault import Point, fault
 from insula.migrate.fileapply import FileTarget
+from insula.migrate.heartbeat import Heart
 from insula.migrate.images import receive_images
 from insula.migrate.lend import serve_pull
 from insula.migrate.memory import MemoryStore
@@ -229,6 +230,7 @@ class Arrival:
         self._shared = SharedStore(images, limit_bytes=offer.memory_bytes * 2 + SPARE_BYTES)
         self._peers = peers
         self._has_run = False
+        self._heart = Heart(wire)
 
     def run(self) -> None:
         """Take what comes, in the source's order, until it says `Restore`; restore, hold, run."""
@@ -250,6 +252,7 @@ class Arrival:
                     self._make_room(stdio)
                     fault(Point.TARGET_PREPARED)
                     self._wire.send(Answer())
+                    self._heart.start()
                 case FileRound():
                     self._tree(message.volume).receive(message, self._wire)
                 case SharedPages():
@@ -271,6 +274,8 @@ class Arrival:
                     raise ProtocolError(f"cannot go on: the source sent {type(message).__name__}")
 
     def _make_room(self, stdio: tuple[str, ...]) -> None:
+        if self._plan is not None:
+            raise ProtocolError("cannot prepare twice")
         if self._offer.is_later:
             self._runtime.store.write_journal(PULLING + self._record.id, self._record.owner.encode())
         if self._offer.image.id != HOST_IMAGE.id:
@@ -308,6 +313,7 @@ class Arrival:
 
     def close(self) -> None:
         """Let go of the folders, and of a CRIU that waits in vain."""
+        self._heart.stop()
         self._engines.close()
         self._shared.close()
         for each in self._trees.values():
@@ -334,6 +340,7 @@ class Arrival:
                 images=self._images,
                 engine=self._engine,
                 stages=dump.RestoreStages(
+                    waiting=self._heart.check,
                     restored=self._hold_until_commit,
                     unlock=self._note_that_it_runs,
                     resume=self._announce,
@@ -372,6 +379,7 @@ class Arrival:
 
     def _hold_until_commit(self) -> None:
         fault(Point.TARGET_HELD)
+        self._heart.stop()
         with contextlib.suppress(MigrationFailed):  # lost: it may have committed, and is asked
             self._wire.send(Held())
         self._take_over(self._wait_for_commit())

@@ -11,6 +11,7 @@
       │ Tree {what} DATA… END (writable layer, volumes) ──►│
       │ File {name} DATA… END (CRIU's other images) ──────►│
       │ Restore ──────────────────────────────────────────►│  restore: everything stands, nothing runs
+      │◄─────────────────── Working, from Prepare to Held   │
       │◄───────────────────────────────────────────── Held │
       │ (owner: source, n → target, n+1, on disk)          │  commit: the point of no return
       │ Commit ───────────────────────────────────────────►│  resume: the port joins the bridge, the processes run
@@ -236,7 +237,7 @@ class Recall(Fact, kw_only=True, frozen=True, tag=True):
 
 
 class Working(Fact, kw_only=True, frozen=True, tag=True):
-    """A recall goes on."""
+    """A recall, or a restore, goes on."""
 
     what: str
 

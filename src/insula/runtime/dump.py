@@ -27,15 +27,13 @@ from insula.runtime import lazy
 from insula.runtime.conntrack import SparedWalk
 from insula.runtime.context import Runtime
 from insula.runtime.obstacles import watched_folders
+from insula.runtime.stall import LOOK_SECONDS, Stall
 
 LOG = logging.getLogger(__name__)
 
 REPAIR_SECONDS = 2.0
 FILLED_SECONDS = 60.0
 """As long is waited before a dump for memory that is still being filled."""
-
-LAZY_SECONDS = 45.0
-"""Between two stages of a lazy restore; less than the other host waits (`migrate/wire.py`)."""
 
 STATE_FILE = "insula.json"
 IMAGE_MODE = 0o644
@@ -213,6 +211,8 @@ def _let_begin(engine: Engine, wanted: criu.Options, *, images: int) -> bool:
 class RestoreStages:
     """What is called on the way of a restore."""
 
+    waiting: Stage = _nothing
+    """CRIU is at work; what it raises gives the restore up."""
     restored: Stage = _nothing
     """Everything is as it was and stands still; what it raises undoes the restore."""
     unlock: Stage = _nothing
@@ -268,13 +268,15 @@ def restore(
     with ExitStack() as held:
         held.enter_context(filled)
         is_lazy = memory is not None
+        stall = Stall(runtime.group(record), name=record.name)
         if engine is None or not _let_begin(
             engine, _restore_options(state, engine.places, is_lazy=is_lazy, extra=1), images=images
         ):
             engine = launch_engine(runtime, held, images=images, restore=plan)
             criu.ask(engine.rpc, criu.RESTORE, _restore_options(state, engine.places, is_lazy=is_lazy))
-        response = _follow_restore(engine, handle=handle, name=record.name, is_lazy=is_lazy)
+        response = _follow_restore(engine, handle=handle, stall=stall, waiting=stages.waiting)
         if not response.success:
+            stall.blame_memory()
             raise _failure(RestoreFailed, "restore", record=record, images=images, log=RESTORE_LOG)
         runtime.spawner.adopt(record.id, response.pid, terminal=terminal)
         if terminal >= 0:
@@ -282,15 +284,23 @@ def restore(
     return response.pid
 
 
-def _follow_restore(engine: Engine, *, handle: criu.Handler, name: str, is_lazy: bool) -> criu.Response:
-    if is_lazy:  # nothing of size is read in, so there is an end to waiting
-        engine.rpc.settimeout(LAZY_SECONDS)
+def _follow_restore(engine: Engine, *, handle: criu.Handler, stall: Stall, waiting: Stage) -> criu.Response:
+    def look() -> None:
+        stall.look()
+        waiting()
+
+    def answer(stage: criu.Notification) -> bool:
+        try:
+            return handle(stage)
+        finally:
+            stall.begin_anew()
+
+    engine.rpc.settimeout(LOOK_SECONDS)
     try:
-        return criu.follow(engine.rpc, handle=handle)
+        return criu.follow(engine.rpc, handle=answer, on_silence=look)
     except criu.CriuGone as error:
-        raise RestoreFailed(f"cannot restore `{name}`: CRIU ended without an answer") from error
-    except TimeoutError as error:  # one of its processes was killed, for want of memory, and it waits for it
-        raise RestoreFailed(f"cannot restore `{name}`: CRIU does not go on") from error
+        stall.blame_memory()
+        raise RestoreFailed(f"cannot restore `{stall.name}`: CRIU ended without an answer") from error
 
 
 def _restore_options(
