@@ -39,9 +39,8 @@ test-kernel: setup ## tests against this machine's real kernel (root)
 test-system: setup ## tests of daemons through their sockets (root)
 	@$(PYTEST) tests/system
 
-test-vm: setup ## two emulated machines with Linux 6.1 and 6.12: moves between them, a patch (root, minutes, 2 GB of disk)
-	@command -v qemu-system-x86_64 >/dev/null && command -v qemu-img >/dev/null || \
-	apt-get -q install --yes --no-install-recommends qemu-system-x86 qemu-utils
+test-vm: ## two emulated machines with Linux 6.1 and 6.12: moves between them, a patch (root, 10 minutes, 2 GB of disk)
+	@scripts/setup --with-vm $(PASS_ON)
 	@INSULA_TESTS_VM=1 $(PYTEST) -x -s tests/vm
 
 faults: setup ## N=200 moves with a fault in each (SEED=1), then planted mistakes, which must be noticed

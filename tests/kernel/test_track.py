@@ -202,6 +202,7 @@ def test_another_program_counts_whole_and_is_tracked(puppet: Puppet, tracker: Tr
     program = "import sys, mmap; m = mmap.mmap(-1, 40960, flags=0x22); m[0] = 1; print(1, flush=True); sys.stdin.read()"
     puppet.tell(f"os.execv(sys.executable, [sys.executable, '-S', '-c', {program!r}])")
     assert puppet.hear() == "1"
+    wait(lambda: is_in_state(puppet.pid, "S"))  # it writes until it waits for its input
     copy = Copy(tracker)
     assert copy.round() > 300
     assert copy.round() < 20

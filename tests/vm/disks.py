@@ -5,7 +5,7 @@
                     a qcow2 file of its own over it
     image.tar       the containers' image: the same without kernels; a guest reads it as a disk
     tree/           the same as files, for the clients' pgbench
-    insula.ext4     this working tree, the locked packages, CRIU, and the guest's init and agent
+    insula.ext4     this working tree with the guest's init and agent, the locked packages, CRIU
 
 No mount is needed for any of it: `mke2fs -d` fills a file system while it makes it.  Source: mmdebstrap(1), mke2fs(8).
 """
@@ -15,12 +15,12 @@ import fcntl
 import hashlib
 import importlib.metadata
 import os
-import py_compile
 import re
 import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from py_compile import PycInvalidationMode
 
 from insula.image.debian import machine_mirror
 from insula.kernel.criu_find import PREFIX
@@ -45,7 +45,7 @@ NOT_IN_IMAGE = (
 )  # fmt: skip
 #: Beside the lock: the guests run some of the tests themselves.
 FOR_TESTS = ("iniconfig", "packaging", "pluggy", "pygments", "pytest")
-_FORMAT = 1
+_FORMAT = 2
 _BUILD_SECONDS = 900.0
 
 
@@ -101,9 +101,10 @@ def _kernels(boot: Path) -> dict[str, Kernel]:
 
 
 def _build(folder: Path) -> None:
+    for old in CACHE.iterdir():
+        if old.is_dir():
+            shutil.rmtree(old)
     part = folder.with_suffix(".part")
-    for old in CACHE.glob("*.part"):
-        shutil.rmtree(old)
     part.mkdir(mode=0o700)
     tree = part / "tree"
     _debootstrap(tree)
@@ -140,20 +141,18 @@ def make_insula_disk(path: Path, *, work: Path) -> None:
     """Put this working tree, what it needs of PyPI and CRIU onto a disk, compiled, since guests compute slowly."""
     tree = work / "insula"
     tree.mkdir()
-    shutil.copytree(ROOT / "src/insula", tree / "source/insula", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("src", "tests"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tree)
     _copy_packages(tree / "packages")
-    # The tests of memory tracking, for kernels that have what the machine outside has not.
-    for name in ("tracked.py", "kernel/test_track.py"):
-        (tree / "tests").mkdir(exist_ok=True)
-        shutil.copy(ROOT / "tests" / name, tree / "tests" / Path(name).name)
+    compileall.compile_dir(
+        tree,
+        quiet=2,
+        stripdir=str(tree),
+        prependdir="/opt/insula",
+        invalidation_mode=PycInvalidationMode.UNCHECKED_HASH,
+    )
     shutil.copytree(PREFIX, tree / "criu", symlinks=True)
-    for name in ("init.sh", "agent.py"):
-        shutil.copy(HERE / name, tree / name)
-    mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
-    for name in ("source", "packages"):
-        compileall.compile_dir(
-            tree / name, quiet=2, stripdir=str(tree), prependdir="/opt/insula", invalidation_mode=mode
-        )
     make_disk(path, tree, size="256M")
     shutil.rmtree(tree)
 

@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# The guest's init: pseudo file systems, pure cgroup v2, modules, network; then the agent, which does what the test says.
+# The guest's init: pseudo file systems, pure cgroup v2, network; then the agent, which does what the test says.
 # Name and number of the guest stand on the kernel's command line: vm_name=alpha vm_number=1.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8
 
@@ -16,13 +16,8 @@ mounted /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf
 mounted /sys/fs/cgroup || mount -t cgroup2 cgroup2 /sys/fs/cgroup
 # As systemd has it on every Debian: mounts go on into namespaces.
 mount --make-rshared /
-mount --bind /opt/insula/criu /usr/local/lib/insula/criu 2>/dev/null || {
-    mkdir -p /usr/local/lib/insula/criu && mount --bind /opt/insula/criu /usr/local/lib/insula/criu
-}
-
-for module in virtio_net unix_diag tcp_diag udp_diag inet_diag raw_diag netlink_diag af_packet_diag tun veth bridge overlay nf_tables; do
-    modprobe "$module" || echo "guest: no module $module"
-done
+mount --bind /opt/insula/criu /usr/local/lib/insula/criu
+modprobe virtio_net
 
 for word in $(cat /proc/cmdline); do
     case "$word" in
@@ -38,4 +33,4 @@ ip link set eth0 up
 ip link set eth1 name lan1
 ip link set lan1 up
 echo "guest: $name is up after $(cut -d' ' -f1 /proc/uptime) s, Linux $(uname -r)"
-exec /usr/bin/tini-static -s -- /usr/bin/python3 -I /opt/insula/agent.py
+exec /usr/bin/tini-static -s -- /usr/bin/python3 -I /opt/insula/tests/vm/agent.py

@@ -9,8 +9,8 @@ apt-get update -q
 apt-get install -q -y --no-install-recommends -t bookworm-backports linux-image-cloud-amd64
 rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /var/cache/apt/archives/*.deb
 
-mkdir -p /opt/insula /usr/local/lib/insula
-printf '/opt/insula/source\n/opt/insula/packages\n' > /usr/lib/python3/dist-packages/insula.pth
+mkdir -p /opt/insula /usr/local/lib/insula/criu
+printf '/opt/insula/src\n/opt/insula/packages\n' > /usr/lib/python3/dist-packages/insula.pth
 printf '#!/usr/bin/python3\nimport sys\n\nfrom insula.cli.main import main\n\nsys.exit(main())\n' > /usr/local/bin/insula
 chmod 755 /usr/local/bin/insula
 
@@ -18,7 +18,7 @@ chmod 755 /usr/local/bin/insula
 cat > /sbin/guest-init <<'END'
 #!/bin/sh
 mount -t ext4 -o ro /dev/vdb /opt/insula
-exec /bin/sh /opt/insula/init.sh
+exec /bin/sh /opt/insula/tests/vm/init.sh
 END
 chmod 755 /sbin/guest-init
 

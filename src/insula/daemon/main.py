@@ -23,6 +23,7 @@ from insula.daemon import log, wiring
 from insula.daemon.door import HostDoor
 from insula.daemon.options import DEFAULT_GROUP, Options, parse
 from insula.daemon.teardown import tear_down
+from insula.kernel import modules
 from insula.model.errors import BadRequest, Conflict, InsulaError
 
 LOG = logging.getLogger(__name__)
@@ -102,6 +103,7 @@ async def _serve(options: Options) -> None:
         loop.add_signal_handler(number, ended.set)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     group = _group_id(options.group)
+    modules.load_all()
     daemon = wiring.build(options, loop=loop)
     loop.add_signal_handler(signal.SIGHUP, daemon.policy.reload_or_keep)
     runner = server.build(daemon.api)
