@@ -2,12 +2,16 @@
 """Changes of containers, from the store's threads to the requests that wait for them, without holding a thread."""
 
 import asyncio
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from insula.model.change import Change, change_of
 from insula.model.record import ContainerRecord
 
 Seen = asyncio.Queue[ContainerRecord | None]
+MAX_WAITING = 10_000
+"""Changes that wait for one reader; one that is slower misses the oldest."""
 
 
 class Changes:
@@ -16,6 +20,12 @@ class Changes:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._watchers: dict[str, set[Seen]] = {}
+        self._known: dict[str, ContainerRecord] = {}
+        self._readers: set[asyncio.Queue[Change]] = set()
+
+    def know(self, records: Iterable[ContainerRecord]) -> None:
+        """Take what was there at the start."""
+        self._known.update((record.id, record) for record in records)
 
     def tell(self, container_id: str, record: ContainerRecord | None) -> None:
         """Pass a change on; None: the container is gone.  From any thread, also after the loop's end."""
@@ -25,6 +35,24 @@ class Changes:
     def _deliver(self, container_id: str, record: ContainerRecord | None) -> None:
         for queue in self._watchers.get(container_id, ()):
             queue.put_nowait(record)
+        before = self._known.pop(container_id, None)
+        if record is not None:
+            self._known[container_id] = record
+        change = change_of(before, record, at=time.time())
+        for reader in self._readers if change else ():
+            if reader.full():
+                reader.get_nowait()
+            reader.put_nowait(change)
+
+    @contextmanager
+    def read_all(self) -> Iterator[asyncio.Queue[Change]]:
+        """Collect what happens to any container, in order, while the block runs."""
+        reader: asyncio.Queue[Change] = asyncio.Queue(MAX_WAITING)
+        self._readers.add(reader)
+        try:
+            yield reader
+        finally:
+            self._readers.discard(reader)
 
     @contextmanager
     def watch(self, container_id: str) -> Iterator[Seen]:

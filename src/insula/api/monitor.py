@@ -13,6 +13,7 @@ from insula.api.bodies import Query, StreamQuery
 from insula.api.call import Call, answer, line, lines
 from insula.model.errors import BadRequest
 from insula.model.monitor import Began, Ended, EventKind, TraceWish
+from insula.tenant.check import scope
 
 Held = TypeVar("Held")
 
@@ -74,6 +75,17 @@ def _wish(query: TraceQuery) -> TraceWish:
     except msgspec.ValidationError:
         kinds = ", ".join(EventKind)
         raise BadRequest(f"cannot trace kinds `{query.kinds}`", hint=f"known are {kinds}") from None
+
+
+async def events(call: Call) -> web.StreamResponse:
+    """What happens to the caller's containers, from now on."""
+    tenant = scope(call.grant)
+    with call.api.changes.read_all() as changes:
+        response = await lines(call)
+        while True:
+            change = await changes.get()
+            if tenant in (None, change.tenant):
+                await response.write(line(change))
 
 
 async def calls(call: Call) -> web.StreamResponse:

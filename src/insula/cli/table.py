@@ -34,6 +34,7 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("inspect", "print all that is known of containers, images and so on, as JSON"),
             ("stats", "show CPU, memory and traffic of containers"),
             ("top", "list the processes of a container"),
+            ("events", "show what happens to containers, from now on"),
             ("trace", "show what a container asks of the kernel, as it happens"),
         ),
     ),

@@ -166,6 +166,7 @@ def _api(
 ) -> Api:
     store, runtime = ground.store, verbs.runtime
     changes = Changes(loop)
+    changes.know(store.list_containers())
     store.subscribe(changes.tell)
     standing = Standing(loop, streams=runtime.spawner)
     watching = Watching(runtime, collector, pki=ground.pki)

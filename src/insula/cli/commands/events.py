@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`insula events`: what happens to containers, from now on."""
+
+from __future__ import annotations
+
+import json
+
+from insula.cli.commands.logs import stamp
+from insula.cli.parser import UsageError
+from insula.cli.render import printable, short
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+
+    from insula.client.http import Client
+
+HELP = "show what happens to containers, from now on"
+FORMATS = ("text", "json")
+
+
+def arguments(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("-n", "--count", type=int, default=0, metavar="N", help="end after N events")
+    add("--format", default="text", metavar="FORMAT", help="text or json: one object a line")
+    add("containers", metavar="CONTAINER", nargs="*", help="name or id (default: all)")
+
+
+def run(options: Namespace, client: Client) -> int:
+    if options.format not in FORMATS:
+        raise UsageError(f"cannot show as `{options.format}`", hint="text or json")
+    shown = 0
+    for event in client.follow("/v1/events"):
+        if options.containers and not _is_meant(event["name"], event["container"], options.containers):
+            continue
+        if options.format == "json":
+            print(json.dumps(event, ensure_ascii=False), flush=True)
+        else:
+            words = (stamp(event["at"]), short(event["container"]), printable(event["name"]), event["event"])
+            print(*words, printable(event["detail"]), flush=True)
+        shown += 1
+        if options.count and shown >= options.count:
+            break
+    return 0
+
+
+def _is_meant(name: str, container_id: str, words: list[str]) -> bool:
+    return any(word == name or container_id.startswith(word) for word in words)

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`GET /v1/events` and `insula events`: what happens to containers, and to whom it is told."""
+
+import http.client
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from hosted import Host, Person
+
+
+class Listening:
+    """A reader that was let in: it is told of whatever happens from now on."""
+
+    def __init__(self, answer: http.client.HTTPResponse) -> None:
+        self._answer = answer
+
+    def read(self, count: int) -> list[tuple[str, str, str]]:
+        """Return (container, event, detail) of the next ones."""
+        lines = [json.loads(self._answer.readline()) for _ in range(count)]
+        return [(line["name"], line["event"], line["detail"]) for line in lines]
+
+
+@contextmanager
+def listening(person: Person) -> Iterator[Listening]:
+    with person.asking("GET", "/v1/events") as connection:
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        assert answer.status == 200
+        yield Listening(answer)
+        answer.close()
+
+
+def test_a_life_is_told_in_order(host: Host) -> None:
+    with listening(host.alice) as events:
+        host.alice("run", "--name", "short", "box", "sh", "-c", "exit 0")
+        host.alice("rename", "short", "brief")
+        host.alice("rm", "brief")
+        told = events.read(5)
+    assert told == [
+        ("short", "created", ""),
+        ("short", "started", ""),
+        ("short", "exited", "exit code 0"),
+        ("brief", "renamed", "from short"),
+        ("brief", "removed", ""),
+    ]
+
+
+def test_another_tenant_is_not_told(host: Host) -> None:
+    with listening(host.bob) as bob, listening(host.root) as root:
+        host.alice("create", "--name", "secret", "box", "true")
+        host.bob("create", "--name", "mine", "box", "true")
+        assert bob.read(1) == [("mine", "created", "")]
+        host.root("create", "--name", "own", "box", "true")
+        assert root.read(1) == [("own", "created", "")]
+
+
+def test_the_command_prints_a_line_each(host: Host) -> None:
+    with host.alice.begin("events", "-n", "1", "mine") as running:
+        # It is let in some time after it was started: things happen until one is printed.
+        for _ in range(200):
+            host.alice("create", "--name", "mine", "box", "true")
+            host.alice("rm", "mine")
+            if running.poll() is not None:
+                break
+        out, _ = running.communicate(timeout=20)
+    assert out.decode().split()[2:4] in (["mine", "created"], ["mine", "removed"])
