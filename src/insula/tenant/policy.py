@@ -31,7 +31,8 @@ LOW_PORTS = frozenset(range(1, FIRST_HIGH_PORT))
 _CAPABILITY = re.compile(r"[A-Z][A-Z_0-9]*")
 _INTERFACE = re.compile(r"[^\s/]{1,15}")
 _NAMES = {"user": TENANT_NAME, "tenant": TENANT_NAME, "group": re.compile(r"[^\s/:@]{1,32}")}
-_PATH_IN_ERROR = re.compile(r" - at `\$(?:\.(?P<path>[^`]*))?`$")
+_KEY_IN_ERROR = re.compile(r" - at `\$\.(\w+)")
+_UNKNOWN = re.compile(r"unknown field `(\w+)`")
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -74,17 +75,17 @@ def parse(text: str, *, known_capabilities: frozenset[str]) -> Rules:
         raise InvalidPolicy(
             f"cannot read the policy: {_lower(str(error))}", hint="it is written in TOML"
         ) from error
-    try:
-        rules = msgspec.convert(words, Rules)
-    except msgspec.ValidationError as error:
-        raise _refused(text, str(error)) from error
-    for section, names in (("user", rules.user), ("group", rules.group), ("tenant", rules.tenant)):
-        for name, rule in names.items():
-            if not _NAMES[section].fullmatch(name):
-                raise _wrong(text, (section, name), f"`{name}` cannot be the name of a {section}")
-            _check(text, (section, name), rule=rule, known_capabilities=known_capabilities)
-    _check(text, ("default",), rule=rules.default, known_capabilities=known_capabilities)
-    return rules
+    for section, value in words.items():
+        if section not in Rules.__struct_fields__ or not isinstance(value, dict):
+            raise _wrong(text, (section,), "neither `[default]` nor `[user.…]`, `[group.…]` or `[tenant.…]`")
+    sections = {kind: dict[str, Rule]() for kind in _NAMES}
+    for kind, rules in sections.items():
+        for name, value in words.get(kind, {}).items():
+            if not _NAMES[kind].fullmatch(name):
+                raise _wrong(text, (kind, name), f"`{name}` cannot be the name of a {kind}")
+            rules[name] = _rule(text, (kind, name), value=value, capabilities=known_capabilities)
+    default = _rule(text, ("default",), value=words.get("default", {}), capabilities=known_capabilities)
+    return Rules(default=default, **sections)
 
 
 def permit(rules: Rules, asker: Asker) -> Permit:
@@ -112,6 +113,16 @@ def permit(rules: Rules, asker: Asker) -> Permit:
 Value = TypeVar("Value", str, int)
 
 
+def _rule(text: str, section: tuple[str, ...], *, value: object, capabilities: frozenset[str]) -> Rule:
+    """Read one section."""
+    try:
+        rule = msgspec.convert(value, Rule)
+    except msgspec.ValidationError as error:
+        raise _refused(text, section, str(error)) from error
+    _check(text, section, rule=rule, known_capabilities=capabilities)
+    return rule
+
+
 def _check(text: str, section: tuple[str, ...], *, rule: Rule, known_capabilities: frozenset[str]) -> None:
     for folder in rule.binds or ():
         if folder != HOME and (not folder.startswith("/") or ".." in folder.split("/") or "\0" in folder):
@@ -127,13 +138,12 @@ def _check(text: str, section: tuple[str, ...], *, rule: Rule, known_capabilitie
             raise _wrong(text, (*section, "uplinks"), f"`{interface}` cannot be an interface")
 
 
-def _refused(text: str, message: str) -> InvalidPolicy:
-    """Turn what msgspec says, ``Expected `int`, got `str` - at `$.user[...].low_ports` ``, into our words."""
-    found = _PATH_IN_ERROR.search(message)
-    reason = _lower(message[: found.start()] if found else message)
-    unknown = re.search(r"unknown field `(\w+)`", reason)
-    path = tuple(re.findall(r"\w+", (found["path"] or "") if found else ""))
-    return _wrong(text, (*path, *((unknown[1],) if unknown else ())), reason)
+def _refused(text: str, section: tuple[str, ...], message: str) -> InvalidPolicy:
+    """Turn what msgspec says, ``Expected `int`, got `str` - at `$.low_ports[0]` ``, into our words."""
+    key = _KEY_IN_ERROR.search(message)
+    unknown = _UNKNOWN.search(message)
+    reason = _lower(message.partition(" - at ")[0])
+    return _wrong(text, (*section, *(found[1] for found in (key, unknown) if found)), reason)
 
 
 def _wrong(text: str, where: tuple[str, ...], reason: str) -> InvalidPolicy:
