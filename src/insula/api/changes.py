@@ -39,10 +39,11 @@ class Changes:
         if record is not None:
             self._known[container_id] = record
         change = change_of(before, record, at=time.time())
-        for reader in self._readers if change else ():
-            if reader.full():
-                reader.get_nowait()
-            reader.put_nowait(change)
+        if change is not None:
+            for reader in self._readers:
+                if reader.full():
+                    reader.get_nowait()
+                reader.put_nowait(change)
 
     @contextmanager
     def read_all(self) -> Iterator[asyncio.Queue[Change]]:

@@ -83,43 +83,53 @@ class Map:
                 raise
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
-        """Walk through a hash map or an array, many entries per call.  What is added or removed meanwhile may be met or not.
+        """Walk through a hash map, many entries per call.  What is added or removed meanwhile may be met or not.
 
         Raises: OSError naming bpf.
         """
-        keys = bytearray(self._key_bytes * _BATCH)
-        values = bytearray(self._value_bytes * _BATCH)
-        place = bytearray(8)
-        attributes = bytearray(_BATCHED.size)
-        begin = 0
-        is_last = False
+        wide_key, wide_value = self._key_bytes, self._value_bytes
+        begin, place, is_last = 0, bytearray(8), False
         while not is_last:
-            where = libc.address_of(place)
-            _BATCHED.pack_into(
-                attributes,
-                0,
+            keys, values, is_last = self._batch(_BATCH, begin=begin, place=place)
+            begin = libc.address_of(place)
+            for at in range(len(keys) // wide_key):
+                yield (
+                    bytes(keys[at * wide_key : (at + 1) * wide_key]),
+                    bytes(values[at * wide_value : (at + 1) * wide_value]),
+                )
+
+    def array(self, entries: int) -> bytes:
+        """Return all values of an array, one after the other.  Raises: OSError naming bpf."""
+        return bytes(self._batch(entries, begin=0, place=bytearray(8))[1])
+
+    def _batch(self, most: int, *, begin: int, place: bytearray) -> tuple[memoryview, memoryview, bool]:
+        """Return keys, values and whether these were the last; `place` then says where the next begin."""
+        keys, values = bytearray(self._key_bytes * most), bytearray(self._value_bytes * most)
+        attributes = bytearray(
+            _BATCHED.pack(
                 begin,
-                where,
+                libc.address_of(place),
                 libc.address_of(keys),
                 libc.address_of(values),
-                _BATCH,
+                most,
                 self._fd,
                 0,
                 0,
             )
-            try:
-                libc.bpf(_LOOKUP_BATCH, libc.address_of(attributes), len(attributes))
-            except OSError as error:
-                if error.errno != errno.ENOENT:
-                    raise
-                is_last = True
-            begin = where
-            count = _BATCHED.unpack_from(attributes)[4]
-            for index in range(count):
-                yield (
-                    bytes(keys[index * self._key_bytes : (index + 1) * self._key_bytes]),
-                    bytes(values[index * self._value_bytes : (index + 1) * self._value_bytes]),
-                )
+        )
+        is_last = False
+        try:
+            libc.bpf(_LOOKUP_BATCH, libc.address_of(attributes), len(attributes))
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            is_last = True
+        count = _BATCHED.unpack_from(attributes)[4]
+        return (
+            memoryview(keys)[: count * self._key_bytes],
+            memoryview(values)[: count * self._value_bytes],
+            is_last,
+        )
 
     def _call(self, command: int, key: bytes, *, address: int) -> None:
         attributes = _ELEMENT.pack(self._fd, libc.address_of(key), address, 0)
