@@ -23,9 +23,9 @@ from insula.migrate.precopy import bytes_of, inner_pid
 from insula.migrate.settle import LEAVING
 from insula.migrate.track import Last, Range, Tracker
 from insula.migrate.wire import ZSTD, Wire
-from insula.model.errors import ContainerNotFound, MemoryLost, MigrationFailed, ProtocolError
+from insula.model.errors import ContainerNotFound, MemoryLost, MigrationFailed, ProtocolError, Unsupported
 from insula.model.lifecycle import Status
-from insula.model.migration import Answer, Ended, Pull, Want
+from insula.model.migration import Accept, Answer, Ended, Offer, Pull, Want
 from insula.model.record import ContainerRecord
 from insula.runtime.context import Runtime
 
@@ -54,6 +54,15 @@ class LaterTracker:
 
     def close(self) -> None:
         self._tracker.close()
+
+
+def check_can_pull(offer: Offer, accepted: Accept) -> None:
+    """Refuse a target that would have to pull memory and cannot.  Raises: Unsupported."""
+    if offer.is_later and not accepted.can_pull:
+        raise Unsupported(
+            "cannot migrate with `--mode post-copy`: the insulad of the other host, or its spawner, is too old",
+            hint="upgrade insula there, or --mode pre-copy",
+        )
 
 
 def serve_pull(runtime: Runtime, message: Pull, *, wire: Wire, peer: str) -> None:

@@ -6,12 +6,14 @@ import time
 from dataclasses import dataclass
 
 from insula.migrate import rounds
+from insula.migrate.lend import LaterTracker, check_can_pull
 from insula.migrate.packed import PACKING, PackedSource
 from insula.migrate.precopy import Rules, bytes_of, probe_link
 from insula.migrate.shared import SharedSource
 from insula.migrate.track import Tracker
 from insula.migrate.wire import Wire
 from insula.model.migration import Accept, Offer
+from insula.model.units import format_size
 from insula.runtime.context import Runtime
 
 Result = dict[str, str | int | float | bool]
@@ -31,6 +33,10 @@ class Load:
         """Return how many bytes of private and of shared memory were written since the last call; at first, all."""
         return bytes_of(self.tracker.scan()), self.shared.look()
 
+    def later_bytes(self) -> int:
+        """Return how much private memory is to be pulled after the commit."""
+        return self.tracker.size_bytes() if isinstance(self.tracker, LaterTracker) else 0
+
 
 def plan_move(runtime: Runtime, offer: Offer, *, wire: Wire, load: Load) -> Result:
     """Have the target check everything, measure, and foresee the rounds.
@@ -38,7 +44,7 @@ def plan_move(runtime: Runtime, offer: Offer, *, wire: Wire, load: Load) -> Resu
     Raises: what the target refuses for; MigrationFailed.
     """
     wire.send(offer)
-    wire.expect(Accept)
+    check_can_pull(offer, wire.expect(Accept))
     link, rules = probe_link(wire), load.rules
     size, shared_size = load.changed()
     began = time.monotonic()
@@ -55,9 +61,13 @@ def plan_move(runtime: Runtime, offer: Offer, *, wire: Wire, load: Load) -> Resu
     verdict = "moves" if seen.step is rounds.Step.FREEZE else "is refused: it would stand still for too long"
     if seen.throttled:
         verdict += f", slowed down to {rounds.THROTTLES[seen.throttled - 1]:.0%} of its CPU time meanwhile"
+    later = load.later_bytes()
+    if later:
+        verdict += f"; {format_size(later)} of memory follow: a source that dies before they are there takes it along"
     return {
         "tracker": load.tracker.kind,
         "memory_bytes": size,
+        "later_bytes": later,
         "shared_bytes": shared_size,
         "tmpfs_bytes": packed // PACKING,
         "file_bytes": offer.disk_bytes,

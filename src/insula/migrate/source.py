@@ -25,7 +25,7 @@ from insula.migrate.beside import Beside
 from insula.migrate.fault import Point, fault
 from insula.migrate.heartbeat import Pages, await_held, held_within_s
 from insula.migrate.images import send_images
-from insula.migrate.lend import LaterTracker
+from insula.migrate.lend import LaterTracker, check_can_pull
 from insula.migrate.packed import PackedSource
 from insula.migrate.plan import Load, plan_move
 from insula.migrate.precopy import Brake, Precopy, Rules
@@ -272,11 +272,7 @@ class Move:
         self._enter(Phase.RESERVE, after_phase=Phase.PREFLIGHT)
         self._wire.send(offer)
         accepted = self._wire.expect(Accept)
-        if offer.is_later and not accepted.can_pull:
-            raise Unsupported(
-                f"cannot migrate with `--mode post-copy`: host `{self._target}` cannot pull memory yet",
-                hint="upgrade insula there, or --mode pre-copy",
-            )
+        check_can_pull(offer, accepted)
         if ZSTD in accepted.unpacks:
             self._wire.compress()
         fault(Point.SOURCE_ACCEPTED)

@@ -202,7 +202,7 @@ class Mode(StrEnum):
     PRE_COPY = "pre-copy"
     """All of it, then what was written meanwhile, until what is left fits into the pause."""
     POST_COPY = "post-copy"
-    """Nothing; it runs on the target before its memory is there.  No kernel and CRIU that insula knows can do it safely."""
+    """Nothing; it runs on the target before its memory is there.  A source that dies before all has come takes it along."""
 
 
 class MigrateWish(Wish, kw_only=True, frozen=True):

@@ -28,7 +28,9 @@ def arguments(parser: ArgumentParser) -> None:
         "--mode",
         choices=("auto", "stop-copy", "pre-copy", "post-copy"),
         default="auto",
-        help="what travels before it stops: nothing (stop-copy), or memory and files in rounds (default: auto)",
+        help="what travels before it stops: nothing (stop-copy), or memory and files in rounds (pre-copy); with post-copy"
+        " it runs there at once and its memory follows: whatever it writes, but if this host dies before all has come, or"
+        " is out of reach for 5 minutes, the container ends; default: auto, which is never post-copy",
     )
     parser.add_argument(
         "--max-pause",
@@ -42,7 +44,8 @@ def arguments(parser: ArgumentParser) -> None:
         "--resolve",
         choices=("keep", "give-up"),
         help="instead of moving: decide about a container that stands still because the other host of its move"
-        " never returns; it runs here (keep), or nothing of it stays here (give-up); administrators only",
+        " never returns; it runs here (keep), or nothing of it stays here (give-up); one whose memory is still there ends"
+        " here (keep), or runs on there as it was (give-up); administrators only",
     )
     parser.add_argument("container", metavar="CONTAINER", help="name or id")
     parser.add_argument(
