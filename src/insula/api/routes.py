@@ -34,6 +34,11 @@ class Route:
     path: str
     handler: Handler
     action: Action
+    """The right that its caller needs."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.action, Action):
+            raise TypeError(f"the route {self.method} {self.path} names no right")
 
 
 _CONTAINER = "/v1/containers/{ref}"

@@ -4,7 +4,7 @@
 import asyncio
 import functools
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from aiohttp import web
 
@@ -28,10 +28,10 @@ _UNHEARD = frozenset({Action.READ, Action.OPEN})
 Plain = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def build(api: Api) -> web.AppRunner:
+def build(api: Api, *, routes: Sequence[Route] = ROUTES) -> web.AppRunner:
     """Return the application, ready for sites (unix socket, TLS) to be added."""
     application = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_explain])
-    for route in ROUTES:
+    for route in routes:
         application.router.add_route(route.method, route.path, _serve(route, api=api))
     return web.AppRunner(application, access_log=None, handler_cancellation=True, shutdown_timeout=SHUTDOWN_S)
 
