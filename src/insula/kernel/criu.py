@@ -237,6 +237,13 @@ class Cause(NamedTuple):
     cure: str
     line: str
 
+    @property
+    def passes(self) -> bool:
+        """It may be gone a moment later."""
+        return self.cure == _LATER
+
+
+_LATER = "try again"
 
 #: What CRIU says → which resource that is, and what can be done.  The first match of the log's first error wins.
 _CAUSES: tuple[tuple[str, str, str], ...] = (
@@ -244,9 +251,9 @@ _CAUSES: tuple[tuple[str, str, str], ...] = (
     (r"Can't lookup mount=(\d+) for fd=(-?\d+) path=(\S+)", "an open file outside the container (`{3}`)", "close it"),
     (r"Can't dump half of stream unix connection|unix: Dangling connection|external socket is used|unix.*[Ee]xternal", "a unix socket whose other"
      " end is outside the container", "close that connection first"),
-    (r"[Ii]n-flight connection", "a TCP connection that it has not accepted yet", "try again"),
-    (r"Connected TCP socket|tcp_established", "an established TCP connection", "try again"),
-    (r"Can't (?:dump|get) .*netlink|NETLINK", "a netlink socket with unread data", "try again"),
+    (r"[Ii]n-flight connection", "a TCP connection that it has not accepted yet", _LATER),
+    (r"Connected TCP socket|tcp_established", "an established TCP connection", _LATER),
+    (r"Can't (?:dump|get) .*netlink|NETLINK", "a netlink socket with unread data", _LATER),
     (r"inotify|fanotify|[Cc]an't find suitable path for handle", "a watch on a file that was removed",
      "restart the program that watches"),
     (r"Task \S+ is (?:in unexpected state|traced)|ptrace.*(?:Operation not permitted)|[Uu]nseizable", "a process that a"

@@ -33,7 +33,7 @@ from insula.migrate.preflight import describe
 from insula.migrate.shared import SharedSource
 from insula.migrate.trees import open_trees
 from insula.migrate.wire import ZSTD, Peers, Wire
-from insula.model.errors import Cancelled, InsulaError, MigrationFailed, Unsupported
+from insula.model.errors import Cancelled, CheckpointBusy, InsulaError, MigrationFailed, Unsupported
 from insula.model.grant import Grant
 from insula.model.lifecycle import Event, Status, after
 from insula.model.migration import (
@@ -53,7 +53,7 @@ from insula.model.migration import (
 from insula.model.record import ContainerRecord, HostRecord
 from insula.model.spec import DEFAULT_MAX_PAUSE_MS, MigrateWish, Mode
 from insula.model.units import format_size
-from insula.runtime import dump
+from insula.runtime import callers, dump
 from insula.runtime.context import Runtime
 from insula.runtime.hidden import HiddenMemory
 from insula.runtime.logs import export_logs
@@ -64,6 +64,8 @@ LOG = logging.getLogger(__name__)
 
 Result = dict[str, str | int | float | bool]
 STAND_SECONDS = 2.0
+FREEZES = 5
+"""Tries, if CRIU meets what passes by itself; each is a pause, shorter than the one that succeeds."""
 FIXED_SECONDS = 0.1
 """Of a pause without any memory: what CRIU needs on both sides (bench/migrate.py)."""
 PROCESS_SECONDS = 0.006
@@ -295,15 +297,29 @@ class Move:
         self._reporter.check()
 
     def _freeze_and_send(self) -> None:
+        """Freeze it and send the rest; again, if CRIU met what passes by itself: until then nothing has changed anywhere."""
         self._enter(Phase.FREEZE, after_phase=Phase.PRECOPY)
         plan = start_plan(self._runtime, self._record)
+        for tried in range(FREEZES):
+            try:
+                with callers.taken_in(self._runtime, self._record, is_again=tried > 0):
+                    self._freeze_once(plan)
+                break
+            except CheckpointBusy as error:
+                if tried == FREEZES - 1:
+                    raise
+                self._give_back_frames()
+                self._reporter.message(f"frozen in vain, again: {error.message}")
+                self._reporter.check()
+        self._enter(Phase.CLEANUP, after_phase=Phase.PULL if self._is_later else Phase.RESUME)
+
+    def _freeze_once(self, plan: StartPlan) -> None:
         with dump.memory_folder() as images, ExitStack() as held:
             self._hold = _open_hold(self._record, held=held)
             try:
                 self._dump(plan, images=images)
             finally:
                 self._kept = self._hold.frames() if self._hold is not None else []
-        self._enter(Phase.CLEANUP, after_phase=Phase.PULL if self._is_later else Phase.RESUME)
 
     def _dump(self, plan: StartPlan, *, images: int) -> None:
         hidden = HiddenMemory(self._runtime.group(self._record).pids())
@@ -342,6 +358,10 @@ class Move:
         except InsulaError as error:
             if not self._confirmed:
                 hidden.blame(error)
+                if isinstance(
+                    error, CheckpointBusy
+                ):  # it runs, and is heard while the last pages are still sent
+                    attempt(dump.release_network, self._record)
                 raise
             # Only the killing of the frozen source can have failed.
             LOG.warning("CRIU failed after the commit", extra={"fields": {"container": self._record.id[:12]}})

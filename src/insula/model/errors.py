@@ -15,7 +15,7 @@
     ├── Exhausted                      exhausted            … address_pool_exhausted, disk_full, quota_exceeded, …
     ├── Unsupported                    unsupported          this kernel or machine lacks a feature
     ├── StartFailed                    start_failed         … command_not_found, command_not_executable
-    ├── CheckpointFailed               checkpoint_failed
+    ├── CheckpointFailed               checkpoint_failed    … checkpoint_busy
     ├── RestoreFailed                  restore_failed       … checkpoint_altered
     ├── MigrationFailed                migration_failed     … target_unreachable, target_full, memory_lost, …
     ├── Cancelled                      cancelled            by its caller
@@ -219,6 +219,12 @@ class CommandNotExecutable(StartFailed):
 
 class CheckpointFailed(InsulaError):
     code = "checkpoint_failed"
+
+
+class CheckpointBusy(CheckpointFailed):
+    """What is in the way passes by itself: a connection that is not accepted yet."""
+
+    code = "checkpoint_busy"
 
 
 class RestoreFailed(InsulaError):

@@ -21,7 +21,7 @@ import msgspec
 from insula.boot.engine import FIRST_INHERITED_FD, IMAGES_FD, ROOT, RPC_FD
 from insula.boot.protocol import StartPlan
 from insula.kernel import criu, mount, netlink, protobuf, tcp_repair
-from insula.model.errors import CheckpointFailed, InsulaError, RestoreFailed
+from insula.model.errors import CheckpointBusy, CheckpointFailed, InsulaError, RestoreFailed
 from insula.model.record import ContainerRecord, Fact
 from insula.runtime import lazy
 from insula.runtime.conntrack import SparedWalk
@@ -94,7 +94,7 @@ def dump(
     stand; what it raises makes them run on, connections intact.
     is_lazy: leave private anonymous memory out; the images tell which pages are missing (`lazy.py`).
     page_maps: what CRIU sees instead of the kernel's (`hidden.py`).
-    Raises: CheckpointFailed naming resource and cure; what the stages raise.
+    Raises: CheckpointFailed naming resource and cure, CheckpointBusy if it may pass; what the stages raise.
     """
     runtime.need_criu()
     lazy.wait_filled(runtime, record, seconds=FILLED_SECONDS)
@@ -419,6 +419,7 @@ def _failure(
     cause = criu.find_cause(text)
     LOG.warning("CRIU failed", extra={"fields": {"container": record.id[:12], "line": cause.line}})
     if cause.resource:
+        kind = CheckpointBusy if kind is CheckpointFailed and cause.passes else kind
         return kind(
             f"cannot {verb} `{record.name}`: it has {cause.resource}", hint=cause.cure, line=cause.line
         )

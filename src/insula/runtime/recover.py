@@ -16,6 +16,7 @@ from insula.model.lifecycle import ALIVE, Status
 from insula.model.record import ContainerRecord
 from insula.model.spec import MountKind
 from insula.network.attach import Running
+from insula.runtime.callers import open_door
 from insula.runtime.context import Runtime
 from insula.runtime.dump import release_network, repair
 from insula.runtime.finish import AT_REST, begin_restart, finish, wants_restart, wants_start
@@ -198,6 +199,7 @@ def _take_up(runtime: Runtime, record: ContainerRecord, held: Exit | None) -> No
         status = Status.RUNNING
         repair(runtime, record)
         release_network(record)
+        open_door(record)
         group = runtime.group(record)
         # The brake of a move's rounds (`migrate/precopy.py`) may be on.
         group.limit_cpu(cpu_limits(record.spec))
