@@ -22,6 +22,8 @@ from insula.kernel import idmap, libc, mount, overlay, paths
 
 ID_COUNT = 65536
 _TTY_GROUP = 5
+_TERMINALS = 256
+"""Of one container: a sixteenth of what the kernel has by default for all."""
 
 #: name, major, minor: `Documentation/admin-guide/devices.txt`
 DEVICES = (
@@ -234,7 +236,7 @@ def assemble(plan: StartPlan, prepared: Prepared, *, stage: int) -> Masks:
         masks = _open_masks(prepared.devices)
         for name, made in (("proc", mount.proc()), ("sys", mount.sysfs())):
             _attach_at(root, name, made, close=True)
-        _attach_at(root, "dev/pts", mount.devpts(gid=_TTY_GROUP), close=True)
+        _attach_at(root, "dev/pts", mount.devpts(gid=_TTY_GROUP, terminals=_TERMINALS), close=True)
         _attach_at(root, "dev/shm", mount.tmpfs(mode=0o1777, source="shm"), close=True)
         _attach_at(root, "dev/mqueue", mount.mqueue(), close=True)
         for each, descriptor in zip(plan.mounts, prepared.mounts, strict=True):

@@ -15,7 +15,7 @@ import stat
 from collections.abc import Mapping
 from typing import NamedTuple, NoReturn
 
-from insula.boot import interpreters
+from insula.boot import counts, interpreters
 from insula.boot.protocol import ProgramPlan
 from insula.kernel import caps, libc, paths, seccomp
 
@@ -222,6 +222,7 @@ def execute(plan: ProgramPlan, *, filter_program: bytes) -> NoReturn:
     """
     identity = find_identity(plan.user)
     environment = complete_environment(plan, identity)
+    counts.limit_program()
     set_limits(plan.rlimits)
     change_directory(plan.working_directory or "/", identity)
     path = find_program(plan.argv[0], environment)

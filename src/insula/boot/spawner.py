@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from insula.boot import birth, engine, filling, oom, protocol
+from insula.boot import birth, counts, engine, filling, oom, protocol
 from insula.boot.birth import Answer
 from insula.boot.jobs import Container, Host, Job
 from insula.boot.loop import EventLoop, Task, log
@@ -255,6 +255,8 @@ def main() -> int:
     os.chdir("/")
     os.umask(0o022)
     oom.go_last()
+    if refused := counts.prepare():
+        log(f"cannot raise what is counted for all containers together: {' '.join(refused)}")
     listener = listen(f"{run_folder}/spawner.sock")
     log("spawner ready", pid=os.getpid())
     Spawner(run_folder).serve(listener)

@@ -138,12 +138,21 @@ def sysfs(*, attributes: int = _STRICT | MOUNT_ATTR_RDONLY) -> int:
 
 
 def devpts(
-    *, mode: int = 0o620, gid: int | None = None, attributes: int = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC
+    *,
+    mode: int = 0o620,
+    gid: int | None = None,
+    terminals: int | None = None,
+    attributes: int = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC,
 ) -> int:
-    """Make a devpts instance of its own, with an open `ptmx`.  gid: the group of new terminals, usually 5 (tty)."""
+    """Make a devpts instance of its own, with an open `ptmx`.  gid: the group of new terminals, usually 5 (tty).
+
+    terminals: how many there may be; the host has kernel.pty.max for all instances together.
+    """
     options = ["newinstance", "ptmxmode=666", f"mode={mode:o}"]
     if gid is not None:
         options.append(f"gid={gid}")
+    if terminals is not None:
+        options.append(f"max={terminals}")
     return filesystem("devpts", source="devpts", options=options, attributes=attributes)
 
 
