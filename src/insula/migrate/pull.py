@@ -140,16 +140,29 @@ class _Lane:
         self._link = link
         self._closing = way.runtime.closing
         self._pause_s = PAUSE_S
+        self._asked = deque[Request]()
+        """What has not come, whatever became of the connection by which it was asked for."""
 
     def run(self) -> None:
         """Carry until the filler has ended, or insulad does."""
         try:
+            self._link.begin()
             while not self._closing.is_set():
-                if self._link.wait(LOOK_SECONDS):
-                    self._link.take()  # is it the end?  A request is told again
+                self._hear()
+                if self._asked:
                     self._try_to_carry()
+                else:
+                    self._link.wait(LOOK_SECONDS)
         except EOFError:
             return
+
+    def _hear(self) -> list[Request]:
+        """Return what is newly asked for.  Raises: EOFError when the filler has ended."""
+        new = []
+        while (request := self._link.take()) is not None:
+            new.append(request)
+        self._asked += new
+        return new
 
     def _try_to_carry(self) -> None:
         try:
@@ -183,17 +196,17 @@ class _Lane:
                 self._link.take()
 
     def _carry(self, wire: Wire) -> None:
-        self._link.begin()
-        asked = deque[Request]()
+        new = list(self._asked)
         while not self._closing.is_set():
-            while (request := self._link.take()) is not None:
+            for request in new:
                 wire.send(self._wanted(request))
-                asked.append(request)
-            if asked:
-                self._receive(wire, asked.popleft())
+            if self._asked:
+                self._receive(wire, self._asked[0])
+                self._asked.popleft()
             elif not self._link.wait(IDLE_SECONDS):
                 wire.send(Ended())
                 return
+            new = self._hear()
 
     def _wanted(self, request: Request) -> Want:
         slot, address = divmod(request.start, SLOT_BYTES)

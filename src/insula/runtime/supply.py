@@ -33,10 +33,11 @@ class Link:
 
     def begin(self) -> None:
         """Have the filler say again what it waits for; what it said to somebody else is thrown away."""
-        with suppress(BlockingIOError):
+        with suppress(BlockingIOError, ConnectionError):
             while self._socket.recv(MAX_MESSAGE, socket.MSG_DONTWAIT):
                 pass
-        self._socket.send(REQUEST.pack(Word.AGAIN, 0, 0))
+        with suppress(ConnectionError):
+            self._socket.send(REQUEST.pack(Word.AGAIN, 0, 0))
 
     def wait(self, seconds: float) -> bool:
         """Wait until there is something to be heard, if only its end."""
