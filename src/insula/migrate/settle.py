@@ -25,6 +25,7 @@ from collections.abc import Callable
 from msgspec.structs import replace
 
 from insula.migrate.pull import missing_bytes
+from insula.migrate.relays import RELAY, begin_all, begin_relay
 from insula.migrate.wire import Peers, Wire
 from insula.model.errors import ContainerNotFound, InsulaError, MigrationFailed, WrongState
 from insula.model.grant import Grant
@@ -221,6 +222,7 @@ def thaw(runtime: Runtime, container_id: str) -> None:
     if group.exists():
         attempt(group.thaw)
     attempt(runtime.store.delete_journal, LEAVING + record.id)
+    attempt(runtime.store.delete_journal, RELAY + record.id)
     if record.status in (Status.MIGRATING, Status.MOVED):
         _write_later_if_need_be(runtime, record)
 
@@ -254,6 +256,7 @@ def settle_all(runtime: Runtime, peers: Peers) -> None:
         forget_taken_later(runtime, key.removeprefix(TAKEN), peers=peers)
     for key in runtime.store.list_journal(LEAVING):
         forget_leaving_later(runtime, key.removeprefix(LEAVING), peers=peers)
+    begin_all(runtime, peers)
 
 
 def settle_later(runtime: Runtime, container_id: str, *, peers: Peers) -> None:
@@ -294,6 +297,7 @@ def remove_lost(runtime: Runtime, record: ContainerRecord) -> None:
     runtime.store.delete_journal(LEAVING + record.id)
     runtime.store.delete_journal(TAKEN + record.id)
     remove_moved(runtime, record)
+    begin_relay(runtime, record.id)
 
 
 def note_leaving(runtime: Runtime, record: ContainerRecord, *, target: str) -> None:

@@ -30,6 +30,7 @@ from insula.migrate.packed import PackedSource
 from insula.migrate.plan import Load, plan_move
 from insula.migrate.precopy import Brake, Precopy, Rules
 from insula.migrate.preflight import describe
+from insula.migrate.relays import note_relay
 from insula.migrate.shared import SharedSource
 from insula.migrate.trees import open_trees
 from insula.migrate.wire import ZSTD, Peers, Wire
@@ -292,6 +293,8 @@ class Move:
             self._precopy.check_whole()
         fault(Point.SOURCE_ROUND)
         settle.note_leaving(self._runtime, self._record, target=self._target)
+        target = self._peers.find(self._target)
+        note_relay(self._runtime, self._record, target=target, ports=accepted.ports)
         self._wire.send(Prepare(stdio=dump.stdio_of(self._record.pid)))
         self._wire.expect(Answer)
         self._reporter.check()

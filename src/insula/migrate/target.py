@@ -21,6 +21,7 @@ from insula.migrate.neighbours import announce_arrival
 from insula.migrate.preflight import SPARE_BYTES, check, check_identity
 from insula.migrate.pull import begin_pull
 from insula.migrate.recall import serve_recall
+from insula.migrate.relays import answer_published, begin_relay, forget_relay
 from insula.migrate.settle import answer_question, forget_taken_later, learn_commit
 from insula.migrate.sharedstore import SharedStore
 from insula.migrate.wire import ZSTD, Peers, Socket, StreamFile, Wire
@@ -43,6 +44,7 @@ from insula.model.migration import (
     Offer,
     Prepare,
     Probe,
+    Published,
     Pull,
     Question,
     Recall,
@@ -86,6 +88,8 @@ def receive(grant: Grant, runtime: Runtime, *, connection: Socket, peers: Peers)
                 serve_pull(runtime, first, wire=wire, peer=grant.principal.name)
             case Question():
                 wire.send(answer_question(runtime, first))
+            case Published():
+                wire.send(answer_published(runtime, first))
             case Recall():
                 serve_recall(grant, runtime, first, wire=wire, peer=grant.principal.name, peers=peers)
             case _:
@@ -110,7 +114,7 @@ def _receive_container(runtime: Runtime, offer: Offer, *, wire: Wire, peer: str,
             fault(Point.TARGET_RESERVED)
             missing = runtime.images.missing_layers(record.layers)
             can_pull = runtime.spawner.can_fill_later
-            wire.send(Accept(missing_layers=missing, unpacks=(ZSTD,), can_pull=can_pull))
+            wire.send(Accept(missing_layers=missing, unpacks=(ZSTD,), can_pull=can_pull, ports=record.ports))
             _take_in(runtime, record, offer=offer, wire=wire, undo=undo, peers=peers)
         except InsulaError as error:
             wire.refuse(error)  # first, since the source may stand still
@@ -120,6 +124,7 @@ def _receive_container(runtime: Runtime, offer: Offer, *, wire: Wire, peer: str,
             wire.refuse(told)
             raise told from error
         undo.pop_all()
+        forget_relay(runtime, offer.record.id)
     try:
         wire.expect(Ended)
         runtime.store.delete_journal(TAKEN + offer.record.id)
@@ -146,6 +151,7 @@ def _drop(runtime: Runtime, record: ContainerRecord) -> None:
         until_done(runtime.closing, lambda: drop_arrival(runtime, record), what="drop an arrival")
     finally:
         runtime.dropping.discard(record.id)
+    begin_relay(runtime, record.id)  # it may have been here before, and gone on
 
 
 def _reserve(runtime: Runtime, offer: Offer, *, peer: str, undo: ExitStack) -> ContainerRecord:
@@ -198,7 +204,7 @@ def _reserve(runtime: Runtime, offer: Offer, *, peer: str, undo: ExitStack) -> C
     runtime.store.add_container(record)
     undo.pop_all()
     undo.callback(_drop, runtime, record)
-    return bring_up_network(runtime, record, undo=undo)
+    return bring_up_network(runtime, record, undo=undo, before=offered.ports)
 
 
 class Arrival:

@@ -28,6 +28,7 @@ from enum import StrEnum
 import msgspec
 
 from insula.model.record import ContainerRecord, Fact, ImageRecord, VolumeRecord
+from insula.model.spec import PortMapping
 
 VERSION = 3
 PROTOCOL = "insula-migration/1"
@@ -98,6 +99,8 @@ class Accept(Fact, kw_only=True, frozen=True, tag=True):
     missing_layers: tuple[str, ...]
     unpacks: tuple[str, ...] = ()
     """Compressions that it takes: zstd."""
+    ports: tuple[PortMapping, ...] = ()
+    """As the target publishes them, in the order of the container's own."""
     can_pull: bool = False
     """Whether it can run a container before any of its memory is there."""
 
@@ -228,6 +231,18 @@ class Question(Fact, kw_only=True, frozen=True, tag=True):
     generation: int
 
 
+class Published(Fact, kw_only=True, frozen=True, tag=True):
+    """Which of your ports lead to it?  Answered by `Ports`."""
+
+    container: str
+
+
+class Ports(Fact, kw_only=True, frozen=True, tag=True):
+    """These; none: it is not here, or does not run."""
+
+    ports: tuple[PortMapping, ...] = ()
+
+
 class Recall(Fact, kw_only=True, frozen=True, tag=True):
     """Carry it back to the host that it came from."""
 
@@ -279,6 +294,8 @@ Message = (
     | Want
     | Question
     | Owner
+    | Published
+    | Ports
     | Recall
     | Working
     | Recalled

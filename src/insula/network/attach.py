@@ -33,6 +33,7 @@ from insula.model.quota import Allowance, Resource, Unlimited
 from insula.model.record import Attachment, Lease, NetworkRecord
 from insula.model.spec import NetworkWish, PortMapping
 from insula.network import bridge, firewall, ipv6, pool, ports
+from insula.network.relay import Gone, Relays, check_lan_ports, relays_into_lan, without_taken
 from insula.network.wish import plan_network
 from insula.network.zone import Served, Zone
 
@@ -71,6 +72,13 @@ class _Active:
     attachment: Attachment
     name: str = ""
     ports: tuple[PortMapping, ...] = field(default=())
+    is_in_lan: bool = False
+    """Its network has an uplink."""
+
+    @property
+    def relays(self) -> tuple[firewall.Relay, ...]:
+        """How its ports are published if it stands in a LAN."""
+        return relays_into_lan(self.attachment, self.ports) if self.is_in_lan else ()
 
 
 class Networks:
@@ -100,6 +108,7 @@ class Networks:
         self._left = threading.Condition(self._lock)
         self._last: dict[str, IPv4Address] = {}
         self._has_ipv6: bool | None = None
+        self._relays = Relays(host_name)
 
     @property
     def has_ipv6(self) -> bool:
@@ -224,7 +233,8 @@ class Networks:
     def activate(self, attachment: Attachment, *, container_id: str) -> None:
         """Make ready for a container's interface: the bridge is there, its frames may pass.  Before the pair is made."""
         with self._lock:
-            self._active[container_id] = _Active(attachment=attachment)
+            self._active[container_id] = self._active_of(attachment)
+            self._relays.give_back(attachment.address)
             self._ensure_bridge(attachment)
             elements = self._attachment_elements(attachment)
             self._with_rules(lambda: nft.add_elements(elements))
@@ -258,14 +268,10 @@ class Networks:
             return ()
         with self._left:
             self._left.wait_for(lambda: not self._are_leaving(wished), LEAVING_SECONDS)
-            active = self._active.setdefault(container_id, _Active(attachment=attachment))
+            active = self._active.setdefault(container_id, self._active_of(attachment))
             network = self._network_of(attachment)
             if network.uplink:
-                raise InvalidSpec(
-                    f"cannot publish ports of `{name or container_id[:12]}`: network `{attachment.network_name}` has an"
-                    " uplink, so its containers are reached at their own addresses",
-                    hint=f"leave out -p and use {attachment.address}",
-                )
+                check_lan_ports(wished, network, name=name or container_id[:12])
             own = {each.id for each in self.list(network.tenant)}
             taken = [
                 ports.Taken(
@@ -277,8 +283,11 @@ class Networks:
                 for mapping in each.ports
             ]
             settled = ports.settle(wished, taken=taken)
-            bridge.allow_local_ports(attachment.bridge)
-            bridge.allow_hairpin(attachment.interface)
+            self._relays.give_way(settled)
+            bridge.allow_forwarding()
+            if not network.uplink:
+                bridge.allow_local_ports(attachment.bridge)
+                bridge.allow_hairpin(attachment.interface)
             active.ports, active.name = settled, name
             try:
                 self._with_rules(lambda: nft.add_elements(self._port_elements(active)))
@@ -298,6 +307,19 @@ class Networks:
             elements = self._port_elements(active)
             active.ports = ()
             nft.delete_elements(elements)
+
+    def relay(self, gone: Gone) -> None:
+        """Lead visitors of a container's published ports on to where it has gone.  Until `end_relay`, or the port is needed."""
+        with self._lock:
+            taken = [mapping for each in self._active.values() for mapping in each.ports]
+            elements = self._relays.keep(without_taken(gone, taken))
+            self._with_rules(lambda: nft.add_elements(elements))
+            bridge.allow_forwarding()
+
+    def end_relay(self, container_id: str) -> None:
+        """Lead nobody on any more.  That there is no relay is no error."""
+        with self._lock:
+            self._relays.drop(container_id)
 
     def is_active(self, container_id: str) -> bool:
         """Tell whether a container's interface is expected on its bridge."""
@@ -321,13 +343,13 @@ class Networks:
 
     # -- the whole -----------------------------------------------------------------------------------------------------
 
-    def restore_all(self, running: Iterable[Running]) -> None:
-        """Bring everything back after a start of the daemon or of the host: bridges, one ruleset, names."""
+    def restore_all(self, running: Iterable[Running], *, gone: Iterable[Gone] = ()) -> None:
+        """Bring everything back after a start of the daemon or of the host: bridges, one ruleset, names, relays."""
         running = tuple(running)
         with self._lock:
             self._active = {
-                each.container_id: _Active(
-                    attachment=each.attachment, ports=each.ports, name=(*each.names, "")[0]
+                each.container_id: self._active_of(
+                    each.attachment, ports=each.ports, name=(*each.names, "")[0]
                 )
                 for each in running
             }
@@ -342,6 +364,8 @@ class Networks:
                 if each.ports:
                     bridge.allow_local_ports(each.attachment.bridge)
             self._apply_rules()
+            for one in gone:
+                self.relay(one)
 
     def remove_all(self) -> None:
         """Take every bridge and rule of this daemon off the host; records and leases stay."""
@@ -352,6 +376,13 @@ class Networks:
             firewall.remove(self._host_name)
 
     # -- private -------------------------------------------------------------------------------------------------------
+
+    def _active_of(
+        self, attachment: Attachment, *, ports: tuple[PortMapping, ...] = (), name: str = ""
+    ) -> _Active:
+        uplinks = {each.id for each in self._store.list_networks() if each.uplink}
+        is_in_lan = attachment.network in uplinks
+        return _Active(attachment=attachment, ports=ports, name=name, is_in_lan=is_in_lan)
 
     def _find(self, tenant: str, name: str) -> NetworkRecord | None:
         found = (each for each in self._store.list_networks() if each.tenant == tenant and each.name == name)
@@ -393,6 +424,8 @@ class Networks:
         return any(ports.overlaps(one, other) for one in wished for other in going)
 
     def _port_elements(self, active: _Active) -> Sequence[Element]:
+        if active.is_in_lan:
+            return firewall.relay_elements(active.relays, host_name=self._host_name)
         published = firewall.Publication(attachment=self.usable(active.attachment), ports=active.ports)
         return firewall.port_elements(published, host_name=self._host_name)
 
@@ -422,8 +455,10 @@ class Networks:
                 publications=tuple(
                     firewall.Publication(attachment=self.usable(each.attachment), ports=each.ports)
                     for each in active
-                    if each.ports
+                    if each.ports and not each.is_in_lan
                 ),
+                relays=(*self._relays.relays, *(relay for each in active for relay in each.relays)),
+                gone=self._relays.addresses,
                 has_ipv6=self.has_ipv6,
             )
         )

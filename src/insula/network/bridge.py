@@ -103,9 +103,14 @@ def ensure(network: NetworkRecord) -> None:
                 prefix6 = IPv6Network(network.subnet6).prefixlen
                 _unless_exists(lambda: route.add_address(network.bridge, network.gateway6, prefix6))
     if not network.uplink:
-        _write_if_other(_SYSCTL / "ip_forward", "1")
+        allow_forwarding()
         if has_ipv6:
             _forward_ipv6()
+
+
+def allow_forwarding() -> None:
+    """Have this host forward IPv4."""
+    _write_if_other(_SYSCTL / "ip_forward", "1")
 
 
 def allow_local_ports(bridge: str) -> None:

@@ -10,7 +10,9 @@
     container             127.0.0.0/8 of this host               dropped
     container             169.254.0.0/16 (metadata services)     refused: what answers there takes it for this host
     outside, this host    a published port                       led to the container
+    outside, this host    a relayed port                         led on, by NAT, to a container that is elsewhere
     outside               any other address of a container       dropped
+    outside               a container that has moved away        TCP: reset, else dropped
     a network's uplink    containers of that network             free: they stand in that LAN, no NAT, no filter
     any container         frames with another's address          dropped at its port (bridge family, all networks)
     any container         answers of a DHCP server               dropped there, too: leases are not a container's to give
@@ -61,6 +63,19 @@ class Publication:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Relay:
+    """A port of this host that leads to another machine's: to a container in a LAN, or to where one has gone (IPv4 only).
+
+    Visitors come there from this host's address.  Not at 127.0.0.1, from where nothing gets out.
+    """
+
+    protocol: str
+    host_port: int
+    address: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class State:
     """All that the ruleset is made from."""
 
@@ -68,6 +83,9 @@ class State:
     networks: tuple[NetworkRecord, ...] = ()
     attachments: tuple[Attachment, ...] = ()
     publications: tuple[Publication, ...] = ()
+    relays: tuple[Relay, ...] = ()
+    gone: tuple[str, ...] = ()
+    """Addresses of containers that have moved to other hosts: connections that still come are reset."""
     has_ipv6: bool = False
 
 
@@ -128,6 +146,24 @@ def port_elements(publication: Publication, *, host_name: str) -> list[Element]:
     return found
 
 
+def relay_elements(relays: Iterable[Relay], *, host_name: str) -> list[Element]:
+    """Return what leads ports on."""
+    table = table_name(host_name)
+    found: list[Element] = []
+    for each in relays:
+        protocol, address = pad(bytes([PROTOCOLS[each.protocol]])), IPv4Address(each.address).packed
+        here, there = _port(each.host_port), _port(each.port)
+        found.append(Element(Family.INET, table, "relays", protocol + here, address + there))
+        found.append(Element(Family.INET, table, "relayed", address + protocol + there))
+    return found
+
+
+def gone_elements(addresses: Iterable[str], *, host_name: str) -> list[Element]:
+    """Return what resets the connections of containers that have moved away."""
+    table = table_name(host_name)
+    return [Element(Family.INET, table, "gone", IPv4Address(each).packed) for each in addresses]
+
+
 class _Lead(NamedTuple):
     """One element of one of the four maps of ports."""
 
@@ -175,6 +211,17 @@ def render(state: State) -> str:
         "GATEWAYS": _elements(f'"{_own(each.bridge)}" . {IPv4Address(each.gateway)}' for each in routed),
         "LOCALS6": _elements(str(each) for each in _nat_subnets6(routed6)),
         "GATEWAYS6": _elements(f'"{_own(each.bridge)}" . {IPv6Address(each.gateway6)}' for each in routed6),
+        "RELAYS": _elements(
+            f"{each.protocol} . {int(each.host_port)} : {IPv4Address(each.address)} . {int(each.port)}"
+            for each in state.relays
+            if each.protocol in PROTOCOLS
+        ),
+        "RELAYED": _elements(
+            f"{IPv4Address(each.address)} . {each.protocol} . {int(each.port)}"
+            for each in state.relays
+            if each.protocol in PROTOCOLS
+        ),
+        "GONE": _elements(str(IPv4Address(each)) for each in state.gone),
         "ALLOWED": _elements(_allowed(each) for each in state.attachments),
         "ALLOWED6": _elements(_allowed6(state.attachments)),
         "PLACES6": _elements(_places6(state.attachments)),
@@ -238,6 +285,9 @@ table inet %NAME% {
     set subnets { type ipv4_addr; flags interval; %SUBNETS% }
     map ports { type inet_proto . inet_service : ipv4_addr . inet_service; %PORTS% }
     map ports_at { type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; %PORTS_AT% }
+    map relays { type inet_proto . inet_service : ipv4_addr . inet_service; %RELAYS% }
+    set relayed { type ipv4_addr . inet_proto . inet_service; %RELAYED% }
+    set gone { type ipv4_addr; %GONE% }
 6|  set gateways6 { type ifname . ipv6_addr; %GATEWAYS6% }
 6|  set locals6 { type ipv6_addr; flags interval; %LOCALS6% }
 6|  map ports6 { type inet_proto . inet_service : ipv6_addr . inet_service; %PORTS6% }
@@ -256,6 +306,7 @@ table inet %NAME% {
         iifname . ip daddr @gateways th dport 53 accept
         dnat ip to ip daddr . meta l4proto . th dport map @ports_at
         fib daddr type local dnat ip to meta l4proto . th dport map @ports
+        fib daddr type local dnat ip to meta l4proto . th dport map @relays
 6|      iifname . ip6 daddr @gateways6 th dport 53 accept
 6|      dnat ip6 to ip6 daddr . meta l4proto . th dport map @ports6_at
 6|      fib daddr type local dnat ip6 to meta l4proto . th dport map @ports6
@@ -265,12 +316,14 @@ table inet %NAME% {
         type nat hook output priority -100; policy accept;
         dnat ip to ip daddr . meta l4proto . th dport map @ports_at
         fib daddr type local dnat ip to meta l4proto . th dport map @ports
+        ip daddr != 127.0.0.0/8 fib daddr type local dnat ip to meta l4proto . th dport map @relays
 6|      dnat ip6 to ip6 daddr . meta l4proto . th dport map @ports6_at
 6|      ip6 daddr != ::1 fib daddr type local dnat ip6 to meta l4proto . th dport map @ports6
     }
 
     chain pass {
         type filter hook forward priority filter; policy accept;
+        ip daddr @gone oifname @bridges meta l4proto tcp reject with tcp reset
         iifname . oifname @inside accept
         iifname @bridges goto judge
         oifname @bridges goto judge
@@ -303,6 +356,7 @@ table inet %NAME% {
 
     chain lead_out {
         type nat hook postrouting priority srcnat; policy accept;
+        ct status dnat ip daddr . meta l4proto . th dport @relayed masquerade
         oifname @bridges ip saddr 127.0.0.0/8 masquerade
         oifname @bridges ip saddr @subnets ct status dnat masquerade
         oifname != @bridges ip saddr @subnets masquerade

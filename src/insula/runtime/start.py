@@ -2,15 +2,16 @@
 """Start a container: network ready, spawner asked, written down.  Every failure undoes what was made."""
 
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from msgspec.structs import replace
 
 from insula.boot.protocol import AttachPlan
-from insula.model.errors import InsulaError, WrongState
+from insula.model.errors import InsulaError, PortInUse, WrongState
 from insula.model.grant import Grant
 from insula.model.lifecycle import Event, Status, after
-from insula.model.record import ContainerRecord
+from insula.model.record import Attachment, ContainerRecord
+from insula.model.spec import PortMapping
 from insula.runtime import binds, quotas
 from insula.runtime.context import Runtime
 from insula.runtime.plan import start_plan
@@ -66,18 +67,37 @@ def start_locked(
     return started
 
 
-def bring_up_network(runtime: Runtime, record: ContainerRecord, *, undo: ExitStack) -> ContainerRecord:
-    """Make bridge, rules, ports and names ready for a container's interface."""
+def bring_up_network(
+    runtime: Runtime, record: ContainerRecord, *, undo: ExitStack, before: tuple[PortMapping, ...] = ()
+) -> ContainerRecord:
+    """Make bridge, rules, ports and names ready for a container's interface.
+
+    before: how its ports were published where it comes from; what was picked there is kept if it is free here.
+    """
     attachment = record.attachment
     if attachment is None:
         return record
     quotas.check_ports(runtime, record)
     runtime.networks.activate(attachment, container_id=record.id)
     undo.callback(runtime.networks.deactivate, record.id)
-    ports = runtime.networks.publish(attachment, record.spec.ports, container_id=record.id, name=record.name)
+    ports = _publish(runtime, attachment, record, before=before)
     names = {record.name, record.id[:12], record.spec.hostname} - {""}
     runtime.networks.set_running_names(record.id, attachment, names=names)
     return replace(record, ports=ports)
+
+
+def _publish(
+    runtime: Runtime, attachment: Attachment, record: ContainerRecord, *, before: tuple[PortMapping, ...]
+) -> tuple[PortMapping, ...]:
+    wished = record.spec.ports
+    if len(before) == len(wished):
+        as_before = tuple(
+            replace(wish, host_port=wish.host_port or known.host_port)
+            for wish, known in zip(wished, before, strict=True)
+        )
+        with suppress(PortInUse):
+            return runtime.networks.publish(attachment, as_before, container_id=record.id, name=record.name)
+    return runtime.networks.publish(attachment, wished, container_id=record.id, name=record.name)
 
 
 def _remember_failure(runtime: Runtime, record: ContainerRecord) -> None:

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ports of this host that lead to containers which have moved to other hosts.  They give way to whoever needs the port.
+
+Out of scope: the rules (`firewall.py`), how long a relay is wanted (`migrate/relays.py`).  For `Networks`, under its lock.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+
+from insula.kernel import nft
+from insula.kernel.nft import Element
+from insula.model.errors import InvalidSpec
+from insula.model.record import Attachment, NetworkRecord
+from insula.model.spec import PortMapping
+from insula.network import bridge, firewall
+from insula.network.firewall import Relay
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gone:
+    """A container that has moved away."""
+
+    container_id: str
+    address: str
+    """That it had here; empty if it has it still, elsewhere in its LAN."""
+    relays: tuple[Relay, ...]
+
+
+class Relays:
+    """All relays of one daemon, by container."""
+
+    def __init__(self, host_name: str) -> None:
+        self._host_name = host_name
+        self._gone: dict[str, Gone] = {}
+        self._free: set[str] = set()
+        """Addresses of the gone that somebody else has here now."""
+
+    @property
+    def relays(self) -> tuple[Relay, ...]:
+        return tuple(relay for each in self._gone.values() for relay in each.relays)
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Of containers that are gone, and of nobody else."""
+        return tuple(address for each in self._gone.values() for address in self._left_by(each))
+
+    def keep(self, gone: Gone) -> list[Element]:
+        """Note a container that has moved away.  Returns: what the firewall needs for it."""
+        self._gone[gone.container_id] = gone
+        self._free.discard(gone.address)
+        return self._elements(gone)
+
+    def drop(self, container_id: str) -> None:
+        """Lead nobody there any more.  That it is unknown is no error."""
+        gone = self._gone.pop(container_id, None)
+        if gone is not None:
+            nft.delete_elements(self._elements(gone))
+
+    def give_way(self, ports: Sequence[PortMapping]) -> None:
+        """End the relays of ports that are wanted for a container of this host."""
+        wanted = {(each.protocol, each.host_port + step) for each in ports for step in range(each.count)}
+        for gone in tuple(self._gone.values()):
+            left = tuple(each for each in gone.relays if (each.protocol, each.host_port) not in wanted)
+            if left != gone.relays:
+                nft.delete_elements(self._elements(gone))
+                kept = Gone(container_id=gone.container_id, address=gone.address, relays=left)
+                nft.add_elements(self.keep(kept))
+
+    def give_back(self, address: str) -> None:
+        """Take note that somebody here has an address of the gone."""
+        if address in self.addresses:
+            self._free.add(address)
+            nft.delete_elements(firewall.gone_elements([address], host_name=self._host_name))
+
+    def _elements(self, gone: Gone) -> list[Element]:
+        return [
+            *firewall.relay_elements(gone.relays, host_name=self._host_name),
+            *firewall.gone_elements(self._left_by(gone), host_name=self._host_name),
+        ]
+
+    def _left_by(self, gone: Gone) -> tuple[str, ...]:
+        return (gone.address,) if gone.address and gone.address not in self._free else ()
+
+
+def relays_into_lan(attachment: Attachment, ports: Iterable[PortMapping]) -> tuple[Relay, ...]:
+    """Return how ports of a container in a LAN are published: the address leads to it wherever in that LAN it is."""
+    return tuple(
+        Relay(
+            protocol=each.protocol,
+            host_port=each.host_port + step,
+            address=attachment.address,
+            port=each.container_port + step,
+        )
+        for each in ports
+        for step in range(each.count)
+    )
+
+
+def without_taken(gone: Gone, taken: Iterable[PortMapping]) -> Gone:
+    """Return it without the relays whose ports containers of this host have."""
+    held = {(each.protocol, each.host_port + step) for each in taken for step in range(each.count)}
+    free = tuple(each for each in gone.relays if (each.protocol, each.host_port) not in held)
+    return dataclasses.replace(gone, relays=free)
+
+
+def check_lan_ports(wished: Iterable[PortMapping], network: NetworkRecord, *, name: str) -> None:
+    """Refuse ports of a container in a LAN that this host could not lead there."""
+    if any(each.host_address != firewall.ANYWHERE for each in wished):
+        raise InvalidSpec(
+            f"cannot publish ports of `{name}` at one address: network `{network.name}` has an uplink",
+            hint="leave the address out",
+        )
+    lan = IPv4Network(network.subnet)
+    if not any(each.overlaps(lan) for each in bridge.used_subnets()):
+        raise InvalidSpec(
+            f"cannot publish ports of `{name}`: network `{network.name}` has an uplink, and this host has no address or"
+            f" route in {lan} to lead visitors there",
+            hint="leave out -p and use the container's own address, or give this host an address in that LAN",
+        )
