@@ -23,7 +23,7 @@ import resource
 import selectors
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from insula.boot.supply import Link, Lost, Supply
 from insula.kernel import criu_images, criu_unseen, libc, missing_pages
@@ -192,13 +192,14 @@ class Filler:
 
     def _missing_of(self, pid: int) -> Pieces:
         """Read what a process lacks out of CRIU's images."""
-        missing = Pieces()
-        for pages in criu_unseen.lazy_lists(self._images, pid):
-            for start, count in pages:
-                source = self._slots[pid] * SLOT_BYTES + start
-                missing.add(start, start + count * PAGE_BYTES, source=source)
-                if self._supply:
-                    self._supply.expect(source, source + count * PAGE_BYTES)
+        listed, hidden = criu_unseen.lazy_lists(self._images, pid)
+        base = self._slots[pid] * SLOT_BYTES if listed or hidden else 0
+        missing = Pieces.of(_ends_of(sorted(hidden)), shift=base)
+        for start, end in _ends_of(listed):
+            missing.add(start, end, source=base + start)
+        if self._supply:
+            for start, end in _ends_of(sorted((*listed, *hidden))):
+                self._supply.expect(base + start, base + end)
         return missing
 
     def _drop(self, memory: Memory) -> None:
@@ -308,6 +309,11 @@ class Filler:
         if self._may_free and length:
             with mmap.mmap(self._store, length, offset=piece.source) as window:
                 window.madvise(mmap.MADV_REMOVE)
+
+
+def _ends_of(pages: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Turn address and number of pages into start and end."""
+    return ((start, start + count * PAGE_BYTES) for start, count in pages)
 
 
 def close_all_but(kept: tuple[int, ...]) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which pages a process has, which of them were written, and what is in them: /proc/PID/{maps,pagemap,clear_refs,mem}.
+"""Which pages a process has, and which of them were written: /proc/PID/{maps,pagemap,clear_refs}.
 
 Private anonymous memory only: what CRIU leaves out of a lazy dump (its `vma_entry_can_be_lazy`), pages of the kernel's zero
-page excepted, which CRIU leaves out, too.  Out of scope: deciding when; shared memory.
+page excepted, which CRIU leaves out, too.  Out of scope: deciding when; what is in them (`page_contents.py`); shared memory.
 
 Sources: proc_pid_pagemap(5), Documentation/admin-guide/mm/pagemap.rst (PAGEMAP_SCAN since Linux 6.7), soft-dirty.rst;
 linux/fs.h; CRIU's criu/pagemap-cache.c, criu/include/vma.h.
@@ -13,11 +13,12 @@ import fcntl
 import functools
 import itertools
 import mmap
+import operator
 import os
 import re
 import struct
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from enum import IntFlag
 from pathlib import Path
@@ -29,8 +30,6 @@ PAGE_BYTES = 4096
 PAGEMAP_SCAN = 0xC0606610
 PM_SCAN_WP_MATCHING = 1
 ENTRY_BYTES = 8
-_VECTORS_AT_MOST = 1024
-"""UIO_MAXIOV of process_vm_readv(2)."""
 _REGIONS = 4096
 """Regions in one answer of PAGEMAP_SCAN; the scan goes on behind the last one."""
 _REGION_WORDS = 3
@@ -51,6 +50,9 @@ class Range(NamedTuple):
     def end(self) -> int:
         """The address behind the last byte."""
         return self.start + self.pages * PAGE_BYTES
+
+
+_START, _END = operator.itemgetter(0), operator.attrgetter("end")
 
 
 class Category(IntFlag):
@@ -110,15 +112,29 @@ def merge(ranges: Iterable[Range]) -> tuple[Range, ...]:
 
 def intersect(ranges: Sequence[Range], others: Sequence[Range]) -> tuple[Range, ...]:
     """Return what both have; each is sorted and without overlaps.  Pure."""
+    if len(ranges) > len(others):
+        ranges, others = others, ranges
     common: list[Range] = []
-    ends = [each.end for each in others]
-    for start, pages in ranges:
-        end, index = start + pages * PAGE_BYTES, bisect_right(ends, start)
-        while index < len(others) and others[index].start < end:
-            low, high = max(start, others[index].start), min(end, ends[index])
-            common.append(Range(low, (high - low) // PAGE_BYTES))
-            index += 1
+    for each in ranges:
+        low, high = _touched(others, each)
+        if low < high:
+            first, last = _clip(others[low], each), _clip(others[high - 1], each)
+            common.append(first)
+            if high - low > 1:
+                common += others[low + 1 : high - 1]
+                common.append(last)
     return tuple(common)
+
+
+def _touched(ranges: Sequence[Range], by: Range) -> tuple[int, int]:
+    """Return from which to which (excluded) a range overlaps others."""
+    low = bisect_right(ranges, by.start, key=_END)
+    return low, bisect_left(ranges, by.end, low, key=_START)
+
+
+def _clip(each: Range, within: Range) -> Range:
+    start = max(each.start, within.start)
+    return Range(start, (min(each.end, within.end) - start) // PAGE_BYTES)
 
 
 def dirty_ranges(entries: bytes, start: int) -> Iterator[Range]:
@@ -203,17 +219,26 @@ def file_mappings(text: bytes) -> tuple[Range, ...]:
 def subtract(ranges: Sequence[Range], others: Sequence[Range]) -> tuple[Range, ...]:
     """Return what the first have and the others have not; each is sorted and without overlaps.  Pure."""
     left: list[Range] = []
-    ends = [each.end for each in others]
-    for start, pages in ranges:
-        end, index = start + pages * PAGE_BYTES, bisect_right(ends, start)
-        while index < len(others) and others[index].start < end:
-            if others[index].start > start:
-                left.append(Range(start, (others[index].start - start) // PAGE_BYTES))
-            start = ends[index]
-            index += 1
-        if start < end:
-            left.append(Range(start, (end - start) // PAGE_BYTES))
+    position, start = 0, 0
+    # Ranges before `position` are dealt with, and of the one there what is before `start`.
+    for low, pages in others:
+        high = low + pages * PAGE_BYTES
+        first = bisect_right(ranges, low, position, key=_END)
+        left += _from(ranges, position, first, start=start)
+        if first < len(ranges) and max(start, ranges[first].start) < low:
+            begin = max(start, ranges[first].start)
+            left.append(Range(begin, (low - begin) // PAGE_BYTES))
+        position, start = bisect_right(ranges, high, first, key=_END), high
+    left += _from(ranges, position, len(ranges), start=start)
     return tuple(left)
+
+
+def _from(ranges: Sequence[Range], first: int, last: int, *, start: int) -> Sequence[Range]:
+    """Return ranges from the first to the last (excluded), without what of the first one is before an address."""
+    if first >= last or ranges[first].start >= start:
+        return ranges[first:last]
+    begin, end = ranges[first].start, ranges[first].end
+    return [Range(max(begin, start), (end - start) // PAGE_BYTES), *ranges[first + 1 : last]]
 
 
 def has_soft_dirty() -> bool:
@@ -277,15 +302,20 @@ class PageMap:
         """Return the answers of `present`, `written`, `unwatched`, `guarded` and `has_watched` of one walk over the pages."""
         guard = Category.GUARD if _knows_guards() else _ANY
         watched, written = Category.WPALLOWED, Category.WPALLOWED | Category.WRITTEN
-        told = written | Category.FILE | guard
-        regions = list(self._regions(without=Category.PFNZERO, any_of=_HAS_CONTENT | guard, told=told))
-        private = [each for each in regions if not each[2] & (Category.FILE | guard)]
+        all_told = written | Category.FILE | guard
+        ranges, told = list[Range](), list[int]()
+        for words in self._answers(
+            _ANY, without=Category.PFNZERO, any_of=_HAS_CONTENT | guard, told=all_told
+        ):
+            ranges += _ranges_of(words)
+            told += words[2::_REGION_WORDS]
+        of_others = Category.FILE | guard
         return Survey(
-            present=_ranges_where(private, _ANY, _ANY),
-            written=_ranges_where(regions, written, written),
-            unwatched=_ranges_where(private, watched, _ANY),
-            guarded=_ranges_where(regions, guard, guard) if guard else (),
-            has_watched=any(each[2] & watched for each in regions),
+            present=_ranges_where(ranges, told, of_others, _ANY),
+            written=_ranges_where(ranges, told, written, written),
+            unwatched=_ranges_where(ranges, told, of_others | watched, _ANY),
+            guarded=_ranges_where(ranges, told, guard, guard) if guard else (),
+            has_watched=any(each & int(watched) for each in set(told)),
         )
 
     def has_watched(self) -> bool:
@@ -305,13 +335,6 @@ class PageMap:
         for regions in self._answers(required, without=without, any_of=any_of, flags=flags, limit=limit):
             found.extend(_ranges_of(regions))
         return tuple(found)
-
-    def _regions(
-        self, *, without: Category, any_of: Category, told: Category
-    ) -> Iterator[tuple[int, int, int]]:
-        # Start, end, and what is told of it.
-        for words in self._answers(_ANY, without=without, any_of=any_of, told=told):
-            yield from zip(*(words[number::_REGION_WORDS] for number in range(_REGION_WORDS)), strict=True)
 
     def _answers(
         self,
@@ -359,16 +382,15 @@ def _ranges_of(words: "array[int]") -> Iterator[Range]:
     # struct page_region: start, end, categories.  They come sorted, and joined but where the kernel empties its buffer.
     starts, ends = words[0::_REGION_WORDS], words[1::_REGION_WORDS]
     sizes = [(end - start) // PAGE_BYTES for start, end in zip(starts, ends, strict=True)]
-    return map(Range, starts, sizes)
+    return map(Range._make, zip(starts, sizes, strict=True))
 
 
 def _ranges_where(
-    regions: Iterable[tuple[int, int, int]], mask: Category, value: Category
+    ranges: Sequence[Range], told: Sequence[int], mask: Category, value: Category
 ) -> tuple[Range, ...]:
-    wanted, expected = int(mask), int(value)
-    return tuple(
-        Range(start, (end - start) // PAGE_BYTES) for start, end, told in regions if told & wanted == expected
-    )
+    # Few different things are told of many ranges.
+    chosen = {each: each & int(mask) == int(value) for each in set(told)}
+    return tuple(itertools.compress(ranges, map(chosen.__getitem__, told)))
 
 
 @functools.cache
@@ -407,85 +429,3 @@ def _end_of_addresses() -> int:
             else:
                 return end
     return _ENDS[-1]
-
-
-def read_pages(pid: int, ranges: Sequence[Range], *, piece_bytes: int = 1 << 20) -> Iterator[bytes]:
-    """Read pages of a process, which may run meanwhile: in order, in pieces of `piece_bytes`, the last one smaller.
-
-    A page that has vanished, or whose process has, reads as zeros.
-    """
-    try:
-        handle = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
-    except (FileNotFoundError, ProcessLookupError):
-        handle = None
-    try:
-        for wanted in _cut(ranges, piece_bytes):
-            yield _read_piece(pid, handle, wanted)
-    finally:
-        if handle is not None:
-            os.close(handle)
-
-
-def _cut(ranges: Sequence[Range], piece_bytes: int) -> Iterator[list[tuple[int, int]]]:
-    # Addresses and lengths of each piece, few enough for one call.
-    room, wanted = piece_bytes, list[tuple[int, int]]()
-    for start, pages in ranges:
-        address, end = start, start + pages * PAGE_BYTES
-        while address < end:
-            length = min(room, end - address)
-            wanted.append((address, length))
-            address += length
-            room -= length
-            if not room:
-                yield wanted
-                room, wanted = piece_bytes, []
-    if wanted:
-        yield wanted
-
-
-def _read_piece(pid: int, handle: int | None, wanted: Sequence[tuple[int, int]]) -> bytes:
-    data = bytearray(sum(length for _, length in wanted))
-    view, base, offset, index = memoryview(data), libc.address_of(data), 0, 0
-    while index < len(wanted):
-        batch = wanted[index : index + _VECTORS_AT_MOST]
-        read = _read_vectors(pid, base + offset, batch) if handle is not None else 0
-        for address, length in batch:
-            if read < length:  # here the call ended: go on one by one
-                _read_into(handle, view[offset + read : offset + length], address + read)
-            index, offset, read = index + 1, offset + length, max(read - length, 0)
-            if not read:
-                break
-    return bytes(data)
-
-
-def _read_vectors(pid: int, target: int, wanted: Sequence[tuple[int, int]]) -> int:
-    """Read many places at once.  Returns: how many bytes, whole pages; 0 if not even the first one."""
-    size = sum(length for _, length in wanted)
-    remote = array("Q", itertools.chain.from_iterable(wanted))
-    local = array("Q", (target, size))
-    try:
-        count = libc.process_vm_readv(pid, local.buffer_info()[0], 1, remote.buffer_info()[0], len(wanted), 0)
-    except OSError as error:
-        if error.errno not in (errno.EFAULT, errno.ESRCH, errno.ENOMEM, errno.EPERM):
-            raise
-        return 0
-    return count - count % PAGE_BYTES
-
-
-def _read_into(handle: int | None, view: memoryview, start: int) -> None:
-    done = 0
-    while done < len(view):
-        # What cannot be read stays zero, as it was: go on with the next page.
-        done += _read_some(handle, view[done:], start + done) or min(PAGE_BYTES, len(view) - done)
-
-
-def _read_some(handle: int | None, view: memoryview, address: int) -> int:
-    if handle is None:
-        return 0
-    try:
-        count = os.preadv(handle, [view], address)
-    except OSError as error:
-        if error.errno not in (errno.EIO, errno.EFAULT, errno.ENOMEM, errno.ESRCH):
-            raise
-        return 0
-    return count - count % PAGE_BYTES

@@ -134,11 +134,7 @@ class MemoryStore:
     def _gaps(self, pid: int, wanted: Iterable[Range]) -> list[Range]:
         # CRIU lists pages of different kinds in different buffers, so addresses need not ascend.
         held = self._held.get(pid, _NOTHING)
-        return [
-            (low, (high - low) // PAGE_BYTES)
-            for start, end in _checked(sorted(wanted))
-            for low, high in held.gaps(start, end)
-        ]
+        return [(low, (high - low) // PAGE_BYTES) for low, high in held.unknown(_checked(sorted(wanted)))]
 
 
 _NOTHING = Pieces()

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from insula.kernel import pagemap, userfault
-from insula.kernel.pagemap import PageMap, Range, intersect, mappings_of, merge, read_pages, subtract
+from insula.kernel.page_contents import read_pages
+from insula.kernel.pagemap import PageMap, Range, intersect, mappings_of, merge, subtract
 from insula.kernel.trials import Absent, memory
 
 __all__ = ["Range", "Tracker", "open_tracker", "read_pages"]

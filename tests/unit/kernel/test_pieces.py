@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sets of pieces, held against a dictionary of bytes."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insula.kernel.pieces import Pieces
+from insula.kernel.pieces import Piece, Pieces
 
 SPAN = 64
 STEPS = st.lists(
@@ -75,3 +76,22 @@ def test_a_copy_is_its_own() -> None:
     copy = pieces.copy()
     pieces.cut(0, 5)
     assert copy.total_bytes == 10 and copy.gaps(0, 10) == []
+
+
+def test_many_at_once_are_as_one_by_one() -> None:
+    ranges = [(10, 20), (20, 30), (40, 50)]
+    made, added = Pieces.of(ranges, shift=100), Pieces()
+    for start, end in ranges:
+        added.add(start, end, source=start + 100)
+    assert made.within(0, 100) == added.within(0, 100) == [Piece(10, 30, 110), Piece(40, 50, 140)]
+    assert made.total_bytes == added.total_bytes == 30
+
+
+def test_ranges_that_do_not_ascend_are_refused() -> None:
+    with pytest.raises(ValueError, match="does not ascend"):
+        Pieces.of([(10, 20), (15, 30)], shift=0)
+
+
+def test_what_is_in_no_piece() -> None:
+    pieces = Pieces.of([(10, 20), (40, 50)], shift=0)
+    assert pieces.unknown([(10, 20), (15, 45), (50, 60)]) == [(20, 40), (50, 60)]
