@@ -132,6 +132,19 @@ def test_progress_in_a_pipe_is_a_line_for_each_phase(capsys: pytest.CaptureFixtu
 def test_a_migration_is_summed_up() -> None:
     result = {"target": "beta", "frozen_ms": 151.4, "moved_bytes": 111_000_000, "seconds": 2.34}
     assert migrate.summary("web", result) == "web: now on beta: frozen 151 ms, moved 111.0 MB, 2.3 s"
+    packed = {**result, "raw_bytes": 222_000_000}
+    assert migrate.summary("web", packed) == (
+        "web: now on beta: frozen 151 ms, moved 111.0 MB (compressed, 222.0 before), 2.3 s"
+    )
+
+
+def test_a_planned_move_says_what_there_is_to_carry() -> None:
+    result = {
+        "target": "beta", "mode": "auto", "memory_bytes": 50_000_000, "shared_bytes": 1_500_000, "file_bytes": 0,
+        "tmpfs_bytes": 3_000_000, "link_bytes_per_s": 1e9, "written_bytes_per_s": 0, "tracker": "userfaultfd",
+        "pause_ms": 100.0, "max_pause_ms": 300, "verdict": "moves",
+    }  # fmt: skip
+    assert "to carry   memory 50.0, shared 1.5, file 0.0, tmpfs 3.0 MB" in migrate.planned("web", result)
 
 
 def test_cpu_is_measured_between_two_samples() -> None:
