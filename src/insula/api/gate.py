@@ -1,19 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Requests one by one into the daemon: each user at its own pace, so many at once, and none at another's cost.
 
-    connect   more than MAX_CONNECTIONS of one uid       429 without a look at the request (`Doorstep`)
-    request   faster than the quota `requests`           waits up to a second, then 429 with Retry-After
-    request   more open than the quota `streams`         507 with the figures
-    a 429     is not sent at once                        each connection of a flood asks a few times a second at most
+    connect   more than `doorstep.MAX_CONNECTIONS` of one uid   429 without a look at the request
+    request   faster than the quota `requests`                  waits up to a second, then 429 with Retry-After
+    request   more open than the quota `streams`                507 with the figures
+    a 429     is not sent at once                               each connection of a flood asks twice a second at most
 
-Administrators have no pace: somebody must be able to act.  Everything here belongs to the loop's thread.
+The pace is kept by what the connection is known by, before anything is looked up: finding out who that is costs more
+than all that a refusal needs.  The tenant's rate is learned from the first request.  Administrators have no pace:
+somebody must be able to act.  Everything here belongs to the loop's thread.
 """
 
 import asyncio
+import socket
+import struct
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+
+from aiohttp import web
 
 from insula.model.errors import TooManyRequests
 from insula.model.grant import Grant
@@ -23,7 +29,44 @@ from insula.tenant.pace import Bucket
 PENALTY_S = 0.5
 """How long a refusal is held back: asking again at once would cost everybody more than an honest request."""
 FORGOTTEN_S = 60.0
-"""A user who has not asked for so long has a full bucket."""
+"""Of a user who has not asked for so long nothing is kept: its bucket is full."""
+_CREDENTIALS = struct.Struct("iII")
+"""struct ucred: pid, uid, gid."""
+
+
+def uid_of(connection: socket.socket) -> int:
+    """Return the uid that connected.  Source: unix(7), SO_PEERCRED."""
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return int(_CREDENTIALS.unpack(raw)[1])
+
+
+def source_of(request: web.Request) -> str:
+    """Return what a request's connection is known by before anybody is asked: a uid, or an address."""
+    connection = request.get_extra_info("socket")
+    if connection is not None and connection.family == socket.AF_UNIX:
+        return f"uid {uid_of(connection)}"
+    return f"at {request.remote}"
+
+
+class _Pace:
+    """The pace of one source.  rate: None until it is known, and for those who have none."""
+
+    __slots__ = ("bucket", "rate")
+
+    def __init__(self) -> None:
+        self.rate: int | None = None
+        self.bucket: Bucket | None = None
+
+    def take(self, now: float) -> float:
+        """Take a place.  Returns: seconds to wait for it.  Raises: TooManyRequests."""
+        if self.rate is None:
+            return 0.0
+        if self.bucket is None:
+            self.bucket = Bucket.full(self.rate, now=now)
+        return self.bucket.take(self.rate, now=now)
+
+    def is_old(self, now: float) -> bool:
+        return self.bucket is None or now - self.bucket.filled_at > FORGOTTEN_S
 
 
 class Gate:
@@ -34,21 +77,29 @@ class Gate:
         self._allowance = allowance
         self._is_held = is_held
         self._handed_over: dict[str, set[int]] = {}
-        self._buckets: dict[str, Bucket] = {}
+        self._paces: dict[str, _Pace] = {}
         self._open: Counter[str] = Counter()
         self._swept_at = 0.0
 
-    @asynccontextmanager
-    async def passed(self, grant: Grant) -> AsyncIterator[None]:
-        """Let a request in when it is its turn, and count it as long as the block runs.
+    async def wait_turn(self, request: web.Request) -> None:
+        """Have a request wait until its source may ask again.  Raises: TooManyRequests."""
+        pace = self._paces.get(source_of(request))
+        if pace is None:
+            return
+        try:
+            wait_s = pace.take(time.monotonic())
+        except TooManyRequests:
+            await asyncio.sleep(PENALTY_S)
+            raise
+        if wait_s:
+            await asyncio.sleep(wait_s)
 
-        Raises: TooManyRequests, QuotaExceeded.
-        """
-        if not grant.principal.is_admin:
-            await self._wait(grant)
-            limit = self._allowance.limit(grant.tenant, Resource.STREAMS)
-            if limit is not None:
-                self._allowance.check(grant.tenant, Resource.STREAMS, used=self.open_of(grant.tenant))
+    @asynccontextmanager
+    async def passed(self, request: web.Request, grant: Grant) -> AsyncIterator[None]:
+        """Count a request of somebody who is known now as long as the block runs.  Raises: QuotaExceeded."""
+        self._learn_rate(request, grant)
+        if not grant.principal.is_admin and self._allowance.limit(grant.tenant, Resource.STREAMS) is not None:
+            self._allowance.check(grant.tenant, Resource.STREAMS, used=self.open_of(grant.tenant))
         self._open[grant.tenant] += 1
         try:
             yield
@@ -70,25 +121,18 @@ class Gate:
         """Go on counting a connection that is in the spawner's hands (attach, exec)."""
         self._handed_over.setdefault(tenant, set()).add(inode)
 
-    async def _wait(self, grant: Grant) -> None:
-        rate = self._allowance.limit(grant.tenant, Resource.REQUESTS)
+    def _learn_rate(self, request: web.Request, grant: Grant) -> None:
+        is_free = grant.principal.is_admin
+        rate = None if is_free else self._allowance.limit(grant.tenant, Resource.REQUESTS)
+        source = source_of(request)
         if rate is None:
+            self._paces.pop(source, None)
             return
-        now = time.monotonic()
-        self._sweep(now)
-        bucket = self._buckets.setdefault(grant.principal.name, Bucket.full(rate, now=now))
-        try:
-            wait_s = bucket.take(rate, now=now)
-        except TooManyRequests:
-            await asyncio.sleep(PENALTY_S)
-            raise
-        if wait_s:
-            await asyncio.sleep(wait_s)
+        self._sweep(time.monotonic())
+        self._paces.setdefault(source, _Pace()).rate = rate
 
     def _sweep(self, now: float) -> None:
         if now - self._swept_at < FORGOTTEN_S:
             return
         self._swept_at = now
-        for name, bucket in list(self._buckets.items()):
-            if now - bucket.filled_at > FORGOTTEN_S:
-                del self._buckets[name]
+        self._paces = {source: pace for source, pace in self._paces.items() if not pace.is_old(now)}

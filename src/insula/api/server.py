@@ -7,10 +7,12 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from insula.api import auth
 from insula.api.call import MAX_BODY_BYTES, Api, Call, answer
 from insula.api.errors import CODES, INTERNAL, failure, status_of
+from insula.api.gate import Gate
 from insula.api.routes import ROUTES, Route
 from insula.model.errors import Denied, InsulaError, TooManyRequests, from_code
 from insula.model.grant import Action, Principal
@@ -22,6 +24,10 @@ LOG = logging.getLogger(__name__)
 
 SHUTDOWN_S = 1.0
 """How long open requests have when the daemon ends: those that follow something would never end by themselves."""
+IDLE_S = 60.0
+"""A connection that asks nothing for so long is closed."""
+LINGER_S = 2.0
+"""How long the rest of a refused body is read, so that its sender sees the answer."""
 _UNHEARD = frozenset({Action.READ, Action.OPEN})
 """Actions whose success is not audited."""
 
@@ -30,10 +36,26 @@ Plain = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 def build(api: Api, *, routes: Sequence[Route] = ROUTES) -> web.AppRunner:
     """Return the application, ready for sites (unix socket, TLS) to be added."""
-    application = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_explain])
+    application = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_explain, _pace(api.gate)])
     for route in routes:
         application.router.add_route(route.method, route.path, _serve(route, api=api))
-    return web.AppRunner(application, access_log=None, handler_cancellation=True, shutdown_timeout=SHUTDOWN_S)
+    return web.AppRunner(
+        application,
+        access_log=None,
+        handler_cancellation=True,
+        shutdown_timeout=SHUTDOWN_S,
+        keepalive_timeout=IDLE_S,
+        lingering_time=LINGER_S,
+    )
+
+
+def _pace(gate: Gate) -> Middleware:
+    @web.middleware
+    async def pace(request: web.Request, handler: Plain) -> web.StreamResponse:
+        await gate.wait_turn(request)
+        return await handler(request)
+
+    return pace
 
 
 def _serve(route: Route, *, api: Api) -> Plain:
@@ -47,7 +69,7 @@ def _serve(route: Route, *, api: Api) -> Plain:
             grant = judge(principal)
             tenant = grant.tenant
             call = Call(request=request, grant=grant, api=api, judge=judge)
-            async with api.gate.passed(grant):
+            async with api.gate.passed(request, grant):
                 await _confine(call)
                 with api.standing.hold(request, judge):
                     response = await route.handler(call)

@@ -16,11 +16,10 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from aiohttp import web
-
 from insula.api import server
 from insula.daemon import log, wiring
 from insula.daemon.door import HostDoor
+from insula.daemon.doorstep import Doorstep
 from insula.daemon.options import DEFAULT_GROUP, Options, parse
 from insula.daemon.teardown import tear_down
 from insula.kernel import modules
@@ -111,7 +110,8 @@ async def _serve(options: Options) -> None:
     pid_file = options.run / "insulad.pid"
     undo = AsyncExitStack()
     try:
-        await web.SockSite(runner, _unix_listener(options.socket_path, group=group), backlog=BACKLOG).start()
+        doorstep = Doorstep(_unix_listener(options.socket_path, group=group), runner)
+        undo.push_async_callback(doorstep.close)
         if options.listen:
             door = HostDoor.open(
                 options.listen, runner=runner, context=daemon.pki.server_context(), arrivals=daemon.arrivals
@@ -158,6 +158,7 @@ def _unix_listener(path: Path, *, group: int | None) -> socket.socket:
         listener.bind(str(path))
     finally:
         os.umask(before)
+    listener.listen(BACKLOG)
     if group is not None:
         os.chown(path, 0, group)
         path.chmod(0o660)

@@ -147,7 +147,7 @@ class Tenants:
     def _find(self, grant: Grant, name: str) -> TenantRecord:
         found = self.runtime.store.find_tenant(name)
         if found is None or not (grant.principal.is_admin or name == grant.tenant):
-            raise TenantNotFound(f"cannot find tenant `{name[:80]}`", hint="insula tenant ls lists them")
+            raise TenantNotFound(f"cannot find tenant `{name[:80]}`", hint="insula tenant ls lists them, insula tenant create makes one")
         return found
 
     def _view(self, record: TenantRecord) -> TenantView:

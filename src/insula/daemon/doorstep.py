@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The unix socket's door: takes connections for the loop, a bounded number of each uid, a few at a time.
+
+A connection beyond the bound is told so in one write and closed: nothing is made for it, nothing of it is read.  Who
+fills the queue of connections that wait is emptied out faster than it can fill it; what others wait for is one round of
+the loop.  Root has no bound.
+"""
+
+import asyncio
+import contextlib
+import socket
+from weakref import WeakSet
+
+from aiohttp import web
+
+from insula.api.gate import uid_of
+
+MAX_CONNECTIONS = 128
+"""Of one uid: each costs memory, and may keep the loop busy."""
+AT_ONCE = 32
+"""Connections taken in one round of the loop, so that requests have their turn between them."""
+
+_BODY = (
+    b'{"error":{"code":"too_many_requests","message":"cannot take so many connections: %d are yours",'
+    b'"hint":"close some"}}' % MAX_CONNECTIONS
+)
+REFUSAL = (
+    b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 1\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    b"Content-Length: %d\r\n\r\n%b" % (len(_BODY), _BODY)
+)
+
+
+class Doorstep:
+    """Open from its making to `close`; both belong to the loop's thread."""
+
+    def __init__(self, listener: socket.socket, runner: web.AppRunner) -> None:
+        """listener: bound and listening."""
+        self._listener = listener
+        self._runner = runner
+        self._loop = asyncio.get_running_loop()
+        self._taken: dict[int, WeakSet[asyncio.Transport]] = {}
+        self._beginning: set[asyncio.Task[None]] = set()
+        listener.setblocking(False)
+        self._loop.add_reader(listener.fileno(), self._take_some)
+
+    async def close(self) -> None:
+        """Take nobody in any more; the runner ends what was taken."""
+        self._loop.remove_reader(self._listener.fileno())
+        self._listener.close()
+        await asyncio.gather(*self._beginning, return_exceptions=True)
+
+    def _take_some(self) -> None:
+        for _ in range(AT_ONCE):
+            try:
+                connection, _ = self._listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError:  # EMFILE: those who wait go on waiting
+                return
+            connection.setblocking(False)
+            self._take(connection, uid_of(connection))
+
+    def _take(self, connection: socket.socket, uid: int) -> None:
+        server = self._runner.server
+        if server is None or self._is_full(uid):
+            with connection, contextlib.suppress(OSError):
+                connection.send(REFUSAL)
+            return
+        task = self._loop.create_task(self._begin(connection, server, uid=uid))
+        self._beginning.add(task)
+        task.add_done_callback(self._beginning.discard)
+
+    async def _begin(self, connection: socket.socket, server: web.Server, *, uid: int) -> None:
+        with contextlib.suppress(OSError):
+            transport, _ = await self._loop.connect_accepted_socket(server, connection)
+            self._taken.setdefault(uid, WeakSet()).add(transport)
+
+    def _is_full(self, uid: int) -> bool:
+        taken = self._taken.get(uid)
+        if uid == 0 or taken is None or len(taken) < MAX_CONNECTIONS:
+            return False
+        self._taken[uid] = WeakSet(each for each in taken if not each.is_closing())
+        return len(self._taken[uid]) >= MAX_CONNECTIONS
