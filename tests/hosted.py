@@ -75,14 +75,16 @@ class Person:
 
     def begin(self, *words: str, **options: Any) -> Running:
         """Start a command and leave it running; options are Popen's."""
-        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        pipes: dict[str, Any] = {
+            "stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE,
+            "env": {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "TERM": "xterm", "INSULA_DEBUG": "1"},
+        }  # fmt: skip
         return Running(
             [str(self.host.program), "-H", f"unix://{self.host.socket_path}", *words],
             user=self.uid,
             group=GROUP_ID if self.uid else 0,
             extra_groups=[],
             cwd="/",
-            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "TERM": "xterm", "INSULA_DEBUG": "1"},
             **{**pipes, **options},
         )
 
@@ -208,6 +210,9 @@ class Host:
             "--run", f"{self.folder}/run", "--group", GROUP, "--cgroup-parent", self.cgroup, "--pool", POOL,
         ]  # fmt: skip
 
+    def prepare(self) -> None:
+        """Make what insulad needs before it starts."""
+
     def start(self) -> None:
         """Start insulad and wait until it serves."""
         reading, writing = os.pipe()
@@ -329,7 +334,7 @@ def add_link(tar: tarfile.TarFile, name: str, target: str) -> None:
 
 
 @contextmanager
-def host(program: Path, image: bytes) -> Iterator[Host]:
+def host(program: Path, image: bytes, *, kind: type[Host] = Host) -> Iterator[Host]:
     """Start a host with image `box` for everybody; at the end nothing of it is left."""
     folder = Path(tempfile.mkdtemp(prefix="insula-test-", dir="/var/tmp"))
     folder.chmod(0o755)
@@ -337,11 +342,12 @@ def host(program: Path, image: bytes) -> Iterator[Host]:
     try:
         with Route.in_namespace(network) as route:
             route.set_up("lo")
-        made = Host(folder=folder, program=program, network=network, cgroup=folder.name)
+        made = kind(folder=folder, program=program, network=network, cgroup=folder.name)
         made.people = {
             name: Person(name=name, uid=uid, host=made)
             for name, uid in (("root", 0), ("alice", ALICE_UID), ("bob", BOB_UID))
         }
+        made.prepare()
         made.start()
         try:
             for person in made.people.values():

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from insula.daemon.authority import UserAuthority
 from insula.daemon.pki import Pki
 from insula.model.errors import BadRequest, Conflict, Denied, LimitRefused, NameTaken, TokenNotFound
-from insula.model.grant import Action, Grant
+from insula.model.grant import Action, Grant, Role
 from insula.model.users import (
     DEFAULT_CERTIFICATE_S,
     Origin,
@@ -76,7 +76,7 @@ class UserDesk:
             raise NameTaken(f"cannot add user `{wish.name}`: a remote user is called so")
         if known is not None and known.number != uid and wish.tenant in ("", known.tenant):
             raise Conflict(
-                f"cannot add user `{wish.name}`: that name was uid `{known.number}` before, now it is `{uid}`",
+                f"cannot add user `{wish.name}`: that name was another uid's before, now it is `{uid}`",
                 hint=f"the same person: insula user set {wish.name} --rebind; another one: --tenant TENANT",
             )
         if known is not None and known.standing is Standing.KNOWN and known.number == uid:
@@ -155,12 +155,15 @@ class UserDesk:
         if change.rebind:
             number = _gid(name) if record.origin is Origin.GROUP else _uid(name)
             record = replace(record, number=number)
-        changed = replace(
-            record,
-            tenant=change.tenant or record.tenant,
-            role=change.role or record.role,
-            standing=Standing.KNOWN if record.standing is Standing.SEEN else record.standing,
-        )
+        if change.by_groups:
+            changed = _left_to_groups(record, change)
+        else:
+            changed = replace(
+                record,
+                tenant=change.tenant or record.tenant,
+                role=change.role or record.role,
+                standing=Standing.KNOWN if record.standing is Standing.SEEN else record.standing,
+            )
         self._save(changed)
         self._on_change()
         return changed
@@ -228,6 +231,14 @@ class UserDesk:
             raise TokenNotFound(f"cannot find token `{token_id}`", hint="insula token ls lists yours")
         self._store.delete_api_token(token_id)
         self._on_change()
+
+
+def _left_to_groups(record: UserRecord, change: UserChange) -> UserRecord:
+    if record.origin is not Origin.UNIX or record.standing is Standing.REMOVED:
+        raise BadRequest(f"cannot leave user `{record.name}` to its groups: it is no Unix user with a right")
+    if change.tenant or change.role:
+        raise BadRequest("cannot set a tenant or role and leave them to groups, too")
+    return replace(record, standing=Standing.SEEN, tenant=record.name, role=Role.USER, expires_at=0.0)
 
 
 def _check_scopes(grant: Grant, wish: TokenWish) -> None:

@@ -88,6 +88,8 @@ class UserChange(Wish, kw_only=True, frozen=True):
 
     tenant: str | None = None
     role: Role | None = None
+    by_groups: bool = False
+    """Let its groups decide about a Unix user's tenant and role, as for one that no admin has named."""
     rebind: bool = False
     """A Unix user or group has got another number, and is the same one."""
 

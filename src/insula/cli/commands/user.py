@@ -61,6 +61,11 @@ def arguments(parser: ArgumentParser) -> None:
         )
     verbs["set"].add_argument("name", metavar="NAME", help="as in `insula user ls`")
     verbs["set"].add_argument(
+        "--by-groups",
+        action="store_true",
+        help="let its groups decide, as for a user whom nobody added or set",
+    )
+    verbs["set"].add_argument(
         "--rebind", action="store_true", help="it has another uid or gid now, and is still the same one"
     )
     verbs["rm"].add_argument("users", metavar="NAME", nargs="+", help="as in `insula user ls`")
@@ -74,9 +79,14 @@ def run(options: Namespace, client: Client) -> int:
             _add(options, client)
         case "set":
             change = {key: getattr(options, key) for key in ("tenant", "role") if getattr(options, key)}
-            body: Json = {**change, "rebind": True} if options.rebind else dict(change)
+            body: Json = {**change}
+            for word in ("rebind", "by_groups"):
+                if getattr(options, word):
+                    body[word] = True
             if not body:
-                raise BadRequest("cannot set: nothing to change", hint="--role, --tenant or --rebind")
+                raise BadRequest(
+                    "cannot set: nothing to change", hint="--role, --tenant, --by-groups or --rebind"
+                )
             client.call("PATCH", f"/v1/users/{quote(options.name)}", body=body)
         case _:
             return on_each(options.users, lambda each: client.call("DELETE", f"/v1/users/{quote(each)}"))
