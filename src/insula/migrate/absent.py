@@ -21,19 +21,24 @@ from insula.runtime.hidden import Seen
 LOG = logging.getLogger(__name__)
 
 
-def list_hidden(images: int, last: Mapping[int, Last], *, seen: Mapping[int, Seen]) -> tuple[str, ...]:
+def list_hidden(
+    images: int, last: Mapping[int, Last], *, seen: Mapping[int, Seen], earlier: Sequence[str] = ()
+) -> tuple[str, ...]:
     """List in the folder of images which of the hidden pages there are; CRIU may still be at work.
 
     last: of all processes, by their ids here, taken while they stood.  seen: how much CRIU sees; empty: everything.
+    earlier: lists of a freeze that was given up; they are empty now, unless they are made anew.
     Returns: the names of the lists.
     """
-    names = []
+    names = list(earlier)
+    for name in earlier:
+        write_file(images, name, b"")
     for pid, each in seen.items():
         if pid in last and (inside := inner_pid(pid)) is not None:
-            names.append(criu_unseen.lazy_name(inside))
+            names.append(name := criu_unseen.lazy_name(inside))
             pages = intersect(last[pid].present, each.hidden)
-            write_file(images, names[-1], criu_unseen.encode_lazy(pages))
-    return tuple(names)
+            write_file(images, name, criu_unseen.encode_lazy(pages))
+    return tuple(dict.fromkeys(names))
 
 
 def complete_images(images: int, last: Mapping[int, Last], *, seen: Mapping[int, Seen]) -> None:

@@ -15,7 +15,7 @@ from insula.runtime.dump import IMAGE_MODE, INVENTORY, INVENTORY_KEPT
 
 _PIECE = 1 << 20
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def send_images(wire: Wire, folder: int, names: Iterable[str]) -> None:
@@ -35,7 +35,7 @@ def _pieces(folder: int, name: str) -> Iterator[bytes]:
 def receive_images(
     message: Files, stream: Iterable[bytes | bytearray], folder: int, *, is_inventory_kept: bool
 ) -> None:
-    """Write what comes into a folder.
+    """Write what comes into a folder; what has come before, for a freeze that was given up, is replaced.
 
     is_inventory_kept: CRIU waits for the inventory already (`runtime/dump.py`).  Raises: ProtocolError.
     """

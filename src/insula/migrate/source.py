@@ -374,7 +374,8 @@ class Move:
     def _finish(self, images: int, hidden: HiddenMemory) -> None:
         """Send what is left, beside CRIU's dump."""
         self._precopy.finish()
-        self._sent_images = list_hidden(images, self._precopy.last, seen=hidden.seen)
+        last, earlier = self._precopy.last, self._sent_images
+        self._sent_images = list_hidden(images, last, seen=hidden.seen, earlier=earlier)
         send_images(self._wire, images, self._sent_images)
 
     def _transfer(self, images: int) -> None:

@@ -59,6 +59,15 @@ def test_present_pages_that_criu_did_not_list_are_listed(tmp_path: Path, images:
         }
 
 
+def test_lists_of_a_freeze_that_was_given_up_say_nothing_any_more(tmp_path: Path, images: int) -> None:
+    last = {PID: Last((), (_pages(BASE, 3),), ())}
+    earlier = list_hidden(images, last, seen={PID: _seen()})
+    assert list_hidden(images, last, seen={}, earlier=earlier) == earlier
+    assert criu_unseen.read_list(images, earlier[0]) == []
+    assert list_hidden(images, last, seen={PID: _seen()}, earlier=earlier) == earlier
+    assert criu_unseen.read_list(images, earlier[0]) == [(BASE, 3)]
+
+
 def test_what_came_after_a_list_was_looked_at_is_not_missing(tmp_path: Path, images: int) -> None:
     _write(tmp_path)
     name = criu_unseen.lazy_name(INSIDE)
