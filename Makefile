@@ -7,7 +7,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 N := 200
 SEED := 1
-.PHONY: faults help setup venv demo test test-unit test-kernel test-system test-vm bench bench-start bench-migrate bench-track bench-dump bench-postgres matrix lint format lock clean
+.PHONY: faults help setup venv demo test test-unit test-kernel test-system test-vm bench bench-start bench-migrate bench-track bench-dump bench-monitor bench-postgres matrix lint format lock clean
 
 # Ends make with the code of a recipe that failed (3: this machine lacks something), not with 2: see the C file.
 -load .stamps/make_exit.so
@@ -60,6 +60,9 @@ bench-track: setup ## how much slower a program runs while its memory is tracked
 
 bench-postgres: setup ## what eight clients of PostgreSQL see of moves (needs: apt-get install postgresql)
 	@$(PYTHON) bench/postgres.py $(PASS_ON)
+
+bench-monitor: setup ## how much slower programs run while they are watched, beside strace; how many events are told
+	@$(PYTHON) bench/monitor.py $(PASS_ON)
 
 bench-dump: setup ## how long CRIU's dump has a program stand, by its memory
 	@$(PYTHON) bench/dump.py $(PASS_ON)
