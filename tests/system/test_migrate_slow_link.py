@@ -68,6 +68,8 @@ def test_a_slow_link_carries_less_than_there_is(pair: Pair) -> None:
     counter = Counter(pair.world, pair.run("c", program=WORDS + SERVER))
     counter.wait_for_more()
     with slow(pair, "80mbit"):
+        plan = pair.act("alpha", "c", "migrate", target="beta", plan=True)
+        assert plan["packed_bytes_per_s"] > plan["link_bytes_per_s"] * 1.5
         result = pair.act("alpha", "c", "migrate", target="beta", max_pause_ms=60_000)
     counter.wait_for_more()
     counter.finish()

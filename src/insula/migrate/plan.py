@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from insula.migrate import rounds
 from insula.migrate.lend import LaterTracker, check_can_pull
 from insula.migrate.packed import PACKING, PackedSource
-from insula.migrate.precopy import Rules, bytes_of, probe_link
+from insula.migrate.precopy import Rules, Written, bytes_of, probe_link, samples
 from insula.migrate.shared import SharedSource
+from insula.migrate.squeeze import plain_rate
 from insula.migrate.track import Tracker
-from insula.migrate.wire import Wire
+from insula.migrate.wire import ZSTD, Wire
 from insula.model.migration import Accept, Offer
 from insula.model.units import format_size
 from insula.runtime.context import Runtime
@@ -29,9 +30,9 @@ class Load:
     packed: PackedSource
     rules: Rules
 
-    def changed(self) -> tuple[int, int]:
-        """Return how many bytes of private and of shared memory were written since the last call; at first, all."""
-        return bytes_of(self.tracker.scan()), self.shared.look()
+    def changed(self) -> tuple[Written, int]:
+        """Return the pages of private and the bytes of shared memory written since the last call; at first, all."""
+        return self.tracker.scan(), self.shared.look()
 
     def later_bytes(self) -> int:
         """Return how much private memory is to be pulled after the commit."""
@@ -44,17 +45,20 @@ def plan_move(runtime: Runtime, offer: Offer, *, wire: Wire, load: Load) -> Resu
     Raises: what the target refuses for; MigrationFailed.
     """
     wire.send(offer)
-    check_can_pull(offer, wire.expect(Accept))
+    accepted = wire.expect(Accept)
+    check_can_pull(offer, accepted)
     link, rules = probe_link(wire), load.rules
-    size, shared_size = load.changed()
-    began = time.monotonic()
+    memory, shared_size = load.changed()
+    size, began = bytes_of(memory), time.monotonic()
+    rate = plain_rate(link, samples(memory)) if ZSTD in accepted.unpacks else link
     runtime.closing.wait(LOOK_SECONDS)
-    written = sum(load.changed()) / (time.monotonic() - began)
+    again, shared_again = load.changed()
+    written = (bytes_of(again) + shared_again) / (time.monotonic() - began)
     packed = load.packed.dirty_estimate()
     seen = rounds.foresee(
         size_bytes=size + shared_size + offer.disk_bytes,
         written=written,
-        link=link,
+        link=rate,
         max_pause_s=rules.max_pause_s,
         fixed_s=rules.fixed_s + packed / link,
     )
@@ -72,6 +76,7 @@ def plan_move(runtime: Runtime, offer: Offer, *, wire: Wire, load: Load) -> Resu
         "tmpfs_bytes": packed // PACKING,
         "file_bytes": offer.disk_bytes,
         "link_bytes_per_s": round(link),
+        "packed_bytes_per_s": round(rate),
         "written_bytes_per_s": round(written),
         "rounds": seen.rounds,
         "pause_ms": round(seen.pause_s * 1000, 1),

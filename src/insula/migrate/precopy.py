@@ -18,6 +18,7 @@ from insula.kernel.cgroup import Group
 from insula.kernel.cgroup.values import CPU_PERIOD_US, Limits
 from insula.kernel.pagemap import PAGE_BYTES, merge
 from insula.migrate.rounds import THROTTLES, Forecast, Round, Step, decide, forecast
+from insula.migrate.squeeze import plain_rate
 from insula.migrate.track import Last, Range, Tracker, read_pages
 from insula.migrate.wire import Wire
 from insula.model.errors import PauseTooLong, ProtocolError
@@ -30,6 +31,8 @@ PAGES_AT_ONCE = 16_384
 """Of one message: 64 MiB, so that a program that is read is never far behind."""
 
 PROBE_BYTES = 16 << 20
+SAMPLES, SAMPLE_PAGES = 64, 16
+"""How many pieces of memory are looked at, and how large they are at most, to foresee what compression will do."""
 SLOWEST = 0.1
 """Processors that it is thought to use at least."""
 
@@ -128,8 +131,11 @@ class Precopy:
             raise self._refusal(seen)
 
     def _whole(self) -> Round:
+        memory = self._tracker.scan()
         link = probe_link(self._wire)
-        left = bytes_of(self._tracker.scan()) + sum(each.dirty_estimate() for each in self._trees)
+        if self._wire.is_compressing:
+            link = plain_rate(link, samples(memory))
+        left = bytes_of(memory) + sum(each.dirty_estimate() for each in self._trees)
         return Round(sent_bytes=int(link), seconds=1.0, left_bytes=left)
 
     def send_missing(self, pages: Written) -> None:
@@ -244,6 +250,13 @@ def probe_link(wire: Wire) -> float:
     wire.send_stream(piece for _ in range(PROBE_BYTES // len(piece)))
     wire.expect(Answer)
     return PROBE_BYTES / (time.monotonic() - began)
+
+
+def samples(written: Written) -> Iterable[bytes]:
+    """Read pieces of memory here and there, as they will travel."""
+    found = [(pid, each) for pid, ranges in written.items() for each in ranges]
+    for pid, each in found[:: max(1, len(found) // SAMPLES)][:SAMPLES]:
+        yield from read_pages(pid, (Range(each.start, min(each.pages, SAMPLE_PAGES)),))
 
 
 def batches(ranges: Iterable[Range]) -> Iterable[tuple[Range, ...]]:

@@ -12,7 +12,7 @@ Out of scope: the frames (`wire.py`), zstd (`image/zstd.py`).
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from insula.image.zstd import Packer
@@ -83,6 +83,23 @@ class Squeezer:
         packed = self._packer.pack(piece)
         self._rate = (self._rate + size / max(self._clock() - began, 1e-6)) / 2
         return packed if pays(link=link, compressor=self._rate, ratio=len(packed) / size) else None
+
+
+def plain_rate(link: float, samples: Iterable[bytes]) -> float:
+    """Return how many bytes per second of such data a link will take, compressed where that pays.
+
+    link: bytes per second of what cannot be compressed.
+    """
+    packer, plain, packed, began = Packer(), 0, 0, time.monotonic()
+    for each in samples:
+        plain += len(each)
+        packed += len(packer.pack(each))
+    if not plain:
+        return link
+    compressor, ratio = plain / max(time.monotonic() - began, 1e-6), packed / plain
+    if not pays(link=link, compressor=compressor, ratio=ratio):
+        return link
+    return 1 / (1 / compressor + ratio / link)
 
 
 def pays(*, link: float, compressor: float, ratio: float) -> bool:

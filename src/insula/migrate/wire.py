@@ -109,6 +109,11 @@ class Wire:
         """As `sent_bytes`, but what was compressed counts as it was before."""
         connection.settimeout(PEER_SECONDS)
 
+    @property
+    def is_compressing(self) -> bool:
+        """Whether what pays is compressed."""
+        return self._squeezer is not None
+
     def compress(self) -> None:
         """Compress from now on what pays; the peer has said that it takes that."""
         self._squeezer = Squeezer(self._link)

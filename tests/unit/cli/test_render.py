@@ -141,9 +141,10 @@ def test_a_migration_is_summed_up() -> None:
 def test_a_planned_move_says_what_there_is_to_carry() -> None:
     result = {
         "target": "beta", "mode": "auto", "memory_bytes": 50_000_000, "shared_bytes": 1_500_000, "file_bytes": 0,
-        "tmpfs_bytes": 3_000_000, "link_bytes_per_s": 1e9, "written_bytes_per_s": 0, "tracker": "userfaultfd",
+        "tmpfs_bytes": 3_000_000, "link_bytes_per_s": 1e7, "packed_bytes_per_s": 3e7, "written_bytes_per_s": 0, "tracker": "userfaultfd",
         "pause_ms": 100.0, "max_pause_ms": 300, "verdict": "moves",
     }  # fmt: skip
+    assert "link       10 MB/s, 30 MB/s of this memory compressed" in migrate.planned("web", result)
     assert "to carry   memory 50.0, shared 1.5, file 0.0, tmpfs 3.0 MB" in migrate.planned("web", result)
 
 

@@ -8,11 +8,11 @@ from collections.abc import Iterable
 
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from insula.image.zstd import Packer, Unpacker
-from insula.migrate.squeeze import WINDOW_SECONDS, Link, Squeezer, pays
+from insula.migrate.squeeze import WINDOW_SECONDS, Link, Squeezer, pays, plain_rate
 from insula.migrate.wire import HEADER, MAX_PAYLOAD, Wire
 from insula.model.errors import ProtocolError
 from insula.model.migration import Kind
@@ -51,6 +51,13 @@ def test_what_cannot_be_compressed_and_what_is_small_is_left_alone() -> None:
     assert squeezer.pack(RANDOM) is None
     assert squeezer.pack(WORDS[:4095]) is None
     assert squeezer.pack(WORDS[:4096]) is not None
+
+
+def test_a_forecast_knows_what_compression_will_do() -> None:
+    assert plain_rate(1e6, [WORDS[:65536]] * 4) > 2e6
+    assert plain_rate(1e6, [RANDOM[:65536]] * 4) == 1e6
+    assert plain_rate(1e11, [WORDS[:65536]] * 4) == 1e11
+    assert plain_rate(1e6, []) == 1e6
 
 
 def test_nothing_is_compressed_before_the_link_is_known() -> None:
@@ -105,8 +112,20 @@ def sent_and_received(chunks: Iterable[bytes]) -> tuple[Wire, bytes]:
     return sender, received
 
 
-@given(st.lists(st.sampled_from([WORDS, RANDOM, b"\0" * (600 << 10), b"", b"abc", WORDS * 3]), max_size=6))
-def test_everything_arrives_as_it_was(chunks: list[bytes]) -> None:
+CHUNKS = {
+    "words": WORDS,
+    "random": RANDOM,
+    "zeros": b"\0" * (600 << 10),
+    "nothing": b"",
+    "little": b"abc",
+    "more than a piece": WORDS * 3,
+}
+
+
+@settings(deadline=None)  # megabytes through a socket
+@given(st.lists(st.sampled_from(sorted(CHUNKS)), max_size=4))
+def test_everything_arrives_as_it_was(names: list[str]) -> None:
+    chunks = [CHUNKS[name] for name in names]
     sender, received = sent_and_received(chunks)
     assert received == b"".join(chunks)
     assert sender.sent_bytes <= sender.raw_bytes

@@ -83,10 +83,12 @@ CARRIED = ("memory", "shared", "file", "tmpfs")
 def planned(name: str, result: Json) -> str:
     """Return what a move would be like, as a few lines."""
     carried = ", ".join(f"{word} {result[f'{word}_bytes'] / MEGABYTE:.1f}" for word in CARRIED)
+    link, packed = result["link_bytes_per_s"] / MEGABYTE, result["packed_bytes_per_s"] / MEGABYTE
+    gain = f", {packed:.0f} MB/s of this memory compressed" if packed > link else ""
     return (
         f"{name} to {result['target']}, {result['mode']}:\n"
         f"  to carry   {carried} MB\n"
-        f"  link       {result['link_bytes_per_s'] / MEGABYTE:.0f} MB/s\n"
+        f"  link       {link:.0f} MB/s{gain}\n"
         f"  written    {result['written_bytes_per_s'] / MEGABYTE:.1f} MB/s ({result['tracker']})\n"
         f"  pause      about {result['pause_ms']:.0f} ms (at most {result['max_pause_ms']} ms are allowed)\n"
         f"  verdict    {result['verdict']}"
