@@ -16,6 +16,7 @@
     a network's uplink    containers of that network             free: they stand in that LAN, no NAT, no filter
     any container         frames with another's address          dropped at its port (bridge family, all networks)
     any container         answers of a DHCP server               dropped there, too: leases are not a container's to give
+    a network's containers more than FLOWS connections at a time  refused: the table of connections is the whole host's
 
 The same holds for IPv6, where this host has it (lines that begin with `6|` below); a container sends from its own address or
 its link-local one only, tells the place of no other (neighbour advertisements), and is no router (router advertisements and
@@ -52,6 +53,8 @@ from insula.network.bridge import interface_prefix
 PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
 ANYWHERE, ANYWHERE6 = "0.0.0.0", "::"
 _IFNAMSIZ = 16
+FLOWS = 8192
+"""Tracked connections of one network that leave it: an eighth of the smallest usual nf_conntrack_max.  For each new one the others are counted: some 20 ns each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +210,7 @@ def render(state: State) -> str:
         "BRIDGES": _elements(f'"{_own(each.bridge)}"' for each in routed),
         "PAIRS": _elements(f'"{_own(each.bridge)}" . "{each.bridge}"' for each in routed),
         "INTERNAL": _elements(f'"{_own(each.bridge)}"' for each in routed if each.internal),
+        "FLOWS": str(FLOWS),
         "SUBNETS": _elements(str(IPv4Network(each.subnet)) for each in routed),
         "GATEWAYS": _elements(f'"{_own(each.bridge)}" . {IPv4Address(each.gateway)}' for each in routed),
         "LOCALS6": _elements(str(each) for each in _nat_subnets6(routed6)),
@@ -283,6 +287,7 @@ table inet %NAME% {
     set inside { type ifname . ifname; %PAIRS% }
     set gateways { type ifname . ipv4_addr; %GATEWAYS% }
     set subnets { type ipv4_addr; flags interval; %SUBNETS% }
+    set flows { type ifname; size 65535; flags dynamic; }
     map ports { type inet_proto . inet_service : ipv4_addr . inet_service; %PORTS% }
     map ports_at { type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; %PORTS_AT% }
     map relays { type inet_proto . inet_service : ipv4_addr . inet_service; %RELAYS% }
@@ -325,6 +330,7 @@ table inet %NAME% {
         type filter hook forward priority filter; policy accept;
         ip daddr @gone oifname @bridges meta l4proto tcp reject with tcp reset
         iifname . oifname @inside accept
+        iifname @bridges ct state new add @flows { iifname ct count over %FLOWS% } reject with icmpx type admin-prohibited
         iifname @bridges goto judge
         oifname @bridges goto judge
     }
@@ -345,6 +351,7 @@ table inet %NAME% {
 
     chain services {
         ct state established,related accept
+        add @flows { iifname ct count over %FLOWS% } drop
         iifname . ip daddr @gateways meta l4proto { tcp, udp } th dport 53 accept
         iifname . ip daddr @gateways icmp type echo-request accept
 6|      iifname . ip6 daddr @gateways6 meta l4proto { tcp, udp } th dport 53 accept
