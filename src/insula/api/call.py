@@ -3,6 +3,7 @@
 
 import asyncio
 import functools
+import json
 import typing
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -155,9 +156,17 @@ def _lower(text: str) -> str:
     return text[:1].lower() + text[1:]
 
 
+def encoded(value: object) -> bytes:
+    """Return a value as JSON.  What a program wrote may hold bytes that are no text: lone surrogates, escaped as such."""
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        return json.dumps(msgspec.to_builtins(value), separators=(",", ":")).encode()
+
+
 def answer(value: object, *, status: int = 200) -> web.Response:
     """Answer with JSON."""
-    return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
+    return web.Response(body=encoded(value), status=status, content_type="application/json")
 
 
 def empty(status: int = 204) -> web.Response:
@@ -176,4 +185,4 @@ async def lines(call: Call) -> web.StreamResponse:
 
 def line(value: object) -> bytes:
     """Return one line of such an answer."""
-    return msgspec.json.encode(value) + b"\n"
+    return encoded(value) + b"\n"
