@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Copy files into and out of a container (`insula cp`)."""
 
-import msgspec
 from aiohttp import web
 
 from insula.api.bodies import PathQuery
-from insula.api.call import Call, empty
+from insula.api.call import Call, empty, encoded
 from insula.api.transfer import download, upload
 
 
@@ -23,7 +22,7 @@ async def read(call: Call) -> web.StreamResponse:
 
 def _ascii(value: object) -> str:
     # Names may hold any character; a header may not, JSON's escapes do.
-    text = msgspec.json.encode(value).decode()
+    text = encoded(value).decode()
     return "".join(c if c < "\x7f" else "".join(f"\\u{unit:04x}" for unit in _utf16(c)) for c in text)
 
 
