@@ -99,8 +99,11 @@ def _address_of(host: HostRecord) -> str:
 
 def begin_relay(runtime: Runtime, container_id: str) -> None:
     """Lead visitors on, as was noted, now that nothing of the container is left here."""
-    if (gone := _gone(runtime, container_id)) is not None:
-        attempt(runtime.networks.relay, gone)
+    if (gone := _gone(runtime, container_id)) is None:
+        return
+    attempt(runtime.networks.relay, gone)
+    ports = " ".join(f"{each.host_port}/{each.protocol}" for each in gone.relays)
+    LOG.info("ports are led on", extra={"fields": {"container": container_id[:12], "ports": ports}})
 
 
 def forget_relay(runtime: Runtime, container_id: str) -> None:

@@ -17,7 +17,7 @@ from insula.kernel.pagemap import PAGE_BYTES
 from insula.model.errors import CheckpointFailed
 
 IOVEC_BYTES = 16
-_CURE = "have it reserve less (MariaDB: innodb_buffer_pool_size_max), or checkpoint it and restore it on the other host"
+_CURE = "start it so that it reserves less (MariaDB: --innodb-buffer-pool-size-max=1G)"
 
 
 def refuse_reserved(name: str, pids: Iterable[int]) -> None:
