@@ -11,7 +11,7 @@ import json
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +28,7 @@ PATIENCE_SECONDS = 600.0
 """For anything in a guest: processors are emulated and shared.  What fails tells so at once, so only a hang lasts so long."""
 #: What this QEMU's emulation gets wrong under Linux 6.12 is left out of the processor (la57, cx16).
 PROCESSOR = "max,la57=off,cx16=off"
+END_DAEMON = "at=/run/insula/insulad.pid; kill $(cat $at) && while test -e $at; do sleep 0.1; done; sync"
 DAEMON_LOGS = ("/var/log/insulad.log", "/var/lib/insula/spawner.log")
 
 
@@ -106,7 +107,7 @@ class Guest:
         deadline = self._since + PATIENCE_SECONDS
         while time.monotonic() < deadline and self.is_on:
             try:
-                self._ask(("true",), connect_seconds=1.0)
+                self._ask("true", connect_seconds=1.0)
             except (OSError, ValueError):
                 _pause(0.2)
                 continue
@@ -126,16 +127,23 @@ class Guest:
                 found += path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
         return "\n".join(f"    {self.name}: {line}" for line in found)
 
-    def _ask(self, words: Sequence[str], *, log: str = "", connect_seconds: float = 10.0) -> Result:
+    @contextlib.contextmanager
+    def _told(self, *words: str, log: str = "", connect_seconds: float = 10.0) -> Iterator[socket.socket]:
+        """Tell the agent a command; gives the connection on which the answer comes."""
         wish = {"words": words, "seconds": PATIENCE_SECONDS, "log": log}
         with namespace_entered(self.network):
             connection = socket.create_connection((self.address, AGENT_PORT), timeout=connect_seconds)
         with connection:
             connection.settimeout(PATIENCE_SECONDS + 30.0)
             connection.sendall(json.dumps(wish).encode() + b"\n")
-            with connection.makefile("rb") as file:
-                answer = json.loads(file.readline())
-        return Result(**answer)
+            yield connection
+
+    def _ask(self, *words: str, log: str = "", connect_seconds: float = 10.0) -> Result:
+        with (
+            self._told(*words, log=log, connect_seconds=connect_seconds) as connection,
+            connection.makefile("rb") as file,
+        ):
+            return Result(**json.loads(file.readline()))
 
     def try_run(self, *words: str, log: str = "") -> Result:
         """Run a command in the guest.  Raises: GuestFailed if the guest does not answer.
@@ -143,7 +151,7 @@ class Guest:
         log: of a daemon that runs on, as the agent says.
         """
         try:
-            return self._ask(words, log=log)
+            return self._ask(*words, log=log)
         except (OSError, ValueError) as error:
             raise GuestFailed(
                 f"{self.name} does not answer `{' '.join(words)}`: {error}\n{self.last_words()}"
@@ -176,15 +184,10 @@ class Guest:
 
     def shut_down(self) -> None:
         """End insulad, write everything to the disk and switch the machine off."""
-        self.run(
-            "/bin/sh",
-            "-c",
-            "kill $(cat /run/insula/insulad.pid) || true; sync; mount -o remount,ro / || sync",
-        )
-        with contextlib.suppress(OSError, ValueError):  # nobody answers any more once it is off
-            self._ask(("/bin/sh", "-c", "echo o > /proc/sysrq-trigger"))
+        self.run("/bin/sh", "-c", END_DAEMON)
         if self.process is not None:
-            self.process.wait(timeout=PATIENCE_SECONDS)
+            with self._told("/bin/sh", "-c", "echo o > /proc/sysrq-trigger"):  # nobody is left to answer
+                self.process.wait(timeout=PATIENCE_SECONDS)
 
     def end(self) -> None:
         """End QEMU, whatever the guest is doing."""
