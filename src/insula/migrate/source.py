@@ -213,6 +213,7 @@ class Move:
         self._hold: Hold | None = None
         self._kept: list[bytes] = []
         self._sent_images: tuple[str, ...] = ()
+        self._turn = ExitStack()
         self.is_committed = False
         self._confirmed = False
         self._is_later = False
@@ -252,8 +253,12 @@ class Move:
         self._is_later = offer.is_later
         try:
             accepted = self._reserve(offer)
-            self._before_the_freeze(accepted, in_rounds=in_rounds)
-            self._freeze_and_send()
+            self._send_ahead(accepted, in_rounds=in_rounds)
+            with self._turn:
+                if self._turn.enter_context(self._runtime.turns.take()) and in_rounds:
+                    self._precopy.run()  # what was written meanwhile
+                self._have_room_made(accepted)
+                self._freeze_and_send()
         except BaseException:
             if not self.is_committed:
                 settle.thaw(self._runtime, self._record.id)
@@ -281,7 +286,7 @@ class Move:
         fault(Point.SOURCE_ACCEPTED)
         return accepted
 
-    def _before_the_freeze(self, accepted: Accept, *, in_rounds: bool) -> None:
+    def _send_ahead(self, accepted: Accept, *, in_rounds: bool) -> None:
         self._enter(Phase.PRECOPY, after_phase=Phase.RESERVE)
         for digest in accepted.missing_layers:
             self._reporter.check()
@@ -292,6 +297,8 @@ class Move:
         else:
             self._precopy.check_whole()
         fault(Point.SOURCE_ROUND)
+
+    def _have_room_made(self, accepted: Accept) -> None:
         settle.note_leaving(self._runtime, self._record, target=self._target)
         target = self._peers.find(self._target)
         note_relay(self._runtime, self._record, target=target, ports=accepted.ports)
@@ -418,6 +425,7 @@ class Move:
             self._ask_the_target(moved)
         self._confirmed = not self._is_later
         self.frozen_ms = round((time.monotonic() - self._frozen_at) * 1000, 1)
+        self._turn.close()
         fault(Point.SOURCE_RESUMED)
         with suppress(InsulaError):  # it runs there, whatever becomes of these
             self._send_frames()

@@ -25,6 +25,7 @@ from insula.runtime.doubt import Doubts
 from insula.runtime.locks import Locks
 from insula.runtime.store import Store
 from insula.runtime.supervise import SpawnerClient
+from insula.runtime.turns import Turns
 from insula.runtime.volumes import Volumes
 
 EVERY_TENANT = "*"
@@ -86,6 +87,8 @@ class Runtime:
     closing: threading.Event = field(default_factory=threading.Event)
     _locks: Locks = field(default_factory=Locks)
     doubts: Doubts = field(default_factory=Doubts)
+    turns: Turns = field(default_factory=Turns)
+    """Who may have a container stand still for a move."""
     dropping: set[str] = field(default_factory=set)
     """Arrivals that never run here, and of which not every trace is gone."""
     on_phase: Callable[[str, str, str], None] = lambda _container, _phase, _host: None
