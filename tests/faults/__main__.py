@@ -12,9 +12,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "src")]
 from demo.cleanup import alone  # noqa: E402
 
 from faults import mutations  # noqa: E402
-from faults.cases import Fault, draw  # noqa: E402
+from faults.cases import ORDER, Fault, draw  # noqa: E402
 from faults.runner import open_field  # noqa: E402
-from insula.migrate.fault import Point  # noqa: E402
 
 
 def main() -> int:
@@ -22,7 +21,7 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--fault", choices=[each.name for each in Fault], help="only this fault")
-    parser.add_argument("--point", choices=[each.value for each in Point], help="only this point")
+    parser.add_argument("--point", choices=[each.value for each in ORDER], help="only this point")
     parser.add_argument("--heal", type=float, help="seconds until the fault is over, the same for all")
     parser.add_argument("--planted", action="store_true", help="plant mistakes instead: each must be caught")
     parser.add_argument("--shared", action="store_true", help="do not wait for others on this machine")
@@ -57,10 +56,10 @@ def run(options: argparse.Namespace) -> int:
             held += not result.problems
             print(result.line(), flush=True)
         hit = field.points_hit()
-    missed = sorted(set(Point) - hit)
+    missed = sorted(set(ORDER) - hit)
     if missed:
         print(f"points that were not hit: {', '.join(missed)}")
-    summary = {"cases": tried, "held": held, "points_hit": len(hit & set(Point)), "points": len(Point)}
+    summary = {"cases": tried, "held": held, "points_hit": len(hit & set(ORDER)), "points": len(ORDER)}
     print(f"FAULTS {json.dumps({**summary, 'seed': options.seed})}")
     return 0 if tried and held == tried and not missed else 1
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from insula.migrate.fault import Point
+from insula.migrate.fault import OF_PULLS, Point
 
-ORDER = tuple(Point)
+ORDER = tuple(each for each in Point if each not in OF_PULLS)
 
 
 class Fault(StrEnum):
@@ -113,7 +113,7 @@ class Case:
 
 
 def all_pairs() -> list[tuple[Fault, Point]]:
-    return [(fault, point) for fault in Fault for point in Point if is_possible(fault, point)]
+    return [(fault, point) for fault in Fault for point in ORDER if is_possible(fault, point)]
 
 
 def draw(count: int, *, seed: int, heal_after_s: float | None = None) -> Iterator[Case]:

@@ -10,7 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from insula.model.errors import PauseTooLong, Unsupported
+from insula.model.errors import PauseTooLong
 from two_hosts import SERVER, Counter, Pair, show_log, start_pair, wait_until
 
 #: Serves as two_hosts.SERVER does, and in a thread writes all of 64 MiB again and again.
@@ -77,13 +77,6 @@ def test_each_mode_carries_it_whole(pair: Pair, mode: str) -> None:
     assert (int(str(result["rounds"])) == 0) == (mode == "stop-copy" or result["tracker"] == "none")
     counter.wait_for_more()
     counter.finish()
-
-
-def test_post_copy_is_refused_with_the_reason(pair: Pair) -> None:
-    pair.run("c")
-    with pytest.raises(Unsupported, match="a source that dies would take the memory with it"):
-        move(pair, mode="post-copy")
-    assert pair.status("alpha", "c") == "running"
 
 
 @pytest.mark.parametrize("mode", ["pre-copy", "stop-copy"])

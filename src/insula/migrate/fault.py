@@ -40,10 +40,13 @@ class Point(StrEnum):
     TARGET_RESUMED = "target.resumed"
     SOURCE_RESUMED = "source.resumed"
     TARGET_PULL = "target.pull"
-    """Of post-copy: a page that came after the commit is about to be put in place."""
+    """Pages that were pulled are about to be put in place."""
     SOURCE_PULL = "source.pull"
-    """Of post-copy: a page that is asked for is about to be read."""
+    """Pages that are asked for are about to be read."""
 
+
+OF_PULLS = frozenset({Point.TARGET_PULL, Point.SOURCE_PULL})
+"""Passed by post-copy only, from before the restore until all memory is there."""
 
 _wish = os.environ.get(VARIABLE, "")
 
