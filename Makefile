@@ -64,6 +64,9 @@ bench-postgres: setup ## what eight clients of PostgreSQL see of moves (needs: a
 bench-monitor: setup ## how much slower programs run while they are watched, beside strace; how many events are told
 	@$(PYTHON) bench/monitor.py $(PASS_ON)
 
+bench-tenants: setup ## what a tenant's flood costs another one's requests and application; ROUNDS=3
+	@$(PYTHON) bench/tenants.py $(ROUNDS) $(PASS_ON)
+
 bench-dump: setup ## how long CRIU's dump has a program stand, by its memory
 	@$(PYTHON) bench/dump.py $(PASS_ON)
 

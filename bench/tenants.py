@@ -228,7 +228,7 @@ def report(bench: Bench, *, alone: list[Span], flooded: list[Span], probes: list
             f"{percentile(loud, 50):.2f}", f"{percentile(loud, 99):.2f}", str(p99), str(len(loud)),
         ))  # fmt: skip
         facts[f"neighbour_{name}_p99_ratio"] = p99
-    answered = [f"A was answered: {json.dumps(each)}" for each in bench.answers]
+    answered = [f"  A was answered: {json.dumps(each)}" for each in bench.answers]
     return "\n".join([*align(rows), *answered, bench_line(facts)])
 
 

@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from weakref import WeakKeyDictionary
 
 from aiohttp import web
 
@@ -40,8 +41,7 @@ def uid_of(connection: socket.socket) -> int:
     return int(_CREDENTIALS.unpack(raw)[1])
 
 
-def source_of(request: web.Request) -> str:
-    """Return what a request's connection is known by before anybody is asked: a uid, or an address."""
+def _source_of(request: web.Request) -> str:
     connection = request.get_extra_info("socket")
     if connection is not None and connection.family == socket.AF_UNIX:
         return f"uid {uid_of(connection)}"
@@ -77,13 +77,14 @@ class Gate:
         self._allowance = allowance
         self._is_held = is_held
         self._handed_over: dict[str, set[int]] = {}
+        self._sources: WeakKeyDictionary[asyncio.Transport, str] = WeakKeyDictionary()
         self._paces: dict[str, _Pace] = {}
         self._open: Counter[str] = Counter()
         self._swept_at = 0.0
 
     async def wait_turn(self, request: web.Request) -> None:
         """Have a request wait until its source may ask again.  Raises: TooManyRequests."""
-        pace = self._paces.get(source_of(request))
+        pace = self._paces.get(self._source(request))
         if pace is None:
             return
         try:
@@ -121,10 +122,20 @@ class Gate:
         """Go on counting a connection that is in the spawner's hands (attach, exec)."""
         self._handed_over.setdefault(tenant, set()).add(inode)
 
+    def _source(self, request: web.Request) -> str:
+        """Return what a request's connection is known by before anybody is asked: a uid, or an address."""
+        transport = request.transport
+        if transport is None:
+            raise ConnectionResetError("the client has gone")
+        source = self._sources.get(transport)
+        if source is None:
+            source = self._sources[transport] = _source_of(request)
+        return source
+
     def _learn_rate(self, request: web.Request, grant: Grant) -> None:
         is_free = grant.principal.is_admin
         rate = None if is_free else self._allowance.limit(grant.tenant, Resource.REQUESTS)
-        source = source_of(request)
+        source = self._source(request)
         if rate is None:
             self._paces.pop(source, None)
             return

@@ -19,6 +19,8 @@ MAX_CONNECTIONS = 128
 """Of one uid: each costs memory, and may keep the loop busy."""
 AT_ONCE = 32
 """Connections taken in one round of the loop, so that requests have their turn between them."""
+LOOK_S = 0.1
+"""How often it is looked whether a uid that has too many has closed some."""
 
 _BODY = (
     b'{"error":{"code":"too_many_requests","message":"cannot take so many connections: %d are yours",'
@@ -39,6 +41,8 @@ class Doorstep:
         self._runner = runner
         self._loop = asyncio.get_running_loop()
         self._taken: dict[int, WeakSet[asyncio.Transport]] = {}
+        self._full_until: dict[int, float] = {}
+        """Uid → until when nobody looks whether it has closed some: a look costs more than a refusal."""
         self._beginning: set[asyncio.Task[None]] = set()
         listener.setblocking(False)
         self._loop.add_reader(listener.fileno(), self._take_some)
@@ -79,5 +83,11 @@ class Doorstep:
         taken = self._taken.get(uid)
         if uid == 0 or taken is None or len(taken) < MAX_CONNECTIONS:
             return False
+        now = self._loop.time()
+        if now < self._full_until.get(uid, now):
+            return True
         self._taken[uid] = WeakSet(each for each in taken if not each.is_closing())
-        return len(self._taken[uid]) >= MAX_CONNECTIONS
+        if len(self._taken[uid]) < MAX_CONNECTIONS:
+            return False
+        self._full_until[uid] = now + LOOK_S
+        return True
