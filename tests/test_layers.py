@@ -53,6 +53,7 @@ DOORS = {
     "zstandard": "image.zstd",
     "typing_extensions": "image.decompress",  # for the type checker only
     "dns": "network.names",
+    "prometheus_client": "monitor.metrics",
 }
 
 #: Module of the standard library → the only module that may import it, and why.

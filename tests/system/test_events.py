@@ -65,3 +65,16 @@ def test_the_command_prints_a_line_each(host: Host) -> None:
                 break
         out, _ = running.communicate(timeout=20)
     assert out.decode().split()[2:4] in (["mine", "created"], ["mine", "removed"])
+
+
+def test_figures_are_the_callers_own(host: Host) -> None:
+    host.alice("run", "-d", "--name", "hers", "box", "sleep", "1000")
+    host.bob("run", "-d", "--name", "his", "box", "sleep", "1000")
+    with host.alice.asking("GET", "/metrics") as connection:
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        text = answer.read().decode()
+    assert answer.headers["Content-Type"].startswith("text/plain")
+    assert 'insula_container_processes{id="' in text
+    assert 'name="hers"' in text
+    assert "his" not in text.replace("this", "")

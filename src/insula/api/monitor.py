@@ -13,6 +13,7 @@ from insula.api.bodies import Query, StreamQuery
 from insula.api.call import Call, answer, line, lines
 from insula.model.errors import BadRequest
 from insula.model.monitor import Began, Ended, EventKind, TraceWish
+from insula.monitor.metrics import CONTENT_TYPE, exposition
 from insula.tenant.check import scope
 
 Held = TypeVar("Held")
@@ -86,6 +87,15 @@ async def events(call: Call) -> web.StreamResponse:
             change = await changes.get()
             if tenant in (None, change.tenant):
                 await response.write(line(change))
+
+
+async def metrics(call: Call) -> web.StreamResponse:
+    """Figures of the caller's containers, for Prometheus."""
+
+    def scrape() -> bytes:
+        return exposition(call.api.verbs.all_stats(call.grant), call.api.monitor.counts(call.grant))
+
+    return web.Response(body=await call.run(scrape), headers={"Content-Type": CONTENT_TYPE})
 
 
 async def calls(call: Call) -> web.StreamResponse:

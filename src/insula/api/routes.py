@@ -84,6 +84,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/stats", containers.all_stats, Action.READ),
     Route("GET", _CONTAINER + "/trace", monitor.trace, Action.ENTER),
     Route("GET", _CONTAINER + "/calls", monitor.calls, Action.READ),
+    Route("GET", "/metrics", monitor.metrics, Action.READ),
     Route("GET", "/v1/events", monitor.events, Action.READ),
     Route("GET", "/v1/calls", monitor.all_calls, Action.READ),
     Route("GET", _CONTAINER + "/top", containers.top, Action.READ),

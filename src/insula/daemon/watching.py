@@ -46,6 +46,10 @@ class Watching:
         with self._collector.subscribe(self._subject(record), wish, notify=notify) as subscription:
             yield subscription
 
+    def counts(self, grant: Grant) -> list[ContainerCounts]:
+        """Return what was counted of the caller's containers, as far as somebody counts them."""
+        return self._collector.counts(self._counted(grant, ""))
+
     @contextmanager
     def counting(self, grant: Grant, ref: str) -> Iterator[Counting]:
         """Count the system calls of a container, or of all that the caller may see, while the block runs.

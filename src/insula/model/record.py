@@ -229,6 +229,17 @@ class ContainerStats(Fact, kw_only=True, frozen=True):
     sent_bytes: int = 0
     read_bytes: int = 0
     written_bytes: int = 0
+    cpu_user_us: int = 0
+    cpu_system_us: int = 0
+    throttled_us: int = 0
+    memory_cache_bytes: int = 0
+    oom_kills: int = 0
+    cpu_wait_us: int | None = None
+    """Pressure: for how long at least one process waited for a processor; None: this kernel does not say."""
+    memory_wait_us: int | None = None
+    io_wait_us: int | None = None
+    received_packets: int = 0
+    sent_packets: int = 0
 
 
 class ProcessRecord(Fact, kw_only=True, frozen=True):

@@ -54,8 +54,18 @@ def _measure(runtime: Runtime, record: ContainerRecord, *, route: Route) -> Cont
         # The host's end sends what the container receives.
         received_bytes=counters.tx_bytes,
         sent_bytes=counters.rx_bytes,
+        received_packets=counters.tx_packets,
+        sent_packets=counters.rx_packets,
         read_bytes=used.io_read_bytes,
         written_bytes=used.io_write_bytes,
+        cpu_user_us=used.cpu_user_us,
+        cpu_system_us=used.cpu_system_us,
+        throttled_us=used.throttled_us,
+        memory_cache_bytes=used.memory_cache_bytes,
+        oom_kills=used.oom_kills,
+        cpu_wait_us=used.pressure.cpu_us,
+        memory_wait_us=used.pressure.memory_us,
+        io_wait_us=used.pressure.io_us,
     )
 
 

@@ -12,7 +12,7 @@ import time
 from typing import NamedTuple
 
 from insula.kernel import bpf
-from insula.kernel.cgroup import files, v1, v2
+from insula.kernel.cgroup import files, pressure, v1, v2
 from insula.kernel.cgroup.hierarchy import Hierarchies
 from insula.kernel.cgroup.values import HARMLESS_DEVICES, CpuStats, Limits, MemoryStats, Stats, check
 
@@ -199,6 +199,7 @@ class Group:
             io_write_bytes=written,
             oom_kills=memory.oom_kills,
             throttled_us=cpu.throttled_us,
+            pressure=pressure.read(self._v2) if self._v2 is not None else pressure.NONE,
         )
 
     def cpu_stats(self) -> CpuStats:

@@ -3,6 +3,8 @@
 
 from typing import NamedTuple
 
+from insula.kernel.cgroup.pressure import Pressure
+
 
 class Limits(NamedTuple):
     """None lifts a limit (of `cpuset`: leaves it).
@@ -35,6 +37,7 @@ class Stats(NamedTuple):
     io_write_bytes: int
     oom_kills: int
     throttled_us: int
+    pressure: Pressure
 
 
 class CpuStats(NamedTuple):

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pressure: for how long processes of a group waited for a processor, for memory, for a disk.
+
+The v2 directory tells it, in hybrid mode too.  Source: `Documentation/accounting/psi.rst`.
+"""
+
+from typing import NamedTuple
+
+from insula.kernel.cgroup import files
+
+
+class Pressure(NamedTuple):
+    """Since the group was made, in µs, at least one process waited; None: this kernel does not say (psi=1 at boot)."""
+
+    cpu_us: int | None
+    memory_us: int | None
+    io_us: int | None
+
+
+NONE = Pressure(None, None, None)
+
+
+def read(directory: str) -> Pressure:
+    """Read the v2 directory of a group."""
+    return Pressure(*(_waited_us(directory, name) for name in ("cpu", "memory", "io")))
+
+
+def _waited_us(directory: str, name: str) -> int | None:
+    try:
+        text = files.read(directory, f"{name}.pressure")
+    except OSError:  # ENOENT without CONFIG_PSI, EOPNOTSUPP if it is off
+        return None
+    for line in text.splitlines():
+        if line.startswith("some "):
+            return int(line.rpartition("total=")[2])
+    return None

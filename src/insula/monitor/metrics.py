@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures of containers for Prometheus: one table of names, units and kinds, and cAdvisor's names beside ours.
+
+Sources: https://prometheus.io/docs/practices/naming/; cAdvisor's docs/storage/prometheus.md for its names.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+from insula.model.monitor import ContainerCounts
+from insula.model.record import ContainerStats
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_LABELS = ("id", "name")
+
+
+class MetricKind(StrEnum):
+    """How a figure moves."""
+
+    COUNTER = "counter"
+    """Only up, from 0 at the container's start."""
+    GAUGE = "gauge"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One figure of each container.  Names of counters stand without the `_total` that the format adds."""
+
+    name: str
+    kind: MetricKind
+    unit: str
+    """seconds, bytes, or what is counted."""
+    words: str
+    read: Callable[[ContainerStats], float | None]
+    """None: unknown here, left out."""
+    cadvisor: str = ""
+    """What cAdvisor calls it; labelled with id and name, too."""
+
+
+_COUNTER, _GAUGE = MetricKind.COUNTER, MetricKind.GAUGE
+
+
+def _seconds(us: int | None) -> float | None:
+    return None if us is None else us / 1e6
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric("insula_container_cpu_seconds", _COUNTER, "seconds", "processor time used",
+           lambda of: of.cpu_usage_us / 1e6, "container_cpu_usage_seconds"),
+    Metric("insula_container_cpu_user_seconds", _COUNTER, "seconds", "processor time used by programs themselves",
+           lambda of: of.cpu_user_us / 1e6, "container_cpu_user_seconds"),
+    Metric("insula_container_cpu_system_seconds", _COUNTER, "seconds", "processor time used by the kernel for them",
+           lambda of: of.cpu_system_us / 1e6, "container_cpu_system_seconds"),
+    Metric("insula_container_cpu_throttled_seconds", _COUNTER, "seconds", "time held back by the CPU limit",
+           lambda of: of.throttled_us / 1e6, "container_cpu_cfs_throttled_seconds"),
+    Metric("insula_container_cpu_waiting_seconds", _COUNTER, "seconds", "time in which a process waited for a processor",
+           lambda of: _seconds(of.cpu_wait_us), "container_pressure_cpu_waiting_seconds"),
+    Metric("insula_container_memory_waiting_seconds", _COUNTER, "seconds", "time in which a process waited for memory",
+           lambda of: _seconds(of.memory_wait_us), "container_pressure_memory_waiting_seconds"),
+    Metric("insula_container_io_waiting_seconds", _COUNTER, "seconds", "time in which a process waited for a disk",
+           lambda of: _seconds(of.io_wait_us), "container_pressure_io_waiting_seconds"),
+    Metric("insula_container_memory_bytes", _GAUGE, "bytes", "memory used, page cache included",
+           lambda of: of.memory_bytes, "container_memory_usage_bytes"),
+    Metric("insula_container_memory_cache_bytes", _GAUGE, "bytes", "of it, page cache",
+           lambda of: of.memory_cache_bytes, "container_memory_cache"),
+    Metric("insula_container_memory_limit_bytes", _GAUGE, "bytes", "limit of memory",
+           lambda of: of.memory_limit_bytes, "container_spec_memory_limit_bytes"),
+    Metric("insula_container_oom_kills", _COUNTER, "processes", "processes killed because memory ran out",
+           lambda of: of.oom_kills, "container_oom_events"),
+    Metric("insula_container_processes", _GAUGE, "processes", "processes and threads",
+           lambda of: of.pids, "container_threads"),
+    Metric("insula_container_processes_limit", _GAUGE, "processes", "limit of processes and threads",
+           lambda of: of.pids_limit, "container_threads_max"),
+    Metric("insula_container_network_received_bytes", _COUNTER, "bytes", "bytes received",
+           lambda of: of.received_bytes, "container_network_receive_bytes"),
+    Metric("insula_container_network_sent_bytes", _COUNTER, "bytes", "bytes sent",
+           lambda of: of.sent_bytes, "container_network_transmit_bytes"),
+    Metric("insula_container_network_received_packets", _COUNTER, "packets", "packets received",
+           lambda of: of.received_packets, "container_network_receive_packets"),
+    Metric("insula_container_network_sent_packets", _COUNTER, "packets", "packets sent",
+           lambda of: of.sent_packets, "container_network_transmit_packets"),
+    Metric("insula_container_disk_read_bytes", _COUNTER, "bytes", "bytes read from disks",
+           lambda of: of.read_bytes, "container_fs_reads_bytes"),
+    Metric("insula_container_disk_written_bytes", _COUNTER, "bytes", "bytes written to disks",
+           lambda of: of.written_bytes, "container_fs_writes_bytes"),
+)  # fmt: skip
+
+#: Told of containers whose system calls somebody counts; labels: call, and errno of the second.
+CALLS = "insula_container_calls"
+CALL_FAILURES = "insula_container_call_failures"
+LOST_EVENTS = "insula_container_lost_events"
+
+
+class _Figures:
+    """What a scrape collects."""
+
+    def __init__(self, stats: Sequence[ContainerStats], counts: Sequence[ContainerCounts]) -> None:
+        self._stats = stats
+        self._counts = counts
+
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        for metric in METRICS:
+            for name in (metric.name, metric.cadvisor):
+                if name:
+                    yield self._family(metric, name)
+        yield from self._calls()
+
+    def _family(self, metric: Metric, name: str) -> CounterMetricFamily | GaugeMetricFamily:
+        make = CounterMetricFamily if metric.kind is MetricKind.COUNTER else GaugeMetricFamily
+        family = make(name, metric.words, labels=_LABELS)
+        for each in self._stats:
+            value = metric.read(each)
+            if value is not None:
+                family.add_metric((each.id, each.name), value)
+        return family
+
+    def _calls(self) -> Iterator[CounterMetricFamily]:
+        calls = CounterMetricFamily(
+            CALLS, "system calls, while somebody counts them", labels=(*_LABELS, "call")
+        )
+        failures = CounterMetricFamily(
+            CALL_FAILURES,
+            "system calls that failed, while somebody counts them",
+            labels=(*_LABELS, "call", "errno"),
+        )
+        lost = CounterMetricFamily(LOST_EVENTS, "events that nobody could read in time", labels=_LABELS)
+        for each in self._counts:
+            who = (each.id, each.name)
+            lost.add_metric(who, each.lost_events)
+            for call in each.calls:
+                calls.add_metric((*who, call.call), call.calls)
+                for error, count in call.errors.items():
+                    failures.add_metric((*who, call.call, error), count)
+        yield from (calls, failures, lost)
+
+
+def exposition(stats: Sequence[ContainerStats], counts: Sequence[ContainerCounts]) -> bytes:
+    """Return the figures in Prometheus' text format."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Figures(stats, counts))
+    return generate_latest(registry)
+
+
+def table() -> Iterable[tuple[str, str, str, str, str]]:
+    """Yield (name, kind, unit, cAdvisor's name, words) of each figure, as docs/metrics.md shows them."""
+    for metric in METRICS:
+        end = "_total" if metric.kind is MetricKind.COUNTER else ""
+        other = f"{metric.cadvisor}{end}" if metric.cadvisor else ""
+        yield f"{metric.name}{end}", metric.kind.value, metric.unit, other, metric.words

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names, units and kinds of figures; and what a scrape says."""
+
+import re
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from insula.model.monitor import CallCount, ContainerCounts
+from insula.model.record import ContainerStats
+from insula.monitor.metrics import METRICS, Metric, MetricKind, exposition, table
+
+STATS = ContainerStats(
+    id="a" * 64,
+    name='we"b\n',
+    cpu_usage_us=1_500_000,
+    memory_bytes=4096,
+    received_bytes=10,
+    cpu_wait_us=None,
+)
+COUNTS = ContainerCounts(
+    id="a" * 64,
+    name="web",
+    sampled_at=0.0,
+    calls=(CallCount(call="openat", calls=5, failures=2, errors={"ENOENT": 2}),),
+    capabilities={},
+    refused_capabilities={},
+    lost_events=7,
+)
+
+
+def scraped() -> dict[str, list[tuple[dict[str, str], float]]]:
+    found: dict[str, list[tuple[dict[str, str], float]]] = {}
+    for family in text_string_to_metric_families(exposition([STATS], [COUNTS]).decode()):
+        for sample in family.samples:
+            found.setdefault(sample.name, []).append((sample.labels, sample.value))
+    return found
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
+def test_a_name_tells_what_and_in_which_unit(metric: Metric) -> None:
+    assert re.fullmatch(r"insula_container_[a-z_]+", metric.name)
+    assert not metric.name.endswith("_total")
+    if metric.unit in ("seconds", "bytes"):
+        assert metric.name.endswith(f"_{metric.unit}")
+
+
+def test_no_name_stands_twice() -> None:
+    names = [name for row in table() for name in (row[0], row[3]) if name]
+    assert len(names) == len(set(names))
+
+
+def test_a_scrape_says_every_figure_under_both_names() -> None:
+    found = scraped()
+    for metric in METRICS:
+        for name in (metric.name, metric.cadvisor):
+            full = f"{name}_total" if metric.kind is MetricKind.COUNTER else name
+            value = metric.read(STATS)
+            assert (value is None) == (full not in found), full
+            if value is not None:
+                assert found[full] == [({"id": STATS.id, "name": STATS.name}, value)]
+
+
+def test_calls_are_told_by_name_and_errno() -> None:
+    found = scraped()
+    who = {"id": COUNTS.id, "name": "web"}
+    assert found["insula_container_calls_total"] == [({**who, "call": "openat"}, 5)]
+    assert found["insula_container_call_failures_total"] == [
+        ({**who, "call": "openat", "errno": "ENOENT"}, 2)
+    ]
+    assert found["insula_container_lost_events_total"] == [(who, 7)]
+
+
+def test_every_figure_stands_on_the_page() -> None:
+    page = (Path(__file__).parents[3] / "docs/metrics.md").read_text(encoding="utf-8")
+    missing = [
+        name
+        for name, kind, unit, cadvisor, words in table()
+        if f"| `{name}` | {kind} | {unit} | `{cadvisor}` | {words} |" not in page
+    ]
+    assert not missing
