@@ -97,15 +97,28 @@ def test_a_relay_gives_way_to_a_container_that_wants_its_port_or_its_address(hos
     host.networks.relay(gone)
     wish = PortMapping(host_port=8080, container_port=80)
     host.networks.publish(place, [wish], container_id=container)
-    host.networks.activate(place, container_id=container)
-    host.networks.publish(place, [wish], container_id=container)
     with listener(inside, port=80) as server, listener(host.lan, port=9090):
         converses(host.beyond, "192.0.2.1", port=8080, server=server)
         running = Running(container_id=container, attachment=place, ports=(wish,))
         host.networks.restore_all([running], gone=[gone])
-        host.networks.activate(place, container_id=container)
-        host.networks.publish(place, [wish], container_id=container)
         converses(host.beyond, "192.0.2.1", port=8080, server=server)
+
+
+def test_who_gets_the_address_of_one_that_has_gone_is_not_taken_for_it(host: Host) -> None:
+    container, place, inside = host.start(host.networks.default_for("anna"))
+    host.networks.relay(gone_to_the_lan(place, "0" * 64, port=9000))
+    wish = PortMapping(host_port=8080, container_port=80)
+    host.networks.activate(place, container_id=container)
+    host.networks.publish(place, [wish], container_id=container)
+    with listener(inside, port=80) as server:
+        converses(host.beyond, "192.0.2.1", port=8080, server=server)
+
+
+def test_a_picked_port_is_none_that_leads_on(host: Host) -> None:
+    container, place, _ = host.start(host.networks.default_for("anna"))
+    host.networks.relay(gone_to_the_lan(place, "0" * 64, port=61000))
+    (made,) = host.networks.publish(place, [PortMapping(container_port=80)], container_id=container)
+    assert made.host_port == 61001
 
 
 def test_a_port_of_a_container_in_a_lan_is_published_here_too(host: Host) -> None:

@@ -282,7 +282,7 @@ class Networks:
                 for holder, each in self._active.items()
                 for mapping in each.ports
             ]
-            settled = ports.settle(wished, taken=taken)
+            settled = ports.settle(wished, taken=taken, avoided=self._relays.ports)
             self._relays.give_way(settled)
             bridge.allow_forwarding()
             if not network.uplink:
@@ -312,7 +312,8 @@ class Networks:
         """Lead visitors of a container's published ports on to where it has gone.  Until `end_relay`, or the port is needed."""
         with self._lock:
             taken = [mapping for each in self._active.values() for mapping in each.ports]
-            elements = self._relays.keep(without_taken(gone, taken))
+            in_use = {each.attachment.address for each in self._active.values()}
+            elements = self._relays.keep(without_taken(gone, taken), in_use=in_use)
             self._with_rules(lambda: nft.add_elements(elements))
             bridge.allow_forwarding()
 

@@ -54,14 +54,18 @@ def check(mappings: Iterable[PortMapping]) -> None:
         raise InvalidSpec(f"cannot publish {total} ports of one container: the limit is {MOST_PORTS}")
 
 
-def settle(mappings: Iterable[PortMapping], *, taken: Iterable[Taken]) -> tuple[PortMapping, ...]:
+def settle(
+    mappings: Iterable[PortMapping], *, taken: Iterable[Taken], avoided: Iterable[PortMapping] = ()
+) -> tuple[PortMapping, ...]:
     """Return the mappings with every host port filled in; none of them is in use.
 
+    avoided: what is not picked, but given to who names it.
     Raises: InvalidSpec; PortInUse naming the holder; Exhausted if no free range is left to pick.
     """
     wished = tuple(mappings)
     check(wished)
     held = list(taken)
+    unpicked = [Taken(holder="", mapping=each) for each in avoided]
     settled: dict[int, PortMapping] = {}
     in_order = sorted(range(len(wished)), key=lambda index: wished[index].host_port == 0)
     for index in in_order:
@@ -69,7 +73,7 @@ def settle(mappings: Iterable[PortMapping], *, taken: Iterable[Taken]) -> tuple[
         if mapping.host_port:
             _refuse_if_taken(mapping, held=held)
         else:
-            mapping = _pick(mapping, held=held)
+            mapping = _pick(mapping, held=[*held, *unpicked])
         held.append(Taken(holder="", mapping=mapping))
         settled[index] = mapping
     return tuple(settled[index] for index in range(len(wished)))

@@ -5,7 +5,7 @@ Out of scope: the rules (`firewall.py`), how long a relay is wanted (`migrate/re
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 
@@ -34,7 +34,7 @@ class Relays:
     def __init__(self, host_name: str) -> None:
         self._host_name = host_name
         self._gone: dict[str, Gone] = {}
-        self._free: set[str] = set()
+        self._reused: set[str] = set()
         """Addresses of the gone that somebody else has here now."""
 
     @property
@@ -42,14 +42,28 @@ class Relays:
         return tuple(relay for each in self._gone.values() for relay in each.relays)
 
     @property
+    def ports(self) -> tuple[PortMapping, ...]:
+        """Ports of this host that lead on."""
+        return tuple(
+            PortMapping(protocol=each.protocol, host_port=each.host_port, container_port=each.port)
+            for each in self.relays
+        )
+
+    @property
     def addresses(self) -> tuple[str, ...]:
         """Of containers that are gone, and of nobody else."""
         return tuple(address for each in self._gone.values() for address in self._left_by(each))
 
-    def keep(self, gone: Gone) -> list[Element]:
-        """Note a container that has moved away.  Returns: what the firewall needs for it."""
+    def keep(self, gone: Gone, *, in_use: Collection[str]) -> list[Element]:
+        """Note a container that has moved away.  in_use: addresses of containers that are here.
+
+        Returns: what the firewall needs for it.
+        """
         self._gone[gone.container_id] = gone
-        self._free.discard(gone.address)
+        if gone.address in in_use:
+            self._reused.add(gone.address)
+        else:
+            self._reused.discard(gone.address)
         return self._elements(gone)
 
     def drop(self, container_id: str) -> None:
@@ -60,18 +74,17 @@ class Relays:
 
     def give_way(self, ports: Sequence[PortMapping]) -> None:
         """End the relays of ports that are wanted for a container of this host."""
-        wanted = {(each.protocol, each.host_port + step) for each in ports for step in range(each.count)}
         for gone in tuple(self._gone.values()):
-            left = tuple(each for each in gone.relays if (each.protocol, each.host_port) not in wanted)
-            if left != gone.relays:
-                nft.delete_elements(self._elements(gone))
-                kept = Gone(container_id=gone.container_id, address=gone.address, relays=left)
-                nft.add_elements(self.keep(kept))
+            left = without_taken(gone, ports)
+            given = [each for each in gone.relays if each not in left.relays]
+            if given:
+                self._gone[gone.container_id] = left
+                nft.delete_elements(firewall.relay_elements(given, host_name=self._host_name))
 
     def give_back(self, address: str) -> None:
         """Take note that somebody here has an address of the gone."""
         if address in self.addresses:
-            self._free.add(address)
+            self._reused.add(address)
             nft.delete_elements(firewall.gone_elements([address], host_name=self._host_name))
 
     def _elements(self, gone: Gone) -> list[Element]:
@@ -81,7 +94,7 @@ class Relays:
         ]
 
     def _left_by(self, gone: Gone) -> tuple[str, ...]:
-        return (gone.address,) if gone.address and gone.address not in self._free else ()
+        return (gone.address,) if gone.address and gone.address not in self._reused else ()
 
 
 def relays_into_lan(attachment: Attachment, ports: Iterable[PortMapping]) -> tuple[Relay, ...]:
