@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A host whose insulad sees a user database of the test's own: /etc/passwd and /etc/group of its mount namespace."""
+"""A host whose insulad sees a user database of the test's own: its mount namespace has another /etc.
+
+A whole one: a mount on /etc/passwd itself would vanish whenever a package on this machine replaces that file (rename(2)
+takes mounts of other namespaces away).
+"""
 
 import os
 import subprocess
@@ -36,6 +40,7 @@ class AccountsHost(hosted.Host):
         """The usual people have accounts and homes."""
         self.accounts = {"alice": hosted.ALICE_UID, "bob": hosted.BOB_UID}
         self.groups = {}
+        subprocess.run(["cp", "-a", "/etc", str(self.folder / "etc")], check=True)
         self.write_accounts()
         for name, uid in self.accounts.items():
             self.home(name).mkdir(parents=True, mode=0o755)
@@ -43,19 +48,18 @@ class AccountsHost(hosted.Host):
             os.chown(self.home(name), uid, uid)
 
     def write_accounts(self) -> None:
-        """Let what is in `accounts` and `groups` be so from now on.  The files are mounted: written, not replaced."""
+        """Let what is in `accounts` and `groups` be so from now on."""
         lines = ["root:x:0:0::/root:/bin/sh"]
         lines += [f"{name}:x:{uid}:{uid}::{self.home(name)}:/bin/sh" for name, uid in self.accounts.items()]
-        (self.folder / "passwd").write_text("\n".join(lines) + "\n")
+        (self.folder / "etc/passwd").write_text("\n".join(lines) + "\n")
         rows = ["root:x:0:", f"{hosted.GROUP}:x:{hosted.GROUP_ID}:"]
         rows += [f"{name}:x:{uid}:" for name, uid in self.accounts.items()]
         rows += [f"{name}:x:{gid}:{','.join(members)}" for name, (gid, members) in self.groups.items()]
-        (self.folder / "group").write_text("\n".join(rows) + "\n")
+        (self.folder / "etc/group").write_text("\n".join(rows) + "\n")
 
     def _words(self) -> list[str]:
-        script = 'mount --bind "$1" /etc/passwd && mount --bind "$2" /etc/group && shift 2 && exec "$@"'
         return [
-            "unshare", "--mount", "sh", "-c", script, "sh", f"{self.folder}/passwd", f"{self.folder}/group",
+            "unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc && exec "$@"', f"{self.folder}/etc",
             *super()._words(), "--policy", str(self.policy), "--listen", f"127.0.0.1:{PORT}",
         ]  # fmt: skip
 

@@ -76,14 +76,13 @@ class Person:
     def begin(self, *words: str, **options: Any) -> Running:
         """Start a command and leave it running; options are Popen's."""
         pipes: dict[str, Any] = {
-            "stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE,
+            "extra_groups": [], "stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE,
             "env": {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "TERM": "xterm", "INSULA_DEBUG": "1"},
         }  # fmt: skip
         return Running(
             [str(self.host.program), "-H", f"unix://{self.host.socket_path}", *words],
             user=self.uid,
             group=GROUP_ID if self.uid else 0,
-            extra_groups=[],
             cwd="/",
             **{**pipes, **options},
         )

@@ -98,6 +98,8 @@ class HostFacts(Fact, kw_only=True, frozen=True):
     containers: dict[str, int]
     images: int
     state_folder: str
+    fingerprint: str = ""
+    """SHA-256 of its certificate: the pin by which clients know it."""
 
 
 class HostView(HostRecord, kw_only=True, frozen=True):

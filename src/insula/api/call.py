@@ -18,7 +18,6 @@ from insula.api.changes import Changes
 from insula.api.gate import Gate
 from insula.api.lanes import Lanes
 from insula.api.standing import Judge, Standing
-from insula.api.watch import Monitor
 from insula.api.verbs import Operations, Pairing, Policy, Users, Verbs
 from insula.api.watch import Monitor
 from insula.model.errors import BadRequest, InvalidSpec
@@ -51,6 +50,7 @@ class HostIdentity:
     criu: str
     state_folder: str
     admins: frozenset[str] = frozenset()
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

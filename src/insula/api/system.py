@@ -38,4 +38,5 @@ def _facts(call: Call) -> HostFacts:
         containers=dict(statuses),
         images=len(call.api.verbs.list_images(call.grant)),
         state_folder=identity.state_folder,
+        fingerprint=identity.fingerprint,
     )

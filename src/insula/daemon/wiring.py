@@ -176,7 +176,7 @@ def _api(
         store, ground.pki, host=options.name, address=options.listen, on_change=standing.review_soon
     )
     return Api(
-        identity=_identity(options),
+        identity=_identity(options, ground.pki),
         store=store,
         verbs=verbs,
         operations=OperationRegistry(store, loop),
@@ -228,7 +228,7 @@ def _finish(runtime: Runtime, event: Exit) -> None:
     until_done(runtime.closing, lambda: finish(runtime, event), what="write an end down")
 
 
-def _identity(options: Options) -> HostIdentity:
+def _identity(options: Options, pki: Pki) -> HostIdentity:
     criu = find_criu()
     return HostIdentity(
         name=options.name,
@@ -237,4 +237,5 @@ def _identity(options: Options) -> HostIdentity:
         criu=criu.version if criu else "",
         state_folder=str(options.state),
         admins=options.admins,
+        fingerprint=pki.fingerprint,
     )
