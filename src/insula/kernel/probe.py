@@ -242,6 +242,13 @@ _TOOL_FEATURES = (
         probe=process.bpf,
     ),
     _optional(
+        "libbpf",
+        "watching from outside",
+        consequence="no trace, no counts of system calls",
+        cure="apt-get install libbpf1; CONFIG_DEBUG_INFO_BTF",
+        probe=tools.libbpf,
+    ),
+    _optional(
         "mmdebstrap",
         "image build --debian",
         consequence="images can only be imported",

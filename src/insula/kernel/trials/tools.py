@@ -6,6 +6,7 @@ import shutil
 import subprocess
 
 from insula.kernel import criu_find
+from insula.kernel.bpf_object import knows_tracepoint
 from insula.kernel.trials import Absent
 
 _SECONDS = 20.0
@@ -67,3 +68,14 @@ def _first_line(*command: str) -> str:
     if done.returncode != 0:
         raise Absent(lines[-1] if lines else f"`{command[0]}` ended with {done.returncode}")
     return lines[0] if lines else ""
+
+
+def libbpf() -> str:
+    """libbpf finds the kernel's own description of its structures; it and the kernel can do without some tracepoints."""
+    if not knows_tracepoint("sys_exit"):
+        raise Absent("the kernel does not describe its tracepoints (/sys/kernel/btf/vmlinux)")
+    return (
+        ""
+        if knows_tracepoint("cap_capable")
+        else "uses of capabilities are not seen: Linux 6.14 or later tells them"
+    )
