@@ -69,7 +69,7 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
         "Hosts",
         (
             ("host", "this host and those paired with it: ls, info, add, rm, token"),
-            ("tenant", "who shares this host, and what each may use: ls, show, create, set, rm"),
+            ("tenant", "who shares this host and may use what: ls, show, create, set, rm"),
             ("operation", "long operations: ls, cancel"),
             ("doctor", "tell what this machine can do, what is missing, and the cure"),
             ("setup", "make this machine ready for checkpoints and migrations"),

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from insula.daemon.uid_ranges import UidRanges
 from insula.model.errors import Conflict, InUse, NameTaken, TenantNotFound
 from insula.model.grant import Grant
 from insula.model.quota import KINDS, Quota, QuotaWish, Resource, TenantView, TenantWish, Use
@@ -66,6 +67,7 @@ class Tenants:
 
     runtime: Runtime
     limits: Limits
+    uid_ranges: UidRanges
     disks: Disks
     count_streams: Callable[[str], int]
     """Tenant → its requests and streams that are open."""
@@ -78,7 +80,7 @@ class Tenants:
     def get_tenant(self, grant: Grant, name: str) -> TenantView:
         """Return a tenant with what it uses; `*`: the limits of everybody, `~`: the caller's.  Raises: TenantNotFound."""
         if name == OWN:
-            return self._view(self.runtime.store.tenant(grant.tenant))
+            return self._view(self.uid_ranges.tenant(grant.tenant))
         if name == DEFAULT_TENANT and grant.principal.is_admin:
             return TenantView(name=name, uses=self._uses(name))
         return self._view(self._find(grant, name))
@@ -90,7 +92,7 @@ class Tenants:
         if self.runtime.store.find_tenant(wish.name) is not None:
             raise NameTaken(f"cannot make tenant `{wish.name}`: there is one")
         limits = quota.changed(Quota(), QuotaWish(limits=wish.limits))
-        made = self.runtime.store.tenant(wish.name)
+        made = self.uid_ranges.tenant(wish.name)
         uid_base(made.position)
         self.limits.save(wish.name, limits)
         return self._view(made)
@@ -147,7 +149,10 @@ class Tenants:
     def _find(self, grant: Grant, name: str) -> TenantRecord:
         found = self.runtime.store.find_tenant(name)
         if found is None or not (grant.principal.is_admin or name == grant.tenant):
-            raise TenantNotFound(f"cannot find tenant `{name[:80]}`", hint="insula tenant ls lists them, insula tenant create makes one")
+            raise TenantNotFound(
+                f"cannot find tenant `{name[:80]}`",
+                hint="insula tenant ls lists them, insula tenant create makes one",
+            )
         return found
 
     def _view(self, record: TenantRecord) -> TenantView:

@@ -21,6 +21,7 @@ from insula.daemon.recover import recover_operations
 from insula.daemon.rights import PolicyFile, Rights
 from insula.daemon.tenants import Limits, Tenants
 from insula.daemon.things import Things
+from insula.daemon.uid_ranges import UidRanges
 from insula.daemon.users import UserDesk
 from insula.daemon.watching import Watching
 from insula.image.store import Images
@@ -41,7 +42,6 @@ from insula.runtime.supervise import Exit, SpawnerClient
 from insula.runtime.undo import until_done
 from insula.runtime.volumes import Volumes
 from insula.tenant.audit import Audit
-from insula.tenant.idmap import uid_base
 
 
 @dataclass
@@ -84,6 +84,7 @@ class _Ground:
     policy: PolicyFile
     rights: Rights
     limits: Limits
+    uid_ranges: UidRanges
     disks: Disks
     images: Images
     networks: Networks
@@ -95,12 +96,15 @@ class _Ground:
         policy, limits = PolicyFile(options.policy), Limits(store)
         disks = Disks(options.state, store, limits)
         disks.attach_all()
+        uid_ranges = UidRanges(store)
+        uid_ranges.tell_state()
         return cls(
             store=store,
             pki=Pki(options.state / "pki", name=options.name),
             policy=policy,
             rights=Rights(store, policy, admins=options.admins),
             limits=limits,
+            uid_ranges=uid_ranges,
             disks=disks,
             images=Images(options.state, store),
             networks=Networks(options.name, store, pool_subnet=options.pool, allowance=limits),
@@ -129,6 +133,7 @@ def build(options: Options, *, loop: asyncio.AbstractEventLoop) -> Daemon:
         peers=peers,
         permits=ground.rights,
         limits=ground.limits,
+        uid_ranges=ground.uid_ranges,
         allowance=ground.limits,
         disks=ground.disks,
         count_streams=gate.open_of,
@@ -214,7 +219,7 @@ def _runtime(options: Options, ground: _Ground) -> Runtime:
         cgroup_parent=options.cgroup_parent,
         criu=find_criu(),
         permits=ground.rights,
-        uid_base_of=lambda tenant: uid_base(ground.store.tenant(tenant).position),
+        uid_base_of=ground.uid_ranges.base_of,
         allowance=ground.limits,
         home_of=ground.disks.home_of,
     )

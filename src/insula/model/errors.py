@@ -171,6 +171,12 @@ class UidRangeExhausted(Exhausted):
     code = "uid_range_exhausted"
 
 
+class UidRangeTaken(Conflict):
+    """Uids of a tenant stand in somebody else's name in /etc/subuid or /etc/subgid."""
+
+    code = "uid_range_taken"
+
+
 class DiskFull(Exhausted):
     code = "disk_full"
 

@@ -5,8 +5,10 @@ What tenants own stands in `store.py`, which extends this; users and tokens in `
 `database.py`.
 """
 
+import itertools
 import sqlite3
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from insula.model.errors import HostNotFound, NameTaken, OperationNotFound
@@ -133,8 +135,8 @@ class Ledger(People):
 
     # tenants
 
-    def tenant(self, name: str) -> TenantRecord:
-        """Return the tenant's place, the first free one if it is new.  Whether the place has uids: `tenant/idmap.py`."""
+    def tenant(self, name: str, *, is_usable: Callable[[int], bool] = lambda _position: True) -> TenantRecord:
+        """Return the tenant's place, the next usable one if it is new.  Whether it has uids: `tenant/idmap.py`."""
         with self.transaction():
             rows = self.read("SELECT position, created_at, removed_at FROM tenants WHERE name = ?", name)
             if rows:
@@ -143,7 +145,8 @@ class Ledger(People):
                     self.write("UPDATE tenants SET removed_at = 0 WHERE name = ?", name)
                 return TenantRecord(name=name, position=int(position or 0), created_at=float(created_at or 0))
             (free,) = self.read("SELECT coalesce(max(position) + 1, 0) FROM tenants")[0]
-            record = TenantRecord(name=name, position=int(free or 0), created_at=time.time())
+            position = next(each for each in itertools.count(int(free or 0)) if is_usable(each))
+            record = TenantRecord(name=name, position=position, created_at=time.time())
             self.write(
                 "INSERT INTO tenants (name, position, created_at) VALUES (?, ?, ?)",
                 *(name, record.position, record.created_at),

@@ -12,7 +12,8 @@ USAGE = """\
 usage: insula setup
 
 Find a CRIU that works on this kernel, or bring Debian's newest one into
-/usr/local/lib/insula/criu (by apt, verified; nothing of the system is changed).
+/usr/local/lib/insula/criu (by apt, verified; the system's packages stay as they
+are), and reserve the uids of containers in /etc/subuid and /etc/subgid.
 Needs root.  The second call only looks.
 """
 
@@ -24,10 +25,19 @@ def run(arguments: list[str]) -> int:
         print(USAGE if is_help else f"insula setup: unknown argument `{arguments[0]}`\n\n{USAGE}", end="")
         return 0 if is_help else 2
     from insula.daemon.setup import set_up
+    from insula.daemon.uid_ranges import reserve
     from insula.model.errors import InsulaError
 
+    def say(line: str) -> None:
+        print(line, flush=True)
+
     try:
-        set_up(lambda line: print(line, flush=True))
+        reserve(say)
+    except (InsulaError, OSError) as error:
+        print(f"insula setup: {error}", file=sys.stderr)
+        return EXIT_MISSING
+    try:
+        set_up(say)
     except InsulaError as error:
         print(f"insula setup: {error.message}", file=sys.stderr)
         if error.hint:

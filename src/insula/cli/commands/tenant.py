@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from insula.client.http import Client, Json
 
-HELP = "who shares this host, and what each may use: ls, show, create, set, rm"
+HELP = "who shares this host and may use what: ls, show, create, set, rm"
 
 RESOURCES = {
     "memory": "bytes, of all containers together",
