@@ -12,7 +12,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from demo.hosts import inside
@@ -58,7 +58,6 @@ class Guest:
     process: subprocess.Popen[bytes] | None = None
     kernel: str = ""
     boots: int = 0
-    timings: dict[str, float] = field(default_factory=dict)
     _since: float = 0.0
 
     @property
@@ -76,7 +75,7 @@ class Guest:
         self.kernel = kernel
         self.boots += 1
         console = self.folder / f"{self.name}.console-{self.boots}"
-        words = ("setpriv", "--pdeathsig", "KILL", "nice", "-n", "5", *self._qemu(kernel, console))
+        words = ("setpriv", "--pdeathsig", "KILL", *self._qemu(kernel, console))
         with open(self.folder / f"{self.name}.qemu", "ab") as log:
             self.process = subprocess.Popen(
                 inside(self.network, *words), stdin=subprocess.DEVNULL, stdout=log, stderr=log
@@ -102,8 +101,8 @@ class Guest:
             words += ["-device", f"virtio-net-pci,netdev={wire},mac={mac}"]
         return words
 
-    def wait_up(self) -> None:
-        """Wait until the agent answers."""
+    def wait_up(self) -> float:
+        """Wait until the agent answers.  Returns: seconds since `boot`."""
         deadline = self._since + PATIENCE_SECONDS
         while time.monotonic() < deadline and self.is_on:
             try:
@@ -111,8 +110,7 @@ class Guest:
             except (OSError, ValueError):
                 _pause(0.2)
                 continue
-            self.timings[f"boot {self.boots} ({self.kernel})"] = time.monotonic() - self._since
-            return
+            return time.monotonic() - self._since
         raise GuestFailed(f"{self.name} with Linux {self.kernel} did not come up:\n{self.last_words()}")
 
     @property

@@ -76,8 +76,7 @@ def laboratory() -> Iterator[Laboratory]:
             alpha.boot(OLD)
             beta.boot(NEW)
             for each in (alpha, beta):
-                each.wait_up()
-                made.say(f"{each.name}: {each.timings}")
+                made.say(f"{each.name}: Linux {each.kernel} up after {each.wait_up():.0f} s")
             yield made
     finally:
         shutil.rmtree(folder)
