@@ -38,6 +38,10 @@ threading.Thread(target=answer_all, daemon=True).start()
 """
 
 
+#: An address that a router of the LAN offered could not be used: the port lets the container's own through only.
+HEARS_ROUTERS = "answer = open('/proc/sys/net/ipv6/conf/eth0/accept_ra').read().strip()"
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> None:
     """What stays is counted around the module."""
@@ -76,7 +80,7 @@ def test_connections_of_both_kinds_go_there_and_back(pair: Pair) -> None:
             assert old.run("answer = 1") == 1
             pair.act(source, "c", "migrate", target=target, max_pause_ms=60_000)
             assert address6_of(pair, target) == six
-            assert old.run("answer = 2") == 2
+            assert old.run(HEARS_ROUTERS) == "0"
             udp.send(b"still there?")
             assert udp.recv(100) == b"still there?"
             fresh = Conversation(pair.world, six)

@@ -196,6 +196,9 @@ def configure_network(plan: StartPlan) -> None:
             route.set_up("lo")
         else:
             network = plan.network
+            if network.address6:
+                # The port lets no other address through, so one that a router of the LAN offers would be a dead end.
+                _write_setting("net/ipv6/conf/eth0/accept_ra", "0")
             netlink.configure_inside(
                 route,
                 interface="eth0",
@@ -207,11 +210,15 @@ def configure_network(plan: StartPlan) -> None:
                 gateway6=network.gateway6,
             )
     for name, value in _NETWORK_SETTINGS:
-        descriptor = os.open(f"/proc/sys/{name}", os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(descriptor, value.encode())
-        finally:
-            os.close(descriptor)
+        _write_setting(name, value)
+
+
+def _write_setting(name: str, value: str) -> None:
+    descriptor = os.open(f"/proc/sys/{name}", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, value.encode())
+    finally:
+        os.close(descriptor)
 
 
 def _run(
