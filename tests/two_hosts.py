@@ -274,13 +274,14 @@ class Pair:
         return found + [f"volume {each['name']}" for each in volumes]
 
 
-def start_pair(*, lan: Lan = LAN) -> Iterator[Pair]:
+def start_pair(*, lan: Lan = LAN, is_paired: bool = True) -> Iterator[Pair]:
     """Two hosts, paired, with a LAN; ended, whatever happened."""
     hosts.GROUP = "root"
     world = World(lans=(lan,))
     with world:
         world.start()
-        world.pair("alpha", "beta")
+        if is_paired:
+            world.pair("alpha", "beta")
         world.create_networks()
         # Other tenants first, so that the same tenant has different uids on the two hosts.
         for number in range(3):

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """How long a source stands frozen for a target that does not come to `Held`, and how the target says that it is at work.
 
-From `Prepare` until `Held` the target says `Working` twice a second, from a thread of its own.  The source, whose program
-stands still by then, waits for `Held`
+While its CRIU restores, the target says `Working` twice a second, from a thread of its own: only then, when nobody else uses the
+connection there, whose TLS is not made for two at once.  The source, whose program stands still, waits for `Held`
 
-    for a word      HEARD_SECONDS: eight beats.  What the network loses is sent again after 0.2, 0.6, 1.4 and 3 s (RFC 6298,
-                    Linux's least timeout of 0.2 s, doubled), so a beat that is lost three times in a row still arrives.
-    all in all      ten times the pause that was allowed, at least LEAST_SECONDS, at most MOST_SECONDS: a forecast kept the
-                    whole pause within the allowance, so a restore that takes ten such pauses is not late but in trouble; a
-                    machine without a free processor needs LEAST_SECONDS for one of 0.3 s.  A target that lies, and says for
-                    ever that it is at work, holds the program no longer.
-    and no longer   than until somebody cancels, which is looked at with each word.
+    for a first word  SILENCE_SECONDS, as for anything: the target may have to write what is still on its way
+    for a word        HEARD_SECONDS: eight beats.  What the network loses is sent again after 0.2, 0.6, 1.4 and 3 s (RFC 6298,
+                      Linux's least timeout of 0.2 s, doubled), so a beat that is lost three times in a row still arrives.
+    all in all        ten times the pause that was allowed, at least LEAST_SECONDS, at most MOST_SECONDS: a forecast kept the
+                      whole pause within the allowance, so a restore that takes ten such pauses is not late but in trouble; a
+                      machine without a free processor needs LEAST_SECONDS for one of 0.3 s.  A target that lies, and says for
+                      ever that it is at work, holds the program no longer.
+    and no longer     than until somebody cancels, which is looked at with each word.
 
 Before the commit it is always safe to give up: the source thaws, and a target that hears nothing more, or a `Refuse`,
 undoes what it has made, since only the source's commit could have made it the owner.  So these bounds weigh
@@ -25,7 +26,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from insula.migrate.wire import Wire
+from insula.migrate.wire import SILENCE_SECONDS, Wire
 from insula.model.errors import InsulaError, MigrationFailed, ProtocolError
 from insula.model.migration import Held, Missing, Restore, Working
 
@@ -52,6 +53,7 @@ def await_held(
     Raises: MigrationFailed if it says nothing, or does not come to an end; ProtocolError.
     """
     deadline = time.monotonic() + within_s
+    heard_s = float(SILENCE_SECONDS)
     wire.send(Restore())
     while True:
         if time.monotonic() > deadline:
@@ -59,20 +61,22 @@ def await_held(
                 f"cannot wait for the other host any longer: it has not restored it within {within_s:.0f} s",
                 hint="see the log of the other host's insulad; --max-pause with more waits longer",
             )
-        match wire.receive(within_s=HEARD_SECONDS):
+        match wire.receive(within_s=heard_s):
             case Held():
                 return
             case Working():
+                heard_s = HEARD_SECONDS
                 check()
             case Missing(pages=pages):
                 on_missing(pages)
+                check()
                 wire.send(Restore())
             case other:
                 raise ProtocolError(f"cannot go on: the peer sent {type(other).__name__}")
 
 
 class Heart(threading.Thread):
-    """Says `Working` on a wire until it is stopped.  A context, which may be stopped before its end."""
+    """Says `Working` on a wire until it is stopped: a context, which may be stopped before its end."""
 
     def __init__(self, wire: Wire) -> None:
         super().__init__(name="heart", daemon=True)
@@ -81,6 +85,7 @@ class Heart(threading.Thread):
         self._lost = ""
 
     def __enter__(self) -> Self:
+        self.start()
         return self
 
     def __exit__(
@@ -102,7 +107,6 @@ class Heart(threading.Thread):
             raise MigrationFailed(self._lost)
 
     def stop(self) -> None:
-        """Say no more.  May be called again, and if it was never started."""
+        """Say no more.  May be called again."""
         self._over.set()
-        if self.ident is not None:
-            self.join()
+        self.join()

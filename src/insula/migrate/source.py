@@ -34,7 +34,14 @@ from insula.migrate.relays import note_relay
 from insula.migrate.shared import SharedSource
 from insula.migrate.trees import open_trees
 from insula.migrate.wire import ZSTD, Peers, Wire
-from insula.model.errors import Cancelled, CheckpointBusy, InsulaError, MigrationFailed, Unsupported
+from insula.model.errors import (
+    Cancelled,
+    CheckpointBusy,
+    InsulaError,
+    MigrationFailed,
+    ProtocolError,
+    Unsupported,
+)
 from insula.model.grant import Grant
 from insula.model.lifecycle import Event, Status, after
 from insula.model.migration import (
@@ -284,6 +291,8 @@ class Move:
         if ZSTD in accepted.unpacks:
             self._wire.compress()
         fault(Point.SOURCE_ACCEPTED)
+        if not set(accepted.missing_layers) <= {each.digest for each in offer.image.layers}:
+            raise ProtocolError("cannot send layers: the other host asks for what is not of this image")
         return accepted
 
     def _send_ahead(self, accepted: Accept, *, in_rounds: bool) -> None:

@@ -10,7 +10,8 @@ from contextlib import ExitStack
 from msgspec.structs import replace
 
 from insula.image.host import HOST_IMAGE
-from insula.kernel.hold import replay, unpack
+from insula.image.tarball import Limits
+from insula.kernel.hold import LIMIT_BYTES, replay, unpack
 from insula.migrate.fault import Point, fault
 from insula.migrate.fileapply import FileTarget
 from insula.migrate.heartbeat import Heart
@@ -18,7 +19,7 @@ from insula.migrate.images import receive_images
 from insula.migrate.lend import serve_pull
 from insula.migrate.memory import MemoryStore
 from insula.migrate.neighbours import announce_arrival
-from insula.migrate.preflight import SPARE_BYTES, check, check_identity
+from insula.migrate.preflight import SPARE_BYTES, available_memory, check, check_identity, check_memory
 from insula.migrate.pull import begin_pull
 from insula.migrate.recall import serve_recall
 from insula.migrate.relays import answer_published, begin_relay, forget_relay
@@ -244,9 +245,7 @@ class Arrival:
             message = self._wire.receive()
             match message:
                 case Layer(digest=digest):
-                    stream = StreamFile(self._wire.receive_stream())
-                    self._runtime.images.layers.unpack(stream, expected=digest)
-                    stream.drain()
+                    self._receive_layer(digest)
                 case Probe():
                     for _piece in self._wire.receive_stream():
                         pass
@@ -258,7 +257,6 @@ class Arrival:
                     self._make_room(stdio)
                     fault(Point.TARGET_PREPARED)
                     self._wire.send(Answer())
-                    self._heart.start()
                 case FileRound():
                     self._tree(message.volume).receive(message, self._wire)
                 case SharedPages():
@@ -278,6 +276,15 @@ class Arrival:
                     return
                 case _:
                     raise ProtocolError(f"cannot go on: the source sent {type(message).__name__}")
+
+    def _receive_layer(self, digest: str) -> None:
+        sizes = {each.digest: each.size_bytes for each in self._offer.image.layers}
+        if digest not in sizes:
+            raise ProtocolError(f"cannot take layer `{digest[:80]}`: it was not offered")
+        stream = StreamFile(self._wire.receive_stream())
+        limits = Limits(size_bytes=sizes[digest] + SPARE_BYTES)
+        self._runtime.images.layers.unpack(stream, expected=digest, limits=limits)
+        stream.drain()
 
     def _make_room(self, stdio: tuple[str, ...]) -> None:
         if self._plan is not None:
@@ -319,13 +326,15 @@ class Arrival:
 
     def close(self) -> None:
         """Let go of the folders, and of a CRIU that waits in vain."""
-        self._heart.stop()
         self._engines.close()
         self._shared.close()
         for each in self._trees.values():
             each.close()
 
     def _receive_images(self, message: Files) -> None:
+        # They lie in memory, and as many as CRIU likes were never offered: there must be room for them now.
+        needed = sum(size for _name, size in message.files) + SPARE_BYTES
+        check_memory(self._record.name, needed=needed, available=available_memory())
         receive_images(
             message,
             self._wire.receive_stream(),
@@ -337,27 +346,10 @@ class Arrival:
     def _restore(self) -> None:
         if self._plan is None:
             raise ProtocolError("cannot restore: it was not told to prepare")
-        fault(Point.TARGET_RESTORE)
         try:
-            pid = dump.restore(
-                self._runtime,
-                self._record,
-                self._plan,
-                images=self._images,
-                engine=self._engine,
-                stages=dump.RestoreStages(
-                    waiting=self._heart.check,
-                    restored=self._hold_until_commit,
-                    unlock=self._note_that_it_runs,
-                    resume=self._announce,
-                    running=self._take_frames,
-                ),
-                memory=lazy.Memory(
-                    store=self._memory.descriptor,
-                    slots=self._memory.slots,
-                    bring=self._begin_pull if self._offer.is_later else None,
-                ),
-            )
+            with self._heart:
+                fault(Point.TARGET_RESTORE)
+                pid = self._restore_beating(self._plan)
         except (InsulaError, OSError) as error:
             if not self._has_run:
                 # Also if it is ours already: nothing of it ran, the source, which stands frozen, takes it back.
@@ -373,6 +365,27 @@ class Arrival:
             self._wire.expect(Logs)
             import_logs(self._runtime, self._record, self._wire.receive_stream())
             self._wire.send(Answer())
+
+    def _restore_beating(self, plan: StartPlan) -> int:
+        return dump.restore(
+            self._runtime,
+            self._record,
+            plan,
+            images=self._images,
+            engine=self._engine,
+            stages=dump.RestoreStages(
+                waiting=self._heart.check,
+                restored=self._hold_until_commit,
+                unlock=self._note_that_it_runs,
+                resume=self._announce,
+                running=self._take_frames,
+            ),
+            memory=lazy.Memory(
+                store=self._memory.descriptor,
+                slots=self._memory.slots,
+                bring=self._begin_pull if self._offer.is_later else None,
+            ),
+        )
 
     def _begin_pull(self) -> None:
         begin_pull(
@@ -421,7 +434,7 @@ class Arrival:
         """Give the container what neighbours sent to it while it was on its way; they would send again, but later."""
         try:
             self._wire.expect(Frames)
-            data = b"".join(self._wire.receive_stream())
+            data = self._wire.receive_bytes(limit=LIMIT_BYTES)
             if self._record.attachment is not None:
                 replay(unpack(data), self._record.attachment.interface)
         except (InsulaError, OSError, ValueError) as error:

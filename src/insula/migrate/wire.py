@@ -214,6 +214,15 @@ class Wire:
         except ValueError as error:
             raise ProtocolError(f"cannot unpack a piece of the peer's stream: {error}") from error
 
+    def receive_bytes(self, *, limit: int) -> bytes:
+        """Receive a whole stream.  Raises: as `receive_stream`, and ProtocolError for more bytes than the limit."""
+        found = bytearray()
+        for piece in self.receive_stream():
+            found += piece
+            if len(found) > limit:
+                raise ProtocolError(f"cannot read the peer's stream: more than {limit} bytes")
+        return bytes(found)
+
     def refuse(self, error: InsulaError) -> None:
         """Tell the peer, once, why this ends."""
         if not self._has_refused:

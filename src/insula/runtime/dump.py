@@ -48,10 +48,13 @@ _USERNS_MAGIC = struct.pack(
 _IMAGES = f"/proc/self/fd/{IMAGES_FD}"
 
 
+STATE_VERSION = 1
+
+
 class DumpState(Fact, kw_only=True, frozen=True):
     """What a restore must know beside CRIU's images."""
 
-    version: int = 1
+    version: int = STATE_VERSION
     stdio: tuple[str, ...] = ()
     """What standard input, output and error of pid 1 were: `pipe:[4711]`, `/dev/pts/0`, `/dev/null`."""
 
@@ -239,7 +242,7 @@ def restore(
     memory: what a lazy dump left out; it is brought while the program runs.
     Returns: the pid of its pid 1.  Raises: RestoreFailed; what the stages raise.
     """
-    state = msgspec.json.decode(read_file(images, STATE_FILE), type=DumpState)
+    state = read_state(images)
     rewrite_user_namespaces(images, uid_base=record.uid_base)
     terminal, first = -1, 0
     stages = stages or RestoreStages()
@@ -390,6 +393,20 @@ def rewrite_user_namespaces(images: int, *, uid_base: int) -> None:
             extent = protobuf.encode([(1, 0), (2, uid_base), (3, 65536)])
             entry = protobuf.encode([(1, extent), (2, extent)])
             write_file(images, name, _USERNS_MAGIC + struct.pack("<I", len(entry)) + entry)
+
+
+def read_state(images: int) -> DumpState:
+    """Read what a dump has left for its restore.  Raises: RestoreFailed for another version's, or what is none."""
+    try:
+        state = msgspec.json.decode(read_file(images, STATE_FILE), type=DumpState)
+    except msgspec.DecodeError as error:
+        raise RestoreFailed(f"cannot read `{STATE_FILE}` of the checkpoint: {error}") from error
+    if state.version != STATE_VERSION:
+        raise RestoreFailed(
+            f"cannot restore a dump of version {state.version}: this insula reads {STATE_VERSION}",
+            hint="restore it with the insula that made it",
+        )
+    return state
 
 
 def read_file(folder: int, name: str) -> bytes:

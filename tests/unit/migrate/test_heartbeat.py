@@ -18,6 +18,7 @@ FOR_EVER = 60.0
 
 @pytest.fixture
 def pair(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Wire, Wire]]:
+    monkeypatch.setattr(heartbeat, "SILENCE_SECONDS", 0.3)
     monkeypatch.setattr(heartbeat, "HEARD_SECONDS", 0.3)
     monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.02)
     near, far = socket.socketpair()
@@ -60,8 +61,7 @@ def test_a_silent_target_is_given_up(pair: tuple[Wire, Wire]) -> None:
 
 def test_a_target_that_is_at_work_for_ever_is_given_up(pair: tuple[Wire, Wire]) -> None:
     source, target = pair
-    with Heart(target) as heart:
-        heart.start()
+    with Heart(target):
         with pytest.raises(MigrationFailed, match="any longer"):
             wait(source, within_s=0.2)
 
@@ -103,7 +103,6 @@ def test_a_heart_knows_that_nobody_hears_it(pair: tuple[Wire, Wire]) -> None:
     source, target = pair
     source.close()
     with Heart(target) as heart:
-        heart.start()
         heart.join()
         with pytest.raises(MigrationFailed):
             heart.check()
