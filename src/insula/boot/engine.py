@@ -25,7 +25,7 @@ from insula.boot.jobs import Container, Host, child_pids
 from insula.boot.loop import Task
 from insula.boot.protocol import StartPlan, decode
 from insula.boot.stdio import make_pipes
-from insula.kernel import libc, mount, namespace, netlink
+from insula.kernel import keyring, libc, mount, namespace, netlink
 from insula.kernel.cgroup import Doors, Group
 
 #: Descriptors of a CRIU process: its RPC socket, the folder of images, then what is inherited, in order.
@@ -162,6 +162,7 @@ def _become_criu(
     step = "criu"
     try:
         os.setsid()
+        keyring.join_new_session()  # what is restored inherits it
         child.reset_signals()
         libc.unshare(namespace.CLONE_NEWNS)
         mount.set_propagation("/", propagation=mount.MS_PRIVATE)

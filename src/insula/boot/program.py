@@ -17,7 +17,7 @@ from typing import NamedTuple, NoReturn
 
 from insula.boot import counts, interpreters
 from insula.boot.protocol import ProgramPlan
-from insula.kernel import caps, libc, paths, seccomp
+from insula.kernel import caps, keyring, libc, paths, seccomp
 
 PR_SET_PDEATHSIG = 1
 PR_SET_NO_NEW_PRIVS = 38
@@ -231,6 +231,7 @@ def execute(plan: ProgramPlan, *, filter_program: bytes) -> NoReturn:
     argv = list(plan.argv)
     if plan.init:
         argv, path = [plan.init, "--", path, *argv[1:]], plan.init
+    keyring.join_new_session()
     libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     caps.become(frozenset(plan.capabilities), uid=identity.uid, gid=identity.gid, groups=identity.groups)
     # After the ids, whose change clears it.  Nobody could reap, stop or hear a container whose spawner has gone.

@@ -25,6 +25,7 @@ from insula.boot.jobs import Container, Host, Job
 from insula.boot.loop import EventLoop, Task, log
 from insula.boot.peer import Peer
 from insula.boot.protocol import AttachPlan, Failure, StartPlan, decode
+from insula.kernel import keyring
 
 _T = TypeVar("_T")
 
@@ -254,6 +255,7 @@ def main() -> int:
         signal.signal(number, signal.SIG_IGN)
     os.chdir("/")
     os.umask(0o022)
+    keyring.join_new_session()  # not that of whoever started it; children, who have one by this, always get another
     oom.go_last()
     if refused := counts.prepare():
         log(f"cannot raise what is counted for all containers together: {' '.join(refused)}")

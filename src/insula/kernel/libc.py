@@ -187,6 +187,7 @@ inotify_rm_watch = function("inotify_rm_watch", c_int, c_int)
 
 pivot_root = system_call("pivot_root", c_char_p, c_char_p)
 rt_sigaction = system_call("rt_sigaction", c_int, c_void_p, c_void_p, c_size_t)
+keyctl = system_call("keyctl", c_int, c_size_t, c_size_t, c_size_t, c_size_t)
 seccomp = system_call("seccomp", c_uint, c_uint, c_void_p)
 pidfd_getfd = system_call("pidfd_getfd", c_int, c_int, c_uint)
 #: Of the calling thread only; the library's own setgroups changes all threads.  See setfsuid(2), "VERSIONS".

@@ -4,6 +4,7 @@
 STATE/volumes/<tenant>/<name>; every folder above a volume is root's alone.
 """
 
+import os
 import re
 import secrets
 import time
@@ -32,8 +33,8 @@ class Volumes:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def path(self, volume: VolumeRecord) -> Path:
-        """Return the volume's folder."""
-        return self._folder / volume.tenant / volume.name
+        """Return the volume's folder, without a link on the way: the tenant's may be one (`disks.py`)."""
+        return Path(os.path.realpath(self._folder / volume.tenant)) / volume.name
 
     def create(self, tenant: str, wish: VolumeWish) -> VolumeRecord:
         """Make an empty volume; without a name it is anonymous and gets one.

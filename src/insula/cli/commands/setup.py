@@ -5,6 +5,7 @@ Finds a CRIU that works on this kernel or brings Debian's newest one into a priv
 codes: 0 ready; 3 something is missing, and the lines say what, what still works and the cure.
 """
 
+import os
 import sys
 
 EXIT_MISSING = 3
@@ -32,7 +33,8 @@ def run(arguments: list[str]) -> int:
         print(line, flush=True)
 
     try:
-        reserve(say)
+        if os.geteuid() == 0:  # else `set_up` tells that root is needed
+            reserve(say)
     except (InsulaError, OSError) as error:
         print(f"insula setup: {error}", file=sys.stderr)
         return EXIT_MISSING
