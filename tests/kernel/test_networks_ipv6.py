@@ -17,6 +17,7 @@ from insula.model.record import Attachment, NetworkRecord
 from insula.model.spec import Ipv6, NetworkWish, PortMapping
 from insula.network import firewall, ipv6
 from insula.network.attach import Networks, hosts_entries
+from insula.network.relay import Gone
 from netns import MemoryStore, World, can_connect, connect, converses, listener, wait_until, world
 
 pytestmark = pytest.mark.skipif(
@@ -108,6 +109,26 @@ def test_a_published_port_is_reached_from_everywhere(host: Host) -> None:
     assert reach["outside"] == OUTSIDE
     host.networks.unpublish(container)
     assert not can_connect(beyond, NEAR, port=mapping.host_port, timeout_s=0.5)
+
+
+def test_a_connection_to_one_that_has_moved_away_is_reset(host: Host) -> None:
+    beyond = host.outside()
+    container, place, inside = host.start(host.networks.default_for("anna"))
+    ports = [PortMapping(host_port=8080, container_port=80)]
+    host.networks.publish(place, ports, container_id=container)
+    with listener(inside, port=80, address="::") as server, connect(beyond, NEAR, port=8080) as old:
+        accepted, _ = server.accept()
+        with accepted:
+            host.networks.deactivate(container)
+            with Route() as route:
+                route.delete(place.interface)
+            host.networks.relay(
+                Gone(container_id=container, address=place.address, address6=place.address6, relays=())
+            )
+            old.settimeout(10)
+            old.sendall(b"still there?")
+            with pytest.raises(ConnectionResetError):
+                old.recv(1)
 
 
 def test_a_port_at_one_ipv6_address_and_one_that_is_taken(host: Host) -> None:

@@ -42,6 +42,7 @@ class _Note(msgspec.Struct, frozen=True):
     address: str
     """That it had here; empty if it keeps it."""
     relays: tuple[tuple[str, int, str, int], ...]
+    address6: str = ""
 
 
 def note_relay(
@@ -55,9 +56,11 @@ def note_relay(
     if not found:
         return
     # In a LAN the address is not gone: it is somewhere else.
-    address = "" if network.uplink else record.attachment.address
+    address, address6 = (
+        ("", "") if network.uplink else (record.attachment.address, record.attachment.address6)
+    )
     lines = tuple((each.protocol, each.host_port, each.address, each.port) for each in found)
-    note = _Note(host=target.name, address=address, relays=lines)
+    note = _Note(host=target.name, address=address, relays=lines, address6=address6)
     runtime.store.write_journal(RELAY + record.id, msgspec.json.encode(note))
 
 
@@ -121,7 +124,7 @@ def _gone(runtime: Runtime, container_id: str) -> Gone | None:
         Relay(protocol=protocol, host_port=host_port, address=address, port=port)
         for protocol, host_port, address, port in note.relays
     )
-    return Gone(container_id=container_id, address=note.address, relays=relays)
+    return Gone(container_id=container_id, address=note.address, relays=relays, address6=note.address6)
 
 
 def begin_all(runtime: Runtime, peers: Peers) -> None:

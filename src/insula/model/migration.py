@@ -20,7 +20,8 @@
       │ (the frozen source is ended and removed)           │  cleanup
 
 Before the commit every failure, of whatever side, lets the source run on, connections intact.  A target that holds and
-hears nothing any more asks: `Question` on a new connection, answered by `Owner`.  Pure: no I/O.
+hears nothing any more asks: `Question` on a new connection, answered by `Owner`.  A host that leads visitors on to where a
+container has gone asks `Published`, answered by `Ports`.  Pure: no I/O.
 """
 
 from enum import StrEnum

@@ -8,6 +8,7 @@ it runs.  The pair of interfaces itself is made by the spawner (`kernel.netlink.
 and the program's start.  Safe to use from several threads.  Out of scope: storage (`NetworkStore` is a protocol).
 """
 
+import dataclasses
 import re
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -234,7 +235,7 @@ class Networks:
         """Make ready for a container's interface: the bridge is there, its frames may pass.  Before the pair is made."""
         with self._lock:
             self._active[container_id] = self._active_of(attachment)
-            self._relays.give_back(attachment.address)
+            self._relays.give_back(self.usable(attachment))
             self._ensure_bridge(attachment)
             elements = self._attachment_elements(attachment)
             self._with_rules(lambda: nft.add_elements(elements))
@@ -312,8 +313,10 @@ class Networks:
         """Lead visitors of a container's published ports on to where it has gone.  Until `end_relay`, or the port is needed."""
         with self._lock:
             taken = [mapping for each in self._active.values() for mapping in each.ports]
-            in_use = {each.attachment.address for each in self._active.values()}
-            elements = self._relays.keep(without_taken(gone, taken), in_use=in_use)
+            places = [each.attachment for each in self._active.values()]
+            in_use = {address for each in places for address in (each.address, each.address6)}
+            kept = without_taken(gone if self.has_ipv6 else dataclasses.replace(gone, address6=""), taken)
+            elements = self._relays.keep(kept, in_use=in_use)
             self._with_rules(lambda: nft.add_elements(elements))
             bridge.allow_forwarding()
 

@@ -164,7 +164,8 @@ def relay_elements(relays: Iterable[Relay], *, host_name: str) -> list[Element]:
 def gone_elements(addresses: Iterable[str], *, host_name: str) -> list[Element]:
     """Return what resets the connections of containers that have moved away."""
     table = table_name(host_name)
-    return [Element(Family.INET, table, "gone", IPv4Address(each).packed) for each in addresses]
+    packed = [ip_address(each).packed for each in addresses]
+    return [Element(Family.INET, table, "gone" if len(each) == 4 else "gone6", each) for each in packed]
 
 
 class _Lead(NamedTuple):
@@ -225,7 +226,8 @@ def render(state: State) -> str:
             for each in state.relays
             if each.protocol in PROTOCOLS
         ),
-        "GONE": _elements(str(IPv4Address(each)) for each in state.gone),
+        "GONE": _elements(str(IPv4Address(each)) for each in state.gone if ":" not in each),
+        "GONE6": _elements(str(IPv6Address(each)) for each in state.gone if ":" in each),
         "ALLOWED": _elements(_allowed(each) for each in state.attachments),
         "ALLOWED6": _elements(_allowed6(state.attachments)),
         "PLACES6": _elements(_places6(state.attachments)),
@@ -293,6 +295,7 @@ table inet %NAME% {
     map relays { type inet_proto . inet_service : ipv4_addr . inet_service; %RELAYS% }
     set relayed { type ipv4_addr . inet_proto . inet_service; %RELAYED% }
     set gone { type ipv4_addr; %GONE% }
+6|  set gone6 { type ipv6_addr; %GONE6% }
 6|  set gateways6 { type ifname . ipv6_addr; %GATEWAYS6% }
 6|  set locals6 { type ipv6_addr; flags interval; %LOCALS6% }
 6|  map ports6 { type inet_proto . inet_service : ipv6_addr . inet_service; %PORTS6% }
@@ -329,6 +332,7 @@ table inet %NAME% {
     chain pass {
         type filter hook forward priority filter; policy accept;
         ip daddr @gone oifname @bridges meta l4proto tcp reject with tcp reset
+6|      ip6 daddr @gone6 oifname @bridges meta l4proto tcp reject with tcp reset
         iifname . oifname @inside accept
         iifname @bridges ct state new add @flows { iifname ct count over %FLOWS% } reject with icmpx type admin-prohibited
         iifname @bridges goto judge

@@ -26,6 +26,7 @@ class Gone:
     address: str
     """That it had here; empty if it has it still, elsewhere in its LAN."""
     relays: tuple[Relay, ...]
+    address6: str = ""
 
 
 class Relays:
@@ -60,10 +61,11 @@ class Relays:
         Returns: what the firewall needs for it.
         """
         self._gone[gone.container_id] = gone
-        if gone.address in in_use:
-            self._reused.add(gone.address)
-        else:
-            self._reused.discard(gone.address)
+        for address in filter(None, (gone.address, gone.address6)):
+            if address in in_use:
+                self._reused.add(address)
+            else:
+                self._reused.discard(address)
         return self._elements(gone)
 
     def drop(self, container_id: str) -> None:
@@ -81,11 +83,11 @@ class Relays:
                 self._gone[gone.container_id] = left
                 nft.delete_elements(firewall.relay_elements(given, host_name=self._host_name))
 
-    def give_back(self, address: str) -> None:
-        """Take note that somebody here has an address of the gone."""
-        if address in self.addresses:
-            self._reused.add(address)
-            nft.delete_elements(firewall.gone_elements([address], host_name=self._host_name))
+    def give_back(self, attachment: Attachment) -> None:
+        """Take note that somebody here has the addresses of one that is gone."""
+        addresses = [each for each in (attachment.address, attachment.address6) if each in self.addresses]
+        self._reused.update(addresses)
+        nft.delete_elements(firewall.gone_elements(addresses, host_name=self._host_name))
 
     def _elements(self, gone: Gone) -> list[Element]:
         return [
@@ -94,7 +96,7 @@ class Relays:
         ]
 
     def _left_by(self, gone: Gone) -> tuple[str, ...]:
-        return (gone.address,) if gone.address and gone.address not in self._reused else ()
+        return tuple(each for each in (gone.address, gone.address6) if each and each not in self._reused)
 
 
 def relays_into_lan(attachment: Attachment, ports: Iterable[PortMapping]) -> tuple[Relay, ...]:
