@@ -25,6 +25,7 @@ from insula.model.migration import Ports, Published
 from insula.model.record import Attachment, ContainerRecord, HostRecord, NetworkRecord
 from insula.model.spec import PortMapping
 from insula.network.firewall import ANYWHERE, Relay
+from insula.network.ports import check
 from insula.network.relay import Gone, relays_into_lan
 from insula.runtime.context import Runtime
 from insula.runtime.undo import attempt
@@ -48,7 +49,10 @@ class _Note(msgspec.Struct, frozen=True):
 def note_relay(
     runtime: Runtime, record: ContainerRecord, *, target: HostRecord, ports: tuple[PortMapping, ...]
 ) -> None:
-    """Write down where the ports of a container that is about to leave will lead.  ports: as the target publishes them."""
+    """Write down where the ports of a container that is about to leave will lead.
+
+    ports: as the target says that it publishes them.  Raises: InvalidSpec for what are none.
+    """
     if record.attachment is None or not record.ports:
         return
     network = runtime.store.get_network(record.attachment.network)
@@ -74,6 +78,7 @@ def _relays(
 ) -> tuple[Relay, ...]:
     if network.uplink:
         return relays_into_lan(attachment, record.ports)
+    check(ports)
     if len(ports) != len(record.ports):
         return ()
     try:
@@ -81,23 +86,32 @@ def _relays(
     except OSError as error:
         LOG.warning("ports will not be led on", extra={"fields": {"host": target.name, "reason": str(error)}})
         return ()
+    if not is_led_to(address):
+        return ()
     return tuple(
         Relay(
             protocol=here.protocol,
             host_port=here.host_port + step,
-            address=address,
+            address=str(address),
             port=there.host_port + step,
         )
         for here, there in zip(record.ports, ports, strict=True)
         for step in range(here.count)
-        if here.host_address == there.host_address == ANYWHERE and here.count == there.count
+        if here.host_address == there.host_address == ANYWHERE
+        and here.count == there.count
+        and there.host_port
     )
 
 
-def _address_of(host: HostRecord) -> str:
+def _address_of(host: HostRecord) -> IPv4Address:
     name, _, _port = host.address.rpartition(":")
     found = socket.getaddrinfo(name.strip("[]"), None, socket.AF_INET, socket.SOCK_STREAM)
-    return str(IPv4Address(found[0][4][0]))
+    return IPv4Address(found[0][4][0])
+
+
+def is_led_to(address: IPv4Address) -> bool:
+    """Tell whether visitors may be led to an address: never to this host's own services at 127.0.0.1."""
+    return not (address.is_loopback or address.is_multicast or address.is_unspecified or address.is_reserved)
 
 
 def begin_relay(runtime: Runtime, container_id: str) -> None:
