@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A host is emptied, ended, started again and filled again; clients of what runs on it notice nothing."""
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,3 +113,19 @@ def test_without_a_host_that_answers_nothing_moves(pair: Pair) -> None:
     with pair.cut(), pytest.raises(TargetUnreachable):
         act(pair, "drain", to=["beta"])
     assert pair.status("alpha", "one") == "running"
+
+
+def test_a_host_is_emptied_of_everybodys_containers(pair: Pair) -> None:
+    theirs = {"tenant": "uid64711"}
+    client = pair.client("alpha")
+    wish = {"image": "host", "name": "theirs", "command": ["sleep", "1000"], "network": "none"}
+    made = client.call("POST", "/v1/containers", query=theirs, body=wish)["id"]
+    client.call("POST", f"/v1/containers/{made}/start", query=theirs)
+    try:
+        assert act(pair, "drain") == {"moved": 1}
+        assert act(pair, "undrain") == {"moved": 1}
+        assert client.get(f"/v1/containers/{made}", query=theirs)["status"] == "running"
+    finally:
+        for name in ("alpha", "beta"):
+            with contextlib.suppress(ContainerNotFound):
+                pair.client(name).call("DELETE", f"/v1/containers/{made}", query={**theirs, "force": "1"})

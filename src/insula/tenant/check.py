@@ -5,7 +5,7 @@
 viewer          •    own  own  own      -                               -                 -         -       -
 user            •    own  own  own      own                             own               -         -       -
 operator        •    all  own  own      own                             all               •         -       -
-admin           •    all  all  all      all                             all               •         •       -
+admin           •    all  all  all      all                             all               •         all     -
 paired host     •    -                  -                               -                 -         -       •
 nobody (TLS)    •    -                  -                               -                 -         -       -
 
@@ -44,6 +44,8 @@ EVERYWHERE: dict[Role, frozenset[Action]] = {
     Role.OPERATOR: frozenset({Action.READ, Action.CONTROL, Action.MIGRATE, Action.OPERATE}),
     Role.ADMIN: _ADMIN,
 }
+#: What is done to the host, and so to everybody's things, whichever tenant is named.
+_WHOLE_HOST = frozenset({Action.PEER, Action.OPERATE})
 #: What a token can be made for.
 SCOPES = _ADMIN - {Action.OPEN, Action.TOKEN}
 
@@ -57,7 +59,7 @@ def check(principal: Principal, action: Action, *, target_tenant: str = "") -> G
         return Grant(principal=principal, action=action, tenant=principal.tenant)
     if action not in rights(principal):
         raise _denied(principal, action)
-    if action is Action.PEER:
+    if action in _WHOLE_HOST:
         return Grant(principal=principal, action=action, tenant=EVERY_TENANT)
     tenant = target_tenant or principal.tenant
     if tenant != principal.tenant and action not in rights_everywhere(principal):
