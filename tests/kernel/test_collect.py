@@ -83,7 +83,7 @@ def bench() -> Iterator[Bench]:
     for group in groups.values():
         group.create()
     collector = Collector(lambda: Probes(ring_bytes=1 << 20))
-    subjects = {name: Subject(f"id-{name}", name, group, 0, 65536) for name, group in groups.items()}
+    subjects = {name: Subject(f"id-{name}", name, group, group.v2_id(), 0, 65536) for name, group in groups.items()}
     yield Bench(collector, subjects)
     collector.close()
     for group in groups.values():
@@ -311,12 +311,3 @@ def test_with_the_last_watcher_nothing_stays_attached(bench: Bench) -> None:
         with bench.collector.counting(bench.subjects["other"]):
             assert "on_enter" in bench.collector.attached
     assert not bench.collector.attached
-
-
-def test_a_container_that_does_not_run_cannot_be_watched(bench: Bench, stack: ExitStack) -> None:
-    gone = bench.subjects["one"]._replace(group=Group(Hierarchies.detect(), "insula-none", "none"))
-    with (
-        pytest.raises(FileNotFoundError),
-        bench.collector.subscribe(gone, TraceWish(), notify=bench.ready.set),
-    ):
-        pytest.fail("watched")

@@ -43,7 +43,7 @@ class Watching:
         record = self._runtime.find(grant, ref)
         if record.status not in _WATCHABLE:
             raise WrongState(f"container `{record.name}` is not running: it is {record.status.value}")
-        with self._collector.subscribe(self._subject(record), wish, notify=notify) as subscription:
+        with self._collector.subscribe(self.subject(record), wish, notify=notify) as subscription:
             yield subscription
 
     def counts(self, grant: Grant) -> list[ContainerCounts]:
@@ -61,12 +61,23 @@ class Watching:
 
     def _counted(self, grant: Grant, ref: str) -> list[Subject]:
         if ref:
-            return [self._subject(self._runtime.find_alive(grant, ref))]
-        records = self._runtime.store.list_containers(scope(grant))
-        return [self._subject(record) for record in records if record.status in ALIVE]
+            return [self.subject(self._runtime.find_alive(grant, ref))]
+        found = []
+        for record in self._runtime.store.list_containers(scope(grant)):
+            if record.status in ALIVE:
+                try:
+                    found.append(self.subject(record))
+                except WrongState:
+                    continue
+        return found
 
-    def _subject(self, record: ContainerRecord) -> Subject:
-        return Subject(record.id, record.name, self._runtime.group(record), record.uid_base, RANGE_WIDTH)
+    def subject(self, record: ContainerRecord) -> Subject:
+        """Return what the collector must know of a container.  Raises: WrongState if it has just ended."""
+        group = self._runtime.group(record)
+        try:
+            return Subject(record.id, record.name, group, group.v2_id(), record.uid_base, RANGE_WIDTH)
+        except FileNotFoundError:
+            raise WrongState(f"container `{record.name}` is not running: it has just ended") from None
 
     def note(self, container_id: str, record: ContainerRecord | None) -> None:
         """Take a change of a container: its watchers are told of an end."""
@@ -114,12 +125,7 @@ class _Counters:
     def _take_in(self) -> list[Subject]:
         subjects = self._find()
         with self._lock:
-            now = {}
-            for subject in subjects:
-                try:
-                    now[subject.cgroup] = subject
-                except FileNotFoundError:  # it has just ended
-                    continue
+            now = {subject.cgroup: subject for subject in subjects}
             for cgroup in self._counted.keys() - now.keys():
                 self._counted.pop(cgroup).close()
             for cgroup in now.keys() - self._counted.keys():

@@ -45,6 +45,8 @@ class Collector:
         self._subscriptions: dict[int, list[Subscription]] = {}
         self._counting: dict[int, int] = {}
         """cgroup → by how many it is counted."""
+        self._newborn: set[int] = set()
+        """cgroups of which what happens before the seccomp filter is left out."""
         self._lost: dict[int, int] = {}
         """cgroup → losses that were handed out."""
         self._ending: list[tuple[Subscription, str]] = []
@@ -60,7 +62,7 @@ class Collector:
     ) -> Iterator[Subscription]:
         """Watch a container while the block runs.  `notify` is called, from another thread, when there is more to read.
 
-        Raises: Unsupported where eBPF cannot be used, with the cure; OSError: ENOENT if the container does not run.
+        Raises: Unsupported where eBPF cannot be used, with the cure.
         """
         clock = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
         cgroup = subject.cgroup
@@ -85,7 +87,7 @@ class Collector:
         """Count a container's system calls while the block runs.  Raises: as `subscribe`."""
         cgroup = subject.cgroup
         with self._lock:
-            self._ready()
+            probes = self._ready()
             self._counting[cgroup] = self._counting.get(cgroup, 0) + 1
             self._tell(cgroup)
         try:
@@ -96,9 +98,23 @@ class Collector:
                 if not self._counting[cgroup]:
                     del self._counting[cgroup]
                 self._tell(cgroup)
+                if cgroup not in self._counting:
+                    probes.forget(cgroup)
+
+    @contextmanager
+    def from_birth(self, subject: Subject) -> Iterator[None]:
+        """Leave out, while the block runs, what the container's tasks do before they have their seccomp filter."""
+        cgroup = subject.cgroup
+        with self._lock:
+            self._newborn.add(cgroup)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._newborn.discard(cgroup)
 
     def counts(self, subjects: list[Subject]) -> list[ContainerCounts]:
-        """Return what was counted of containers since somebody first counted them; none for those nobody did."""
+        """Return what was counted of containers since somebody began to, and as long as somebody does."""
         with self._lock:
             if self._probes is None:
                 return []
@@ -121,12 +137,6 @@ class Collector:
             self._ending += [(each, reason) for each in watchers]
             if watchers:
                 os.eventfd_write(self._wake, 1)
-
-    def forget(self, cgroup: int) -> None:
-        """Drop what was counted of a container whose cgroup is gone."""
-        with self._lock:
-            if self._probes is not None and cgroup not in self._counting:
-                self._probes.forget(cgroup)
 
     @property
     def attached(self) -> frozenset[str]:
@@ -161,7 +171,12 @@ class Collector:
             *(each.kinds for each in self._subscriptions.get(cgroup, ()))
         )
         if self._probes is not None:
-            self._probes.watch(cgroup, wanted, is_counted=cgroup in self._counting)
+            self._probes.watch(
+                cgroup,
+                wanted,
+                is_counted=cgroup in self._counting,
+                is_confined_only=cgroup in self._newborn,
+            )
             os.eventfd_write(self._wake, 1)
 
     def _ready(self) -> Probes:

@@ -37,16 +37,12 @@ class Counts:
         self._sampled_at = time.monotonic()
 
     def of(self, subjects: Iterable[Subject]) -> list[ContainerCounts]:
-        """Return the counters of containers, leaving out those that do not run or were never counted."""
+        """Return the counters of containers, leaving out those that nobody counts."""
         found = []
         for subject in subjects:
-            try:
-                cgroup = subject.cgroup
-            except OSError:
-                continue
-            counts = self._probes.counts(cgroup)
+            counts = self._probes.counts(subject.cgroup)
             if counts:
-                found.append(self._one(subject, cgroup, counts=counts))
+                found.append(self._one(subject, subject.cgroup, counts=counts))
         return found
 
     def _one(self, subject: Subject, cgroup: int, *, counts: Mapping[int, Count]) -> ContainerCounts:

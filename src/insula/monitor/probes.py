@@ -71,8 +71,13 @@ class Probes:
         self.is_timing = False
         self._wishes: dict[int, tuple[frozenset[Kind], bool]] = {}
 
-    def watch(self, cgroup: int, kinds: frozenset[Kind], *, is_counted: bool) -> None:
-        """Watch a container from now on as told, in place of what was told before; nothing at all ends it."""
+    def watch(
+        self, cgroup: int, kinds: frozenset[Kind], *, is_counted: bool, is_confined_only: bool = False
+    ) -> None:
+        """Watch a container from now on as told, in place of what was told before; nothing at all ends it.
+
+        is_confined_only: leave out what a task does before it has its seccomp filter.
+        """
         key = layout.CGROUP.pack(cgroup)
         self._serial += 1
         if kinds or is_counted:
@@ -80,7 +85,7 @@ class Probes:
             slot = self._slot(cgroup) if is_counted else layout.NO_SLOT
             self._wishes[cgroup] = (kinds, is_counted)
             self._attach()
-            self._watched.put(key, layout.WATCH.pack(bits, slot, self._serial, 0))
+            self._watched.put(key, layout.WATCH.pack(bits, slot, self._serial, is_confined_only))
         else:
             self._wishes.pop(cgroup, None)
             self._watched.drop(key)

@@ -27,14 +27,11 @@ class Subject(NamedTuple):
     container: str
     name: str
     group: Group
+    cgroup: int
+    """Its cgroup v2 id: each start has another."""
     first_uid: int
     """Of its range of the host's uids."""
     uids: int
-
-    @property
-    def cgroup(self) -> int:
-        """Its cgroup v2 id.  Raises: OSError: ENOENT if it does not run, ENOTSUP without a v2 tree."""
-        return self.group.v2_id()
 
     def inner_user(self, uid: int) -> int:
         """Return the container's uid of a host's, -1 for one that is not in its range."""

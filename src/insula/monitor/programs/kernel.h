@@ -16,6 +16,7 @@
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
 struct pid_namespace;
+struct cred;
 
 struct upid {
 	int nr;
@@ -52,6 +53,10 @@ struct files_struct {
 	struct fdtable *fdt;
 };
 
+struct seccomp {
+	int mode;
+};
+
 struct task_struct {
 	int exit_code;
 	int pid, tgid;
@@ -60,6 +65,8 @@ struct task_struct {
 	struct signal_struct *signal;
 	struct mm_struct *mm;
 	struct files_struct *files;
+	struct seccomp seccomp;
+	const struct cred *real_cred;
 };
 
 struct linux_binprm {

@@ -156,6 +156,13 @@ static __always_inline struct task *current_task(void)
 	return task;
 }
 
+static __always_inline int is_left_out(const struct watch *watch)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+
+	return watch->is_confined_only && !BPF_CORE_READ(task, seccomp.mode);
+}
+
 /* The watched container that runs now, or 0. */
 static __always_inline __u64 container(void)
 {
@@ -169,7 +176,7 @@ static __always_inline struct watch *wanted(__u64 cgroup, enum kind kind)
 {
 	struct watch *watch = cgroup ? bpf_map_lookup_elem(&watched, &cgroup) : 0;
 
-	return watch && watch->kinds & 1u << kind ? watch : 0;
+	return watch && watch->kinds & 1u << kind && !is_left_out(watch) ? watch : 0;
 }
 
 /* The number that the innermost pid namespace gives, which is the container's. */
@@ -383,6 +390,8 @@ int BPF_PROG(on_exit, struct pt_regs *regs, long result)
 	kinds = task->watch.kinds;
 	was_inside = task->inside == task->watch.number;
 	task->inside = 0;
+	if (is_left_out(&task->watch))
+		return 0;
 	number = SYSCALL_NUMBER(regs);
 	if (number >= SYSCALLS)
 		number = SYSCALLS - 1;
@@ -494,15 +503,16 @@ int on_oom(void *context)
 }
 
 SEC("tp_btf/cap_capable")
-int BPF_PROG(on_capability, void *cred, void *target, void *namespace, int capability, int result)
+int BPF_PROG(on_capability, const struct cred *cred, void *target, void *namespace, int capability, int result)
 {
+	struct task_struct *self = (struct task_struct *)bpf_get_current_task();
 	__u64 cgroup = container();
 	struct watch *watch = wanted(cgroup, KIND_CAP);
 	struct detail_key key = { .cgroup = cgroup, .number = result == 0, .detail = capability };
 	struct event *event;
 
-	if (!watch)
-		return 0;
+	if (!watch || cred != BPF_CORE_READ(self, real_cred))
+		return 0; /* asked of somebody else's: overlayfs looks below with those of who mounted it */
 	if (bpf_map_lookup_elem(&capabilities, &key)) {
 		add_one(&capabilities, &key);
 		return 0;

@@ -18,7 +18,7 @@ struct watch {
 	__u32 kinds;
 	__u32 slot;   /* of the map `counts`, or NO_SLOT */
 	__u32 number; /* of the watch: no other has it */
-	__u32 zero;
+	__u32 is_confined_only; /* leave out what a task does before it has its seccomp filter: its making, not its own */
 };
 
 /* By number of the system call, in a map of the container's own. */

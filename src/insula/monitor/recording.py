@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A profile in the making: what a container is seen to do, added up.
+
+System calls and capabilities come out of the kernel's counters, without loss; paths and addresses out of events.  What
+happens while the container is made (its mounts, its ids) is left out: tasks are looked at from their seccomp filter on.
+"""
+
+import os.path
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import ExitStack
+
+from insula.model.monitor import ContainerCounts, Event, EventKind, Lost, TraceLine, TraceWish
+from insula.model.profile import Profile
+from insula.monitor.collect import Collector
+from insula.monitor.subscription import Subject, Subscription
+
+_WISH = TraceWish(kinds=(EventKind.FILE, EventKind.NETWORK, EventKind.CAPABILITY, EventKind.SECCOMP))
+_AT_ONCE = 1000
+_READING = "O_RDONLY"
+MAX_THINGS = 10_000
+"""Folders, or addresses: more tell nothing."""
+
+
+class Gathered:
+    """What events have told so far."""
+
+    def __init__(self) -> None:
+        self.written: Counter[str] = Counter()
+        self.outgoing: Counter[str] = Counter()
+        self.listening: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()
+        self.lost = 0
+
+    def add(self, lines: Iterable[TraceLine]) -> None:
+        """Take in what a trace tells."""
+        for line in lines:
+            match line:
+                case Lost():
+                    self.lost += line.events
+                case Event(kind=EventKind.SECCOMP):
+                    self.refused[line.call] += 1
+                case Event(kind=EventKind.FILE, error=""):
+                    self._add_file(line)
+                case Event(kind=EventKind.NETWORK):
+                    self._add_address(line)
+                case _:
+                    pass
+
+    def _add_file(self, event: Event) -> None:
+        is_read = event.call.startswith(("open", "openat")) and event.detail.split("|")[0] == _READING
+        if is_read and "O_CREAT" not in event.detail and "O_TRUNC" not in event.detail:
+            return
+        for path in (event.path, event.other_path):
+            if path.startswith("/"):
+                _count(self.written, os.path.dirname(os.path.normpath(path)))
+
+    def _add_address(self, event: Event) -> None:
+        if event.address.startswith(("unix:", "family")) or not event.address:
+            return
+        if event.call in ("connect", "sendto") and event.error in ("", "EINPROGRESS"):
+            _count(self.outgoing, event.address)
+        elif event.call == "bind" and not event.error:
+            _count(self.listening, event.address)
+
+
+def _count(things: Counter[str], thing: str) -> None:
+    if thing in things or len(things) < MAX_THINGS:
+        things[thing] += 1
+
+
+class Recording:
+    """Watches a container until it is closed."""
+
+    def __init__(self, collector: Collector, subject: Subject, *, is_from_birth: bool) -> None:
+        self.subject = subject
+        self._collector = collector
+        self._is_from_birth = is_from_birth
+        self._begun = time.monotonic()
+        self._gathered = Gathered()
+        self._ready = threading.Event()
+        self._lock = threading.Lock()
+        self._held = ExitStack()
+        with ExitStack() as undo:
+            if is_from_birth:
+                undo.enter_context(collector.from_birth(subject))
+            self._before = _calls(collector.counts([subject]))
+            undo.enter_context(collector.counting(subject))
+            self._subscription: Subscription = undo.enter_context(
+                collector.subscribe(subject, _WISH, notify=self._ready.set)
+            )
+            self._held = undo.pop_all()
+        self._is_closed = False
+        self._counts: ContainerCounts | None = None
+        threading.Thread(target=self._run, name="recording", daemon=True).start()
+
+    def _run(self) -> None:
+        while not self._is_closed:
+            self._ready.wait()
+            self._ready.clear()
+            self._drain()
+
+    def _drain(self) -> None:
+        with self._lock:
+            while lines := self._subscription.read(at_most=_AT_ONCE):
+                self._gathered.add(lines)
+
+    def look(self) -> None:
+        """Remember the counters as they are now: they go with the container's cgroup."""
+        found = self._collector.counts([self.subject])
+        if found:
+            self._counts = found[0]
+
+    def profile(self, name: str) -> Profile:
+        """Return what has been recorded so far."""
+        self.look()
+        self._drain()
+        counts, gathered = self._counts, self._gathered
+        with self._lock:
+            calls = Counter(_calls([counts] if counts else []))
+            calls.subtract(self._before)
+            calls.subtract(gathered.refused)
+            return Profile(
+                name=name,
+                container=self.subject.name,
+                recorded_at=time.time(),
+                seconds=round(time.monotonic() - self._begun, 3),
+                calls={call: count for call, count in sorted(calls.items()) if count > 0},
+                capabilities=dict(sorted(counts.capabilities.items())) if counts else {},
+                written=dict(sorted(gathered.written.items())),
+                outgoing=dict(sorted(gathered.outgoing.items())),
+                listening=dict(sorted(gathered.listening.items())),
+                is_from_birth=self._is_from_birth,
+                lost_events=gathered.lost,
+            )
+
+    def close(self) -> None:
+        """Watch no more."""
+        self._is_closed = True
+        self._ready.set()
+        self._held.close()
+
+
+def _calls(counts: list[ContainerCounts]) -> dict[str, int]:
+    return {each.call: each.calls for one in counts for each in one.calls}

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A profile in the making: what a program does stands in it, and nothing else."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from insula.kernel.cgroup import Group, Hierarchies, delete_parent
+from insula.monitor.collect import Collector
+from insula.monitor.recording import Recording
+from insula.monitor.subscription import Subject
+
+
+@pytest.fixture
+def subject() -> Iterator[Subject]:
+    hierarchies = Hierarchies.detect()
+    parent = f"insula-test-{uuid.uuid4().hex[:8]}"
+    group = Group(hierarchies, parent, "one")
+    group.create()
+    yield Subject("id", "one", group, group.v2_id(), 0, 65536)
+    group.kill()
+    group.delete(time.monotonic() + 20)
+    delete_parent(hierarchies, parent)
+
+
+@contextmanager
+def recording(subject: Subject, *, is_from_birth: bool = False) -> Iterator[Recording]:
+    collector = Collector()
+    made = Recording(collector, subject, is_from_birth=is_from_birth)
+    try:
+        yield made
+    finally:
+        made.close()
+        collector.close()
+
+
+def python(subject: Subject, text: str) -> None:
+    subprocess.run(
+        [sys.executable, "-SIc", text],
+        preexec_fn=lambda: subject.group.attach(os.getpid()),
+        check=True,
+        timeout=20,
+    )
+
+
+def test_what_a_program_does_stands_in_the_profile(subject: Subject, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, recording(subject) as made:
+        port = server.getsockname()[1]
+        python(subject, f"""
+import os, socket
+open({str(tmp_path / "new")!r}, "w").close()
+os.rename({str(tmp_path / "new")!r}, {str(tmp_path / "old")!r})
+open("/etc/passwd").close()
+socket.create_connection(("127.0.0.1", {port})).close()
+socket.create_server(("127.0.0.1", 0)).close()
+os.setgid(0)
+""")  # fmt: skip
+        profile = made.profile("web")
+    assert profile.written[str(tmp_path)] == 3  # opened, renamed from, renamed to
+    assert "/etc" not in profile.written
+    assert profile.outgoing == {f"127.0.0.1:{port}": 1}
+    assert list(profile.listening) == ["127.0.0.1:0"]
+    assert {"execve", "rename", "connect", "bind", "setgid"} <= profile.calls.keys()
+    assert "ptrace" not in profile.calls
+    assert (profile.name, profile.container, profile.lost_events) == ("web", "one", 0)
+
+
+def test_what_was_counted_before_is_not_in_it(subject: Subject) -> None:
+    with recording(subject) as first:
+        python(subject, "import os; os.getpgid(0)")
+        assert first.profile("a").calls["getpgid"] == 1
+        later = Recording(first._collector, subject, is_from_birth=False)
+        python(subject, "pass")
+        assert "getpgid" not in later.profile("b").calls
+        later.close()
+
+
+def test_what_happens_before_the_filter_is_left_out(subject: Subject) -> None:
+    """As with a container: its ids and mounts are made before its seccomp filter is there."""
+    with recording(subject, is_from_birth=True) as made:
+        python(subject, """
+import ctypes, os, struct
+os.getpgid(0)
+libc = ctypes.CDLL(None, use_errno=True)
+class Program(ctypes.Structure):
+    _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
+libc.prctl(38, 1, 0, 0, 0)
+assert libc.prctl(22, 2, ctypes.byref(Program(1, struct.pack("=HBBI", 6, 0, 0, 0x7fff0000)))) == 0
+os.getsid(0)
+""")  # fmt: skip
+        profile = made.profile("web")
+    assert "getsid" in profile.calls
+    assert "getpgid" not in profile.calls
+    assert profile.is_from_birth
+
+
+def test_it_can_be_read_after_the_end(subject: Subject) -> None:
+    with recording(subject) as made:
+        python(subject, "import os; os.getpgid(0)")
+        subject.group.delete(time.monotonic() + 20)
+        profile = made.profile("web")
+    subject.group.create()  # for the fixture, which takes it away
+    assert profile.calls["getpgid"] == 1
