@@ -6,12 +6,17 @@ import os
 import stat
 from pathlib import Path
 
+from leftovers import SHARED
+
 #: Of the host, where an escape would write first; little enough to be read whole, and nobody else's to change meanwhile.
 PLACES = (
     "/etc/passwd", "/etc/shadow", "/etc/group", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/etc/crontab", "/etc/cron.d",
     "/etc/sudoers.d", "/etc/profile", "/etc/profile.d", "/etc/ld.so.preload", "/etc/ld.so.conf.d", "/etc/ssh", "/etc/pam.d",
     "/root/.ssh", "/root/.bashrc", "/usr/local/bin", "/usr/local/sbin", "/boot", "/dev/null", "/dev/console", "/dev/ptmx", "/tmp/.",
 )  # fmt: skip
+#: On a machine that others work on, accounts come and go.
+_ACCOUNTS = {"/etc/passwd", "/etc/shadow", "/etc/group"}
+_OWN = tuple(place for place in PLACES if not (os.environ.get(SHARED) and place in _ACCOUNTS))
 SEARCHED = (
     "/",
     "/etc",
@@ -31,7 +36,7 @@ SEARCHED = (
 def fingerprint(*places: str | Path) -> str:
     """Return a digest of names, owners, modes, sizes, times and links of files, and of those below folders."""
     digest = hashlib.sha256()
-    for path in (each for place in places or PLACES for each in _walked(str(place))):
+    for path in (each for place in places or _OWN for each in _walked(str(place))):
         try:
             found = os.lstat(path)
         except FileNotFoundError:

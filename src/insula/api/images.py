@@ -7,6 +7,7 @@ from insula.api.bodies import NameQuery
 from insula.api.call import Call, answer, empty
 from insula.api.transfer import upload
 from insula.api.verbs import Reporter, Result
+from insula.model.errors import NotPermitted
 from insula.model.spec import ImageBuildWish
 
 
@@ -31,6 +32,12 @@ async def import_tar(call: Call) -> web.StreamResponse:
 
 async def build(call: Call) -> web.StreamResponse:
     wish = await call.body(ImageBuildWish)
+    if wish.mirror and not call.grant.principal.is_admin:
+        # This host fetches from there as root, from within: its own services and those of its network would answer.
+        raise NotPermitted(
+            f"cannot build from mirror `{wish.mirror[:80]}`: only an admin names one",
+            hint="leave out --mirror: this host's own is used",
+        )
 
     def work(reporter: Reporter) -> Result:
         return call.api.verbs.build_image(call.grant, wish, reporter=reporter)

@@ -187,11 +187,25 @@ def prepare_devices(uid_base: int) -> int:
     return device_mount
 
 
+@contextlib.contextmanager
+def _opened_source(plan: MountPlan) -> Iterator[int]:
+    # A user's is a handle already; any other path was resolved when the container was made, and who has exchanged a part of
+    # it by a link since then gets no mount at all.
+    if plan.owner:
+        descriptor = os.open(plan.source, os.O_PATH | os.O_CLOEXEC)
+    else:
+        descriptor = paths.open_without_links(plan.source, flags=os.O_PATH)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 def _prepare_mount(plan: MountPlan, maps: IdMaps, *, uid_base: int) -> int:
     if plan.kind != "bind":
         return -1
     userns = maps.of_owner(uid_base, plan.owner) if plan.owner else maps.descriptor(uid_base)
-    with _opened(plan.source, os.O_PATH | os.O_CLOEXEC) as source:
+    with _opened_source(plan) as source:
         if plan.owner:
             # Without the mapping it would be another mount than was permitted: then there is none.
             mapped = idmap.idmapped_clone(source, userns, read_only=plan.read_only)

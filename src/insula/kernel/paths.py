@@ -25,6 +25,7 @@ RESOLVE_IN_ROOT = 0x10
 _RACE_RETRIES = 64
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY
+_AT_FDCWD = -100
 
 
 def open_in_root(
@@ -61,6 +62,16 @@ def open_within(root_fd: int, path: bytes, *, flags: int) -> int:
     Raises: OSError: EXDEV for a way out (an absolute link is one), ELOOP for a magic link, ENOENT.
     """
     return _open(root_fd, path, flags=flags, resolve=RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS)
+
+
+def open_without_links(path: str | bytes, *, flags: int) -> int:
+    """Open an absolute path of the host in which no part may be a link: what it was when it was resolved, or nothing.
+
+    Returns: a descriptor that the caller closes.
+    Raises: OSError: ELOOP for a link, ENOENT.
+    """
+    resolve = RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
+    return _open(_AT_FDCWD, os.fsencode(path), flags=flags, resolve=resolve)
 
 
 def make_directories_in_root(root_fd: int, path: str | bytes, *, mode: int) -> int:

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from insula.model.errors import InUse, InvalidSpec, LimitRefused, NetworkNotFound, VolumeNotFound
 from insula.model.grant import Grant
 from insula.model.lifecycle import Status
+from insula.model.permit import Permit
 from insula.model.record import Attachment, ContainerRecord, ImageRecord
 from insula.model.spec import MountKind, MountWish, RestartKind, Spec, VolumeWish
 from insula.runtime import quotas
@@ -53,6 +54,7 @@ def create(grant: Grant, runtime: Runtime, spec: Spec) -> ContainerRecord:
         permit = runtime.permits.of_caller(grant)
         check_permitted(spec, permit)
         check_binds(spec.mounts, permit)
+        spec = replace(spec, mounts=tuple(_resolved(each, permit) for each in spec.mounts))
         attachment = _lease(runtime, tenant, spec=spec, container_id=container_id)
         undo.callback(runtime.networks.release, container_id)
         undo.callback(remove_tree, runtime.folders.container(container_id))
@@ -175,6 +177,13 @@ def _check_mount(mount: MountWish) -> None:
         raise InvalidSpec(f"cannot mount on `{target}`: `..` in the path")
     if mount.kind is MountKind.BIND and (not mount.source.startswith("/") or "\0" in mount.source):
         raise InvalidSpec(f"cannot mount `{mount.source}`: not an absolute path of the host")
+
+
+def _resolved(mount: MountWish, permit: Permit) -> MountWish:
+    # An admin's folder is what it is now: whoever may rename something on its way cannot lead later starts elsewhere.
+    if mount.kind is not MountKind.BIND or not permit.is_everything:
+        return mount
+    return replace(mount, source=os.path.realpath(mount.source))
 
 
 def _with_volumes(runtime: Runtime, tenant: str, *, spec: Spec, image: ImageRecord, undo: ExitStack) -> Spec:

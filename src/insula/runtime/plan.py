@@ -4,6 +4,7 @@
 Nothing is changed here: the plan can be printed and tested without root.
 """
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -166,7 +167,7 @@ def capabilities_of(spec: Spec) -> tuple[str, ...]:
 def _mount_plan(runtime: Runtime, tenant: str, wish: MountWish) -> MountPlan:
     source = wish.source
     if wish.kind is MountKind.VOLUME:
-        source = str(runtime.volumes.path(runtime.store.get_volume(tenant, wish.source)))
+        source = os.path.realpath(runtime.volumes.path(runtime.store.get_volume(tenant, wish.source)))
     return MountPlan(
         kind="tmpfs" if wish.kind is MountKind.TMPFS else "bind",
         source=source,
