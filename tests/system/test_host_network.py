@@ -71,7 +71,7 @@ def test_a_port_in_use_names_its_holder(host: Host, alice: Person, bob: Person) 
     assert "18080" in said and "`first`" in said
     said = bob.fails("run", "--rm", "-p", "18080:80", "box", "true", code=125)
     assert "18080" in said
-    assert "another user's container" in said and "`first`" not in said
+    assert "a program of this host listens" in said and "`first`" not in said
     with host.entered():
         blocker = socket.create_server(("0.0.0.0", 18081))
     with blocker:

@@ -76,12 +76,12 @@ def choose_subnet(
 
 
 def check_subnet(subnet: IPv4Network, *, used: Iterable[IPv4Network]) -> None:
-    """Refuse a wished subnet that overlaps one in use.  Raises: SubnetOverlaps naming it."""
+    """Refuse a wished subnet that overlaps one in use.  Raises: SubnetOverlaps; whose and which it is, is not told."""
     for other in used:
         if subnet.overlaps(other):
             raise SubnetOverlaps(
-                f"cannot use subnet `{subnet}`: it overlaps {other}, which is in use",
-                hint="choose another --subnet",
+                f"cannot use subnet `{subnet}`: a part of it is in use on this host",
+                hint="choose another --subnet, or leave it out to have a free one chosen",
             )
 
 

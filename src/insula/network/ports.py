@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address
 
+from msgspec.structs import replace
+
 from insula.model.errors import Exhausted, InvalidSpec, PortInUse
 from insula.model.spec import PortMapping
 from insula.network import ipv6
@@ -145,14 +147,17 @@ def _check_host_address(mapping: PortMapping) -> None:
 
 
 def _refuse_if_taken(mapping: PortMapping, *, held: list[Taken]) -> None:
+    foreign = [other.mapping for other in held if other.is_foreign]
     for other in held:
-        if overlaps(mapping, other.mapping):
+        if not other.is_foreign and overlaps(mapping, other.mapping):
             raise PortInUse(
                 f"cannot publish `{describe(mapping)}`: the port is held by {_describe_holder(other)}",
                 hint=_CURE,
             )
     for port in range(mapping.host_port, mapping.host_port + mapping.count):
-        if not _is_free(mapping, port=port):
+        one = replace(mapping, host_port=port, count=1)
+        # Another tenant's container is a program of this host like any other: that there is one is not told.
+        if any(overlaps(one, each) for each in foreign) or not _is_free(mapping, port=port):
             raise PortInUse(
                 f"cannot publish `{describe(mapping)}`: a program of this host listens on port {port}",
                 hint=_CURE,
@@ -160,8 +165,6 @@ def _refuse_if_taken(mapping: PortMapping, *, held: list[Taken]) -> None:
 
 
 def _describe_holder(other: Taken) -> str:
-    if other.is_foreign:
-        return "another user's container"
     return f"container `{other.holder}`" if other.holder else "another published port of this container"
 
 

@@ -107,7 +107,7 @@ def test_conflicts_are_named() -> None:
     taken = [IPv4Address("10.64.0.9")]
     with pytest.raises(Conflict, match=r"10\.64\.0\.9"):
         pool.check_address("10.64.0.9", subnet=subnet, gateway=IPv4Address("10.64.0.1"), taken=taken)
-    with pytest.raises(SubnetOverlaps, match=r"10\.64\.0\.0/16"):
+    with pytest.raises(SubnetOverlaps, match=r"10\.64\.0\.0/24"):
         pool.check_subnet(subnet, used=[IPv4Network("10.64.0.0/16")])
 
 
