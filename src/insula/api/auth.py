@@ -132,7 +132,7 @@ def identify(found: Shown, *, directory: Directory, admins: frozenset[str]) -> P
 
     Raises: Denied, Unauthenticated.
     """
-    known = Known(directory=directory, admins=admins, now=time.time())
+    known = present(directory, admins=admins)
     if found.uid is not None and is_container_uid(found.uid):
         raise Denied(f"cannot serve uid `{found.uid}`: it belongs to a container", uid=found.uid)
     if found.token:
@@ -179,16 +179,19 @@ def account(uid: int, *, limit: frozenset[int] | None = None) -> Account:
         entry = pwd.getpwuid(uid)
     except KeyError:
         return Account(uid=uid, login=None)
-    present = frozenset(os.getgrouplist(entry.pw_name, entry.pw_gid))
-    counted = present if limit is None else present & limit
-    return Account(uid=uid, login=entry.pw_name, gid=entry.pw_gid, home=entry.pw_dir, groups=_named(counted))
+    groups = frozenset(os.getgrouplist(entry.pw_name, entry.pw_gid))
+    counted = groups if limit is None else groups & limit
+    return Account(uid=uid, login=entry.pw_name, gid=entry.pw_gid, home=entry.pw_dir, groups=counted)
 
 
-def _named(gids: frozenset[int]) -> dict[int, str]:
-    found = {}
-    for gid in gids:
-        try:
-            found[gid] = grp.getgrgid(gid).gr_name
-        except KeyError:
-            found[gid] = ""
-    return found
+def group_name(gid: int) -> str:
+    """Return what the user database calls a group; empty: nothing."""
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return ""
+
+
+def present(directory: identity.Directory, *, admins: frozenset[str]) -> Known:
+    """Return what identities are decided by at this moment."""
+    return Known(directory=directory, admins=admins, now=time.time(), group_name=group_name)

@@ -5,13 +5,10 @@ The file is read at the start, at SIGHUP and at `insula policy reload`; a wrong 
 A missing file is an empty policy.  What the keys mean: `tenant/policy.py`.
 """
 
-import grp
 import logging
 import os
 import pwd
 import threading
-import time
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +21,6 @@ from insula.model.permit import EVERYTHING, FileUser, Permit
 from insula.model.record import ContainerRecord
 from insula.runtime.people import People
 from insula.tenant import identity, policy
-from insula.tenant.identity import Known
 
 LOG = logging.getLogger(__name__)
 
@@ -124,14 +120,14 @@ class Rights:
         asker = policy.Asker(
             tenant=principal.tenant,
             name=principal.name,
-            groups=frozenset(_group_names(principal.groups)),
+            groups=frozenset(map(auth.group_name, principal.groups)),
             opens_as=_file_user(principal),
         )
         return policy.permit(self._policy.rules, asker)
 
     def _present(self, name: str, *, uid: int | None) -> Principal | None:
         """Return who a user is now; None: nobody who may give commands."""
-        known = Known(directory=self._people, admins=self._admins, now=time.time())
+        known = auth.present(self._people, admins=self._admins)
         try:
             if uid is not None:
                 found = identity.of_unix(auth.account(uid), known)
@@ -155,11 +151,3 @@ def _file_user(principal: Principal) -> FileUser | None:
     return FileUser(
         name=principal.name, uid=principal.uid, gid=principal.gid, groups=principal.groups, home=home
     )
-
-
-def _group_names(gids: Iterable[int]) -> Iterable[str]:
-    for gid in gids:
-        try:
-            yield grp.getgrgid(gid).gr_name
-        except KeyError:
-            continue

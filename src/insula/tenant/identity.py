@@ -14,6 +14,7 @@ What the kernel and the user database say is read in `api/auth.py`.  Apart from 
 import hashlib
 import re
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -40,8 +41,8 @@ class Account:
     """None: it does not know it."""
     gid: int | None = None
     home: str = ""
-    groups: dict[int, str] | None = None
-    """Gid → name of the groups that the connection has, too."""
+    groups: frozenset[int] = frozenset()
+    """Those that the connection has, too."""
 
 
 class Directory(Protocol):
@@ -62,6 +63,8 @@ class Known:
     admins: frozenset[str]
     """Of `insula daemon --admin`."""
     now: float
+    group_name: Callable[[int], str]
+    """What the user database calls a gid now; empty: nothing."""
 
 
 def user_name(uid: int, login: str | None) -> str:
@@ -91,15 +94,16 @@ def of_unix(account: Account, known: Known) -> Principal:
     Raises: Unauthenticated if its name or its uid was somebody else's; Denied if its right was taken away.
     """
     name = user_name(account.uid, account.login)
-    groups = account.groups or {}
     if account.uid == 0:
         tenant, role = name, Role.ADMIN
     else:
         record = _bound_record(account.uid, name, known=known)
-        record = _by_group(record, groups, known=known) if record.standing is Standing.SEEN else record
+        record = (
+            _by_group(record, account.groups, known=known) if record.standing is Standing.SEEN else record
+        )
         tenant, role = record.tenant, Role.ADMIN if name in known.admins else record.role
     return Principal(
-        name=name, tenant=tenant, role=role, uid=account.uid, gid=account.gid, groups=frozenset(groups)
+        name=name, tenant=tenant, role=role, uid=account.uid, gid=account.gid, groups=account.groups
     )
 
 
@@ -206,14 +210,15 @@ def _first_seen(uid: int, name: str, *, known: Known) -> UserRecord:
     return record
 
 
-def _by_group(record: UserRecord, groups: dict[int, str], *, known: Known) -> UserRecord:
+def _by_group(record: UserRecord, groups: frozenset[int], *, known: Known) -> UserRecord:
     """Lay over the tenant and role of the first known group, by name, that the user is in."""
     if not groups:
         return record
     for group in known.directory.list_groups():
         # By number and name: a gid may have been given to another group since.
-        is_member = group.number is not None and groups.get(group.number) == group.name.removeprefix("@")
-        if is_member and not _is_over(group, known):
+        if group.number not in groups or _is_over(group, known):
+            continue
+        if known.group_name(group.number) == group.name.removeprefix("@"):
             return replace(record, tenant=group.tenant, role=group.role)
     return record
 
