@@ -95,8 +95,9 @@ class Shown:
 def shown(transport: Extra, headers: Mapping[str, str]) -> Shown:
     """Read what the other end has shown.
 
-    Raises: ProtocolError, Unauthenticated.
+    Raises: ProtocolError, Unauthenticated; Denied for a page of somebody else's in a browser.
     """
+    _refuse_foreign_page(headers)
     token = _bearer(headers)
     tls = transport.get_extra_info("ssl_object")
     if isinstance(tls, ssl.SSLObject | ssl.SSLSocket):
@@ -108,6 +109,16 @@ def shown(transport: Extra, headers: Mapping[str, str]) -> Shown:
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     _pid, uid, gid = _CREDENTIALS.unpack(raw)
     return Shown(uid=uid, groups=frozenset({gid, *_peer_groups(connection.getsockopt)}), token=token)
+
+
+def _refuse_foreign_page(headers: Mapping[str, str]) -> None:
+    """A browser shows its user's certificate for whichever page asks it to: only our own pages may.
+
+    Source: RFC 6454, 7; the header is set by browsers only, and pages cannot change it.
+    """
+    origin = headers.get("Origin")
+    if origin is not None and origin.partition("://")[2] != headers.get("Host", ""):
+        raise Denied("cannot serve a page of another site")
 
 
 def _bearer(headers: Mapping[str, str]) -> str:

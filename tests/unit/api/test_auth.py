@@ -35,6 +35,19 @@ def test_a_header_that_is_no_bearer_is_refused_and_not_passed_over(value: str) -
         auth.shown(transport, {"Authorization": value})
 
 
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "null", "", "https://alpha:7443.evil.example", "alpha:7443"]
+)
+def test_a_page_of_another_site_is_refused(origin: str) -> None:
+    theirs, transport = pair()
+    with theirs, transport.get_extra_info("socket"):
+        with pytest.raises(Denied, match="another site"):
+            auth.shown(transport, {"Origin": origin, "Host": "alpha:7443"})
+        assert (
+            auth.shown(transport, {"Origin": "https://alpha:7443", "Host": "alpha:7443"}).uid == os.geteuid()
+        )
+
+
 def test_a_containers_uid_is_refused_even_with_a_token(tmp_path: Path) -> None:
     store = Store(tmp_path / "db.sqlite")
     for token in ("", "insula_0123456789ab_" + "x" * 43):
