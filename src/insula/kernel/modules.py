@@ -18,7 +18,7 @@ MODULES = (
     "overlay",
     # the networks: their ports and rules (`network/firewall.py`)
     "bridge", "veth", "nf_tables",
-    "nft_chain_nat", "nft_ct", "nft_fib_inet", "nft_masq", "nft_meta_bridge", "nft_nat", "nft_reject_inet",
+    "nft_chain_nat", "nft_connlimit", "nft_ct", "nft_fib_inet", "nft_masq", "nft_meta_bridge", "nft_nat", "nft_reject_inet",
     # what CRIU asks for sockets
     "af_packet_diag", "inet_diag", "netlink_diag", "raw_diag", "tcp_diag", "udp_diag", "unix_diag",
 )  # fmt: skip
