@@ -8,7 +8,6 @@ death of insulad or CRIU can wake them while it is open who owns them.
 """
 
 import logging
-import math
 import os
 import time
 from collections.abc import Iterator
@@ -19,16 +18,17 @@ from msgspec.structs import replace
 
 from insula.kernel.hold import Hold, pack, replay
 from insula.kernel.pagemap import Range
-from insula.migrate import settle, track
+from insula.migrate import settle
 from insula.migrate.absent import complete_images, list_hidden
 from insula.migrate.beside import Beside
 from insula.migrate.fault import Point, fault
 from insula.migrate.heartbeat import Pages, await_held, held_within_s
 from insula.migrate.images import send_images
-from insula.migrate.lend import LaterTracker, check_can_pull
+from insula.migrate.lend import check_can_pull
+from insula.migrate.modes import open_tracker, rules_of
 from insula.migrate.packed import PackedSource
 from insula.migrate.plan import Load, plan_move
-from insula.migrate.precopy import Brake, Precopy, Rules
+from insula.migrate.precopy import Brake, Precopy
 from insula.migrate.preflight import describe
 from insula.migrate.relays import note_relay
 from insula.migrate.shared import SharedSource
@@ -40,7 +40,6 @@ from insula.model.errors import (
     InsulaError,
     MigrationFailed,
     ProtocolError,
-    Unsupported,
 )
 from insula.model.grant import Grant
 from insula.model.lifecycle import Event, Status, after
@@ -59,7 +58,7 @@ from insula.model.migration import (
     Resumed,
 )
 from insula.model.record import ContainerRecord, HostRecord
-from insula.model.spec import DEFAULT_MAX_PAUSE_MS, MigrateWish, Mode
+from insula.model.spec import MigrateWish, Mode
 from insula.model.units import format_size
 from insula.runtime import callers, dump
 from insula.runtime.context import Runtime
@@ -71,13 +70,8 @@ from insula.runtime.undo import attempt
 LOG = logging.getLogger(__name__)
 
 Result = dict[str, str | int | float | bool]
-STAND_SECONDS = 2.0
 FREEZES = 5
 """Tries, if CRIU meets what passes by itself; each is a pause, shorter than the one that succeeds."""
-FIXED_SECONDS = 0.1
-"""Of a pause without any memory: what CRIU needs on both sides (bench/migrate.py)."""
-PROCESS_SECONDS = 0.006
-"""Of a pause, for each process: CRIU stops, dumps and restores one after the other."""
 
 
 class Reporter(Protocol):
@@ -107,7 +101,7 @@ def migrate(
         offer = replace(describe(runtime, record), is_later=wish.mode is Mode.POST_COPY)
         wire = held.enter_context(_connected(peers, host))
         group = runtime.group(record)
-        tracker = _open_tracker(runtime, record, mode=wish.mode)
+        tracker = open_tracker(runtime, record, mode=wish.mode)
         held.callback(tracker.close)
         rules = rules_of(wish, record, tracker=tracker, processes=len(group.pids()))
         shared, packed = SharedSource(group.pids), PackedSource(record.pid)
@@ -165,33 +159,6 @@ def _turn_back(wire: Wire) -> None:
     with suppress(InsulaError):
         wire.send(Refuse(code=Cancelled.code, message="the source goes no further"))
         wire.drain()
-
-
-def _open_tracker(runtime: Runtime, record: ContainerRecord, *, mode: Mode) -> track.Tracker:
-    """Choose how written memory is found.  Raises: Unsupported."""
-    group = runtime.group(record)
-    if mode is Mode.STOP_COPY:
-        return track.WholeTracker(group.pids)
-    tracker = track.open_tracker(group.pids, still=lambda: standing(runtime, record))
-    if mode is Mode.POST_COPY:
-        return LaterTracker(tracker)
-    if mode is Mode.PRE_COPY and tracker.kind == "none":
-        raise Unsupported(
-            "cannot migrate with `--mode pre-copy`: this kernel cannot tell what a program writes",
-            hint="Linux 6.7 or newer, or one with CONFIG_MEM_SOFT_DIRTY; see `insula doctor`",
-        )
-    return tracker
-
-
-def rules_of(wish: MigrateWish, record: ContainerRecord, *, tracker: track.Tracker, processes: int) -> Rules:
-    """Say what the pause may cost: what was wished for the move, or for the container, or as usual.
-
-    Where nothing can travel before the freeze there is no usual: it takes as long as it takes.
-    """
-    wished = wish.max_pause_ms or record.spec.max_pause_ms
-    usual = math.inf if tracker.kind == "none" else DEFAULT_MAX_PAUSE_MS
-    fixed_s = FIXED_SECONDS + PROCESS_SECONDS * processes
-    return Rules(max_pause_s=(wished or usual) / 1000, fixed_s=fixed_s, name=record.name)
 
 
 class Move:
@@ -495,15 +462,3 @@ def _open_hold(record: ContainerRecord, *, held: ExitStack) -> Hold | None:
     except OSError as error:
         LOG.warning("packets are not held", extra={"fields": {"reason": str(error)}})
         return None
-
-
-@contextmanager
-def standing(runtime: Runtime, record: ContainerRecord) -> Iterator[None]:
-    """Have a container's processes stand for a moment.  Raises: TimeoutError."""
-    group = runtime.group(record)
-    group.freeze()
-    try:
-        group.wait_frozen(time.monotonic() + STAND_SECONDS)
-        yield
-    finally:
-        group.thaw()
