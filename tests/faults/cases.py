@@ -31,6 +31,8 @@ class Fault(StrEnum):
     DISK_SOURCE = "disk full on the source"
     DISK_TARGET = "disk full on the target"
     MEMORY_TARGET = "out of memory on the target"
+    CLOCK_SOURCE = "clock of the source jumps"
+    CLOCK_TARGET = "clock of the target jumps"
 
 
 class Owner(StrEnum):
@@ -44,7 +46,7 @@ _TAKEN = ORDER.index(Point.TARGET_COMMITTED)
 _RUNS = ORDER.index(Point.TARGET_RESTORED)
 _DUMPED = ORDER.index(Point.TARGET_LAST_PAGES)
 
-_WAITS_FOR_NOBODY = {Fault.SLOW, Fault.DISK_SOURCE}
+_WAITS_FOR_NOBODY = {Fault.SLOW, Fault.DISK_SOURCE, Fault.CLOCK_SOURCE, Fault.CLOCK_TARGET}
 _MAY_END_IT = {Fault.SPAWNER_SOURCE, Fault.SPAWNER_TARGET, Fault.FILLER, Fault.MEMORY_TARGET}
 """The program's memory goes with its spawner, filler or cgroup: a restart policy brings it back, what it stored is there."""
 

@@ -37,14 +37,34 @@ REACH_S = 30.0
 SETTLE_S = 40.0
 HEARD_S = 20.0
 MAX_PAUSE_MS = 60_000
-LASTING = frozenset({Fault.SLOW, Fault.DISK_SOURCE, Fault.DISK_TARGET, Fault.MEMORY_TARGET})
+LASTING = frozenset(
+    {
+        Fault.SLOW,
+        Fault.DISK_SOURCE,
+        Fault.DISK_TARGET,
+        Fault.MEMORY_TARGET,
+        Fault.CLOCK_SOURCE,
+        Fault.CLOCK_TARGET,
+    }
+)
 LASTING_S = 4.0
 """What strikes only what is done while it lasts stays for the whole move, or so long."""
 TRIES = 5
 SILENT = frozenset(
-    tuple(Point)[tuple(Point).index(Point.SOURCE_FROZEN) : tuple(Point).index(Point.TARGET_RESTORED)]
+    {
+        Point.SOURCE_FROZEN,
+        Point.SOURCE_DUMPED,
+        Point.TARGET_RESTORE,
+        Point.TARGET_HELD,
+        Point.SOURCE_HELD,
+        Point.SOURCE_COMMITTED,
+        Point.TARGET_COMMITTED,
+    }
 )
-"""From the freeze until it runs on the target nobody may answer at its address."""
+"""From the freeze until it runs on the target nobody may answer at its address.
+
+Not while the target takes the last pages: CRIU dumps meanwhile, and may give up for a connection that is not accepted yet.
+"""
 INSULAD = ("-m", "insula.cli")
 
 
@@ -93,7 +113,14 @@ class Field:
 
     def start(self, name: str) -> None:
         """Start a host's insulad and wait until it is ready."""
-        with open(hosts.start_daemon(self.pair.host(name), program=self._program), "rb") as ready:
+        clock = strike.clock_of(self.pair.host(name))
+        os.environ.update(clock)
+        try:
+            reading = hosts.start_daemon(self.pair.host(name), program=self._program)
+        finally:
+            for each in clock:
+                os.environ.pop(each)
+        with open(reading, "rb") as ready:
             if ready.read() != b"ready\n":
                 raise RuntimeError(f"insulad of {name} does not start:\n{hosts.tail(self.pair.host(name))}")
 
@@ -172,6 +199,8 @@ class Field:
                 if is_asked and is_answered(self.pair.world, self._address):
                     result.problems.append("a copy is on the network that may not run")
                 struck = strike.strike(self.pair, case.fault, source=source, target=target, start=self.start)
+                if not struck.found and case.fault in (Fault.CLOCK_SOURCE, Fault.CLOCK_TARGET):
+                    result.problems.append("insulad has no clock of its own")
             try:
                 mover.join(case.heal_after_s)
             finally:

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Do a fault to two hosts, and take it back: kills, cut and slow links, full disks, cgroups without memory.
+"""Do a fault to two hosts, and take it back: kills, cut and slow links, full disks, cgroups without memory, clocks that jump.
 
-Sources: nft(8), tc-tbf(8), posix_fallocate(3), cgroup-v1/memory.rst.
+The machine's clock is everybody's: each host has one of its own, by a library that its insulad and spawner load (`clock.c`).
+Sources: nft(8), tc-tbf(8), posix_fallocate(3), cgroup-v1/memory.rst, ld.so(8).
 """
 
 import os
+import struct
 import subprocess
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -21,6 +23,9 @@ RATE = "40mbit"
 PORTS = {"alpha": "ctl-1", "beta": "ctl-2"}
 MEMORY = Path("/sys/fs/cgroup/memory")
 SPARE_BYTES = 1 << 20
+JUMP_S = 7 * 3600
+CLOCK = Path(__file__).with_name("clock.c")
+_SECONDS = struct.Struct("=q")
 STATE_BYTES = 200 << 20
 
 Undo = Callable[[], None]
@@ -69,6 +74,10 @@ def strike(pair: Pair, fault: Fault, *, source: str, target: str, start: Callabl
             return _fill_disk(pair.host(target))
         case Fault.MEMORY_TARGET:
             return _limit_memory(pair.host(target))
+        case Fault.CLOCK_SOURCE:
+            return _jump(pair.host(source), JUMP_S)
+        case Fault.CLOCK_TARGET:
+            return _jump(pair.host(target), -JUMP_S)
 
 
 def _nothing() -> None:
@@ -190,3 +199,31 @@ def _limit_memory(host: Host) -> Struck:
                 (group / "memory.limit_in_bytes").write_text("-1")
 
     return Struck(undo=undo, found=bool(changed))
+
+
+def clock_of(host: Host) -> dict[str, str]:
+    """Give a host a clock of its own.  Returns: the environment by which its insulad, and what that starts, has it."""
+    library = host.folder.parent / "clock.so"
+    if not library.exists():
+        command = ["gcc", "-shared", "-fPIC", "-O2", "-o", str(library), str(CLOCK)]
+        subprocess.run(command, check=True, timeout=60)
+    _set_clock(host, 0)
+    return {"LD_PRELOAD": str(library), "INSULA_CLOCK": str(_clock_file(host))}
+
+
+def _clock_file(host: Host) -> Path:
+    return host.folder / "clock"
+
+
+def _set_clock(host: Host, seconds: int) -> None:
+    descriptor = os.open(_clock_file(host), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        os.pwrite(descriptor, _SECONDS.pack(seconds), 0)  # in place: it is mapped
+    finally:
+        os.close(descriptor)
+
+
+def _jump(host: Host, seconds: int) -> Struck:
+    _set_clock(host, seconds)
+    maps = Path(f"/proc/{host.daemon.pid}/maps").read_text() if host.daemon is not None else ""
+    return Struck(undo=lambda: _set_clock(host, 0), found="clock.so" in maps)
