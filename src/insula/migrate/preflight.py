@@ -26,7 +26,7 @@ from insula.model.spec import MountKind
 from insula.runtime.context import Runtime
 from insula.runtime.create import check_spec
 from insula.runtime.obstacles import refuse_obstacles
-from insula.runtime.permitted import check_permitted
+from insula.runtime.permitted import check_permitted, check_ports
 
 OLDEST_KERNEL = (5, 12)
 """The first with id-mapped mounts, which every container stands on."""
@@ -126,7 +126,9 @@ def check_identity(runtime: Runtime, offer: Offer) -> None:
     ):
         raise ProtocolError("cannot take a container: its id, name or tenant is none")
     check_spec(record.spec)
-    check_permitted(record.spec, runtime.permits.of_tenant(record.tenant))
+    permit = runtime.permits.of_tenant(record.tenant)
+    check_permitted(record.spec, permit)
+    check_ports(record.ports, permit)  # what was picked there is wished for here
     offered = {each.name for each in offer.volumes}
     for mount in record.spec.mounts:
         if mount.kind is MountKind.VOLUME and mount.source not in offered:

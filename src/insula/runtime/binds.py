@@ -25,7 +25,6 @@ from insula.model.spec import MountKind, MountWish
 from insula.runtime.context import Runtime
 from insula.runtime.permitted import ceiling_of, check_permitted
 
-
 _REFUSALS = frozenset(
     {
         errno.EACCES,
@@ -41,14 +40,19 @@ _REFUSALS = frozenset(
 """What the path and its rights can be the reason of; anything else is the machine's fault."""
 
 
+def permitted_now(runtime: Runtime, record: ContainerRecord) -> Permit:
+    """Return what a container's maker may ask for now.  Raises: NotPermitted if the container asks for more."""
+    permit = runtime.permits.of_creator(record)
+    check_permitted(record.spec, permit)
+    return permit
+
+
 @contextmanager
-def opened(runtime: Runtime, record: ContainerRecord, plan: StartPlan) -> Iterator[StartPlan]:
-    """Check a container against what its maker may ask for now, and open its bind mounts; they stay open in the block.
+def opened(record: ContainerRecord, plan: StartPlan, *, permit: Permit) -> Iterator[StartPlan]:
+    """Open a container's bind mounts; they stay open in the block.
 
     Yields: the plan with handles in place of the paths.  Raises: NotPermitted.
     """
-    permit = runtime.permits.of_creator(record)
-    check_permitted(record.spec, permit)
     if permit.is_everything:
         yield plan
         return

@@ -6,13 +6,14 @@ way (create, start, restart, restore, clone, arrival from another host) calls `c
 """
 
 import os
+from collections.abc import Iterable
 
 from insula.model.errors import NotPermitted
 from insula.model.permit import FIRST_HIGH_PORT, HOME, Permit
 from insula.model.spec import MountKind, MountWish, PortMapping, Spec
 from insula.runtime.plan import capabilities_of
 
-__all__ = ["ceiling_of", "check_permitted", "check_uplink"]
+__all__ = ["ceiling_of", "check_permitted", "check_ports", "check_uplink"]
 
 _NEVER = ("/proc", "/sys", "/dev")
 """Below these nobody but an admin mounts anything, whatever the policy names."""
@@ -28,11 +29,17 @@ def check_permitted(spec: Spec, permit: Permit) -> None:
             f"cannot add capability `{min(refused)}`: the policy does not grant it",
             hint="an admin may, and can grant it: `capabilities` in the policy",
         )
-    for port in spec.ports:
-        _check_port(port, permit)
+    check_ports(spec.ports, permit)
     for mount in spec.mounts:
         if mount.kind is MountKind.BIND:
             ceiling_of(mount, permit)
+
+
+def check_ports(ports: Iterable[PortMapping], permit: Permit) -> None:
+    """Raises: NotPermitted for a port of the host that is not granted."""
+    if not permit.is_everything:
+        for port in ports:
+            _check_port(port, permit)
 
 
 def check_uplink(interface: str, permit: Permit) -> None:

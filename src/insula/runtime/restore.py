@@ -14,6 +14,7 @@ from insula.image.tarball import Form, unpack_tree
 from insula.model.errors import BadRequest, CheckpointAltered
 from insula.model.grant import Grant
 from insula.model.lifecycle import Event, after
+from insula.model.permit import Permit
 from insula.model.record import CheckpointRecord, ContainerRecord
 from insula.model.spec import RestoreWish
 from insula.runtime import binds, dump, quotas
@@ -36,6 +37,7 @@ def restore(grant: Grant, runtime: Runtime, ref: str, *, wish: RestoreWish, repo
     with runtime.locked(found.id), ExitStack() as undo:
         record = runtime.store.get_container(found.id)
         status = after(record.status, Event.RESTORE, name=record.name)
+        permit = binds.permitted_now(runtime, record)
         chosen = runtime.store.get_checkpoint(record.id, name) if name else newest(runtime, record)
         folder = runtime.folders.checkpoint(record.id, chosen.name)
         began = time.monotonic()
@@ -46,7 +48,7 @@ def restore(grant: Grant, runtime: Runtime, ref: str, *, wish: RestoreWish, repo
             if ready.sealed.has(UPPER_TAR):
                 put_back_upper(runtime, record, ready.sealed.read(UPPER_TAR), undo=undo)
             prepared = bring_up_network(runtime, record, undo=undo)
-            pid = restore_into(runtime, prepared, ready.images, undo=undo)
+            pid = restore_into(runtime, prepared, ready.images, permit=permit, undo=undo)
         undo.pop_all()
         remove_tree(_old_upper(runtime, record))
         running = replace(
@@ -90,10 +92,12 @@ def _unsealed(runtime: Runtime, chosen: CheckpointRecord, folder: Path, *, key: 
             yield _Ready(sealed, descriptor)
 
 
-def restore_into(runtime: Runtime, record: ContainerRecord, images: int, *, undo: ExitStack) -> int:
+def restore_into(
+    runtime: Runtime, record: ContainerRecord, images: int, *, permit: Permit, undo: ExitStack
+) -> int:
     """Prepare the room and restore into it.  Returns: the pid."""
     quotas.ready_group(runtime, record.tenant)
-    with binds.opened(runtime, record, start_plan(runtime, record)) as plan:
+    with binds.opened(record, start_plan(runtime, record), permit=permit) as plan:
         runtime.spawner.prepare(plan)
         undo.callback(runtime.spawner.discard, record.id)
         return dump.restore(runtime, record, plan, images=images)

@@ -47,9 +47,11 @@ def start_locked(
     """As `start`, by who holds the container's lock."""
     with ExitStack() as undo:
         undo.callback(_remember_failure, runtime, record)
+        permit = binds.permitted_now(runtime, record)
         record = bring_up_network(runtime, record, undo=undo)
         quotas.ready_group(runtime, record.tenant)
-        with binds.opened(runtime, record, start_plan(runtime, record)) as plan:
+        runtime.before_start(record)
+        with binds.opened(record, start_plan(runtime, record), permit=permit) as plan:
             pid = runtime.spawner.start(plan, attach=attach, connection=connection)
         undo.pop_all()
     started = replace(
