@@ -17,6 +17,7 @@ from insula.runtime.context import Runtime
 
 AWAY = "away:"
 """In the journal: a container that a drain carried off → the host that took it."""
+LOOK_SECONDS = 0.5
 
 
 @dataclass(kw_only=True)
@@ -49,7 +50,17 @@ class Draining:
         reporter.phase("drain")
         moves = place(self._running(), hosts)
         outcome = carry_all(moves, carry, hosts=hosts, reporter=reporter, parallel=wish.parallel)
+        self._await_the_last(reporter)
         return _told(outcome, verb="drain this host")
+
+    def _await_the_last(self, reporter: Reporter) -> None:
+        """Wait for what has moved before, and still needs this host: its memory follows (post-copy), or it is in doubt."""
+        store = self.runtime.store
+        while left := [each for each in store.list_containers() if each.status is Status.MOVED]:
+            reporter.message(f"`{left[0].name}`, which has moved to `{left[0].owner}`, still needs this host")
+            reporter.check()
+            if self.runtime.closing.wait(LOOK_SECONDS):
+                raise MigrationFailed("cannot drain this host wholly: insulad ends")
 
     def undrain(self, grant: Grant, wish: UndrainWish, *, reporter: Reporter) -> Result:
         """Bring back what a drain carried off.

@@ -46,7 +46,7 @@ GIVEN = "given:"
 LEAVING = "leaving:"
 """Journal, with the container's id: the host that it is offered to."""
 SETTLE_SECONDS = 20.0
-PULLED_LOOK_S = 0.5
+PULLED_LOOK_S = 1.0
 """Between two questions whether the target has all memory."""
 ANSWER_SECONDS = 30.0
 """For a decision that is about to fall; less than who asks waits for the answer (`PEER_SECONDS`), who then asks again."""
