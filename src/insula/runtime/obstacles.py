@@ -7,22 +7,20 @@ netlink, UDP-Lite, pseudo-terminals, memfd, locks, leases, System V semaphores, 
 files and folders, stopped processes, mounts of tmpfs and proc, nested mount namespaces.
 Established connections are CRIU's business; those that are not accepted yet pass by themselves, and are not looked for.
 
-Read from /proc and by one dump of unix_diag.  Out of scope: what a dump then says itself (`kernel/criu.py`).
-Sources: proc(5), proc_pid_fdinfo(5), sock_diag(7), `include/uapi/linux/unix_diag.h`; CRIU: `files.c` (dump_one_file),
-`files-ext.c`, `sockets.c`, `namespaces.c`, `pipes.c`, `pidfd.c`, `seize.c` (seize_threads), `proc_parse.c`.
+Read from /proc and by sock_diag.  Out of scope: what a dump then says itself (`kernel/criu.py`).
+Sources: proc(5), proc_pid_fdinfo(5); CRIU: `files.c` (dump_one_file),
+`files-ext.c`, `sockets.c`, `sk-netlink.c`, `namespaces.c`, `pipes.c`, `pidfd.c`, `seize.c` (seize_threads), `proc_parse.c`.
 """
 
 import contextlib
 import os
 import re
-import socket
 import stat
-import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-from insula.kernel import netlink, paths
+from insula.kernel import netlink, paths, sock_diag
 from insula.model.errors import CheckpointFailed
 
 
@@ -72,6 +70,8 @@ _FROM_MEMORY = _Rule("a program that runs from memory alone (a memfd)", "start i
 _PACKETS = _Rule("a pipe in packet mode (O_DIRECT)", "start the program without it")
 _THREAD = _Rule("a pidfd of a single thread (PIDFD_THREAD)", _CLOSE)
 _HEADLESS = _Rule("a process whose first thread has ended while others run", "end that program")
+_MANY_GROUPS = _Rule("a netlink socket that listens to a group above 32", _CLOSE)
+_NO_ADDRESS = _Rule("a netlink socket that listens and has no address", _CLOSE)
 _MAPPED = _Rule("mapped memory of a kernel object", _CLOSE)
 
 PIDFD_THREAD = os.O_EXCL
@@ -93,13 +93,6 @@ _STRANGE_SOCKETS = {
 
 _NAMESPACES = ("user", "pid", "net", "ipc", "uts", "cgroup", "time")
 """Of those made inside; nested mount namespaces are carried."""
-
-_NETLINK_SOCK_DIAG = 4
-_SOCK_DIAG_BY_FAMILY, _NLMSG_DONE, _NLMSG_ERROR = 20, 3, 2
-_NLM_F_REQUEST_DUMP = 0x301
-_UDIAG_SHOW_PEER = 4
-_UNIX_DIAG_PEER = 2
-_ALL_STATES = 0xFFFFFFFF
 
 
 def refuse_obstacles(name: str, pids: Iterable[int], *, init: int, verb: str) -> None:
@@ -170,6 +163,7 @@ class _Looker:
         self._init = init or next(iter(pids), 0)
         self._mounts: frozenset[str] = frozenset()
         self._peers: dict[str, dict[int, int]] = {}
+        self._listening: dict[str, dict[int, sock_diag.NetlinkSocket]] = {}
         self._queues: set[str] = set()
         self._own: dict[str, str] = {}
 
@@ -224,14 +218,29 @@ class _Looker:
         if name.startswith("UNIX"):
             if self._is_external(pid, inode, place=here.get("net", "")):
                 yield _EXTERNAL
+        elif name == "NETLINK":
+            yield from self._of_netlink(pid, inode, place=here.get("net", ""))
         elif name not in _KNOWN_SOCKETS:
             strange = _Rule(f"a socket of a kind that CRIU does not know ({name})", _CLOSE)
             yield _STRANGE_SOCKETS.get(name, strange)
 
+    def _of_netlink(self, pid: int, inode: int, *, place: str) -> Iterator[_Rule]:
+        """CRIU keeps one word of groups, and restores it by bind(2), with an address (`sk-netlink.c`)."""
+        if place not in self._listening:
+            self._listening[place] = _asked_in(pid, sock_diag.netlink_sockets)
+        found = self._listening[place].get(inode)
+        if found is None or not found.groups:
+            return
+        words = len(found.groups) // 4 - (found.groups[-4:] == bytes(4))
+        if words > 1:
+            yield _MANY_GROUPS
+        elif not found.portid:
+            yield _NO_ADDRESS
+
     def _is_external(self, pid: int, inode: int, *, place: str) -> bool:
         """Say whether a unix socket leads out.  One that was accepted stands in the network namespace of its client."""
         if _leads_out(inode, self._peers.get(place, {})):
-            self._peers[place] = _peers_in(pid)  # the list may be older than the socket
+            self._peers[place] = _asked_in(pid, sock_diag.unix_peers)  # the list may be older than the socket
         return bool(self._peers[place]) and _leads_out(inode, self._peers[place])
 
     def _mount_ids(self) -> frozenset[str]:
@@ -316,49 +325,22 @@ def _leads_out(inode: int, peers: dict[int, int]) -> bool:
     return inode not in peers or (peers[inode] != 0 and peers[inode] not in peers)
 
 
-def _peers_in(pid: int) -> dict[int, int]:
-    """Return the unix sockets of a process's network namespace, with their peers.  Empty where the kernel cannot tell."""
+_Answer = TypeVar("_Answer")
+
+
+def _asked_in(pid: int, ask: Callable[[], dict[int, _Answer]]) -> dict[int, _Answer]:
+    """Ask about the sockets of a process's network namespace.  Empty where the kernel cannot tell."""
     try:
         descriptor = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return {}
     try:
         with netlink.namespace_entered(descriptor):
-            return _unix_peers()
-    except OSError:  # a kernel without unix_diag: CRIU, which needs it, says so itself
+            return ask()
+    except OSError:  # a kernel without it: CRIU, which needs it, says so itself
         return {}
     finally:
         os.close(descriptor)
-
-
-def _unix_peers() -> dict[int, int]:
-    """Return the unix sockets of this thread's network namespace: inode → inode of the peer, or 0."""
-    body = struct.pack("=BBHIIIII", socket.AF_UNIX, 0, 0, _ALL_STATES, 0, _UDIAG_SHOW_PEER, 0, 0)
-    header = struct.pack("=IHHII", 16 + len(body), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST_DUMP, 1, 0)
-    found: dict[int, int] = {}
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as diag:
-        diag.settimeout(1.0)
-        diag.send(header + body)
-        while True:
-            data = diag.recv(1 << 16)
-            at = 0
-            while at + 16 <= len(data):
-                length, kind = struct.unpack_from("=IH", data, at)
-                if kind in (_NLMSG_DONE, _NLMSG_ERROR) or length < 16:
-                    return found
-                (inode,) = struct.unpack_from("=I", data, at + 20)
-                found[inode] = _peer(data[at + 32 : at + length])
-                at += (length + 3) & ~3
-
-
-def _peer(attributes: bytes) -> int:
-    at = 0
-    while at + 4 <= len(attributes):
-        length, kind = struct.unpack_from("=HH", attributes, at)
-        if kind == _UNIX_DIAG_PEER:
-            return int(struct.unpack_from("=I", attributes, at + 4)[0])
-        at += max(4, (length + 3) & ~3)
-    return 0
 
 
 def _namespaces(pid: int) -> dict[str, str]:
