@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from demo import cleanup
 
 from faults.strike import fillers, spawners
+from insula.client.operations import follow
 from insula.migrate.fault import Point
 from insula.model.errors import InsulaError, PauseTooLong, WrongState
 from two_hosts import SERVER, Conversation, Counter, Pair, mended_after, show_log, start_pair, wait_until
@@ -289,3 +290,18 @@ def test_the_pause_is_kept_here_too(pair: Pair) -> None:
     assert isinstance(case.error, PauseTooLong), case.error
     case.counter.wait_for_more()
     case.counter.finish()
+
+
+def test_a_drain_waits_for_what_still_needs_the_host(pair: Pair, tmp_path: Path) -> None:
+    case = Stalled(pair, tmp_path)
+    client = pair.client("alpha")
+    operation = client.call("POST", "/v1/host/drain", body={})
+    words: list[str] = []
+    for now in follow(client, operation):
+        words.append(now["progress"]["message"])
+        if any("still needs this host" in each for each in words) and case.wish.exists():
+            case.go_on()
+    assert now["status"] == "done", now
+    case.end()
+    assert pair.find("alpha", "c") is None
+    case.check_memory()
