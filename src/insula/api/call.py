@@ -19,7 +19,7 @@ from insula.api.gate import Gate
 from insula.api.lanes import Lanes
 from insula.api.standing import Judge, Standing
 from insula.api.verbs import Operations, Pairing, Policy, Users, Verbs
-from insula.api.watch import Monitor
+from insula.api.watch import Monitor, Profiles
 from insula.model.errors import BadRequest, InvalidSpec
 from insula.model.grant import Action, Grant
 from insula.model.record import ContainerRecord
@@ -66,6 +66,7 @@ class Api:
     policy: Policy
     changes: Changes
     monitor: Monitor
+    profiles: Profiles
     audit: Audit
     standing: Standing
     gate: Gate
@@ -89,11 +90,8 @@ class Call:
     api: Api
     judge: Judge
     """Asks again whether the caller may do this: for what outlives the request."""
-
-    @property
-    def ref(self) -> str:
-        """The word in the path that names the thing; for a token of one container: its id."""
-        return self.grant.principal.container or self.request.match_info["ref"]
+    ref: str = ""
+    """The word in the path that names the thing; for a token of one container: its id."""
 
     def require(self, action: Action) -> None:
         """Raises: Denied unless the caller may do this, too, in the same tenant."""

@@ -5,6 +5,7 @@ import asyncio
 import functools
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
@@ -14,7 +15,7 @@ from insula.api.call import MAX_BODY_BYTES, Api, Call, answer
 from insula.api.errors import CODES, INTERNAL, failure, status_of
 from insula.api.gate import Gate
 from insula.api.routes import ROUTES, Route
-from insula.model.errors import Denied, InsulaError, TooManyRequests, from_code
+from insula.model.errors import Denied, InsulaError, OperationNotFound, TooManyRequests, from_code
 from insula.model.grant import Action, Principal
 from insula.runtime.store import no_container
 from insula.tenant.audit import Entry
@@ -68,9 +69,10 @@ def _serve(route: Route, *, api: Api) -> Plain:
             judge = functools.partial(caller.may, route.action, target_tenant=request.query.get("tenant", ""))
             grant = judge(principal)
             tenant = grant.tenant
-            call = Call(request=request, grant=grant, api=api, judge=judge)
+            named = request.match_info.get("ref", "")
+            call = Call(request=request, grant=grant, api=api, judge=judge, ref=named)
             async with api.gate.passed(request, grant):
-                await _confine(call)
+                call = await _confined(call)
                 with api.standing.hold(request, judge):
                     response = await route.handler(call)
             result = "ok"
@@ -99,20 +101,26 @@ def _entry(request: web.Request, principal: Principal, *, route: Route, tenant: 
     )
 
 
-async def _confine(call: Call) -> None:
-    """Hold a token that is for one container to that one.
+async def _confined(call: Call) -> Call:
+    """Hold a token that is for one container to that one, by its id, and to what is done with it.
 
-    Raises: Denied where no container is named; ContainerNotFound for another one, as if there were none.
+    Raises: Denied where no container is named; NotFound for another one and for its operations, as if there were none.
     """
-    only = call.grant.principal.container
+    only, path = call.grant.principal.container, call.request.path
     if not only or call.grant.action is Action.OPEN:
-        return
-    named = call.request.match_info.get("ref", "")
-    if not named or not call.request.path.startswith("/v1/containers/"):
-        raise Denied("cannot use the token for this: it is for one container only")
-    found = await call.run(call.api.store.find_container, scope(call.grant), named)
-    if found.id != only:
-        raise no_container(named)
+        return call
+    if call.ref and path.startswith("/v1/containers/"):
+        found = await call.run(call.api.store.find_container, scope(call.grant), call.ref)
+        if found.id != only:
+            raise no_container(call.ref)
+        return replace(call, ref=only)
+    if call.ref and path.startswith("/v1/operations/"):
+        operation = await call.run(call.api.operations.get, scope(call.grant), call.ref)
+        present = await call.run(call.api.store.list_containers, scope(call.grant))
+        if (only, operation.subject) not in {(each.id, each.name) for each in present}:
+            raise OperationNotFound(f"cannot find operation `{call.ref}`")
+        return call
+    raise Denied("cannot use the token for this: it is for one container only")
 
 
 @web.middleware

@@ -67,6 +67,11 @@ class Door:
                 hint="--identity FILE, or with a token $INSULA_PIN, which `insula host info` there prints",
             )
         self._address = address or (identity.address if identity else "")
+        if not self._address:
+            raise BadRequest(
+                "cannot reach insulad: nothing tells where it is",
+                hint="--host tls://HOST:PORT, or $INSULA_HOST",
+            )
         self._where = _split(self._address)
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self._context.minimum_version = ssl.TLSVersion.TLSv1_3

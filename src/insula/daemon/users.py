@@ -12,7 +12,7 @@ from collections.abc import Callable
 from msgspec.structs import replace
 
 from insula.daemon.authority import UserAuthority
-from insula.daemon.pki import Pki
+from insula.daemon.pki import Pki, split_address
 from insula.model.errors import BadRequest, Conflict, Denied, LimitRefused, NameTaken, TokenNotFound
 from insula.model.grant import Action, Grant, Role
 from insula.model.users import (
@@ -106,7 +106,7 @@ class UserDesk:
         record = self._save(replace(record, fingerprint=issued.fingerprint))
         lines = (
             f"# {wish.name} on host {self._host}: whoever has this file is this user; keep it secret\n",
-            f"# insula-host: {self._address}\n",
+            f"# insula-host: {self._address}\n" if has_host(self._address) else "",
             issued.key,
             issued.certificate,
             self._pki.certificate_pem,
@@ -231,6 +231,12 @@ class UserDesk:
             raise TokenNotFound(f"cannot find token `{token_id}`", hint="insula token ls lists yours")
         self._store.delete_api_token(token_id)
         self._on_change()
+
+
+def has_host(address: str) -> bool:
+    """Tell whether an address to listen at names a host that others can reach it by."""
+    host = split_address(address)[0]
+    return host not in ("", "0.0.0.0", "::")
 
 
 def _left_to_groups(record: UserRecord, change: UserChange) -> UserRecord:
