@@ -46,9 +46,12 @@ class BirthFailed(Exception):
 
 
 @functools.cache
-def filter_for(capabilities: tuple[str, ...]) -> bytes:
-    """Return the seccomp program for a set of capabilities, built once."""
-    return seccomp.build_filter(frozenset(capabilities))
+def filter_for(
+    capabilities: tuple[str, ...], calls: tuple[str, ...] = (), *, is_logged: bool = False
+) -> bytes:
+    """Return the seccomp program for a set of capabilities, and a profile's calls (empty: all), built once."""
+    profile = frozenset(calls) if calls else None
+    return seccomp.build_filter(frozenset(capabilities), profile=profile, is_logged=is_logged)
 
 
 @contextlib.contextmanager
@@ -182,7 +185,9 @@ def start(host: Host, plan: StartPlan) -> Task[Container]:
 
 
 def _clone(host: Host, plan: StartPlan, made: _Made) -> namespace.Child:
-    filter_program = filter_for(plan.program.capabilities)
+    filter_program = filter_for(
+        plan.program.capabilities, plan.program.calls, is_logged=plan.program.is_logged
+    )
     if made.group is None:
         raise BirthFailed(Failure(step="cgroup", errno=0, message="no cgroup was made"))
     with _step("rootfs"):
@@ -347,7 +352,7 @@ def execute(host: Host, container: Container, plan: ProgramPlan, *, key: str) ->
 
 
 def _clone_entering(container: Container, plan: ProgramPlan, made: _Made) -> None:
-    filter_program = filter_for(plan.capabilities)
+    filter_program = filter_for(plan.capabilities, plan.calls, is_logged=plan.is_logged)
     with _step("clone"), contextlib.closing(container.group.open_doors()) as doors:
         theirs, inner = made.connect(plan, uid=container.uid_base)
         entering = namespace.spawn(0, cgroup_fd=doors.v2)

@@ -102,6 +102,10 @@ class ProgramPlan:
     """name, uid, name:group, uid:gid, resolved in the container's own /etc/passwd and /etc/group."""
     capabilities: tuple[str, ...] = ()
     seccomp: bool = True
+    calls: tuple[str, ...] = ()
+    """A profile: of the system calls that are allowed, only these; empty: all of them."""
+    is_logged: bool = False
+    """What the profile lacks is made all the same, and logged."""
     tty: bool = False
     stdin_open: bool = False
     rows: int = 0

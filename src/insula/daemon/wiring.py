@@ -17,6 +17,7 @@ from insula.daemon.options import Options
 from insula.daemon.pairing import PairingDesk
 from insula.daemon.peers import PairedHosts
 from insula.daemon.pki import Pki
+from insula.daemon.profiles import ProfileDesk
 from insula.daemon.recover import recover_operations
 from insula.daemon.rights import PolicyFile, Rights
 from insula.daemon.tenants import Limits, Tenants
@@ -176,6 +177,9 @@ def _api(
     standing = Standing(loop, streams=runtime.spawner)
     watching = Watching(runtime, collector, pki=ground.pki)
     store.subscribe(watching.note)
+    profiles = ProfileDesk(runtime, collector, watching, folder=options.state / "profiles")
+    store.subscribe(profiles.note)
+    runtime.before_start = profiles.before_start
     runtime.on_phase = watching.note_phase
     desk = UserDesk(
         store, ground.pki, host=options.name, address=options.listen, on_change=standing.review_soon
@@ -188,6 +192,7 @@ def _api(
         pairing=PairingDesk(store, ground.pki, name=options.name, address=options.listen),
         changes=changes,
         monitor=watching,
+        profiles=profiles,
         audit=Audit(options.state / "audit.log"),
         standing=standing,
         policy=ground.policy,

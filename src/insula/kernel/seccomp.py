@@ -25,6 +25,7 @@ BPF_JMP_JGE_K = 0x35
 BPF_JMP_JSET_K = 0x45
 BPF_RET_K = 0x06
 
+SECCOMP_RET_LOG = 0x7FFC0000
 SECCOMP_RET_ALLOW = 0x7FFF0000
 SECCOMP_RET_ERRNO = 0x00050000
 SECCOMP_RET_USER_NOTIF = 0x7FC00000
@@ -69,16 +70,27 @@ class Call(NamedTuple):
     arguments: tuple[tuple[int, int], ...]
 
 
-def build_filter(capabilities: frozenset[str], *, nested: bool = False, machine: str | None = None) -> bytes:
+def build_filter(
+    capabilities: frozenset[str],
+    *,
+    nested: bool = False,
+    profile: frozenset[str] | None = None,
+    is_logged: bool = False,
+    machine: str | None = None,
+) -> bytes:
     """Build the filter for a container's bounding set, as an array of sock_filter.  The same input gives the same bytes.
 
     nested: the container may make namespaces and mounts of its own.
+    profile: of the calls that are allowed, only these; None: all.  is_logged: others are made, and logged.
     machine: as os.uname() names it; None is this one.
     Raises: LookupError if the architecture is not known.
     """
     machine = machine or os.uname().machine
     numbers = syscalls.numbers(machine)
-    tree = _search(_spans(numbers, seccomp_policy.for_capabilities(capabilities, nested=nested)))
+    policy = seccomp_policy.for_capabilities(
+        capabilities, nested=nested, profile=profile, is_logged=is_logged
+    )
+    tree = _search(_spans(numbers, policy))
     program = [
         Instruction(BPF_LD_W_ABS, 0, 0, _OFFSET_ARCH),
         Instruction(BPF_JMP_JEQ_K, 1, 0, AUDIT_ARCH[machine]),
@@ -188,6 +200,7 @@ def _one_of(values: Sequence[int], *, then: Instruction, otherwise: Instruction)
 #: What stands at the end of a search, by verdict.
 _LEAVES = {
     Verdict.ALLOW: [_ALLOW],
+    Verdict.LOG: [Instruction(BPF_RET_K, 0, 0, SECCOMP_RET_LOG)],
     Verdict.EPERM: [_refuse(errno.EPERM)],
     Verdict.ENOSYS: [_refuse(errno.ENOSYS)],
     Verdict.WITHOUT_NEW_NAMESPACES: [

@@ -78,6 +78,12 @@ _NESTED_TEXT = (
 NESTED = frozenset(_NESTED_TEXT.split())
 
 
+#: What our own child still has to do behind its filter, and what the kernel does in a program's name: in every profile.
+ALWAYS_NEEDED = frozenset(
+    "brk close_range execve execveat exit exit_group mmap munmap restart_syscall rt_sigreturn write".split()
+)
+
+
 class Verdict(IntEnum):
     """What happens to a call; the last three look at its first argument."""
 
@@ -87,15 +93,30 @@ class Verdict(IntEnum):
     WITHOUT_NEW_NAMESPACES = 3
     LIMITED_PERSONALITY = 4
     LIMITED_FAMILY = 5
+    LOG = 6
+    """Made, and told in the kernel's log."""
 
 
 class Policy(NamedTuple):
     """The calls that are allowed, wholly or by a look at their arguments.  All others are refused."""
 
     allowed: frozenset[str]
+    profile: frozenset[str] | None = None
+    """Of what is allowed, only this; None: all of it."""
+    is_logged: bool = False
+    """What the profile lacks is made all the same, and logged."""
 
     def judge(self, name: str) -> Verdict:
         """Return the verdict on a system call that exists."""
+        verdict = self._judge_without_profile(name)
+        is_known = self.profile is None or name in self.profile or name in ALWAYS_NEEDED
+        if is_known or verdict is Verdict.ENOSYS:
+            return verdict
+        if not self.is_logged:
+            return Verdict.EPERM
+        return Verdict.LOG if verdict is Verdict.ALLOW else verdict
+
+    def _judge_without_profile(self, name: str) -> Verdict:
         if name in self.allowed:
             return Verdict.ALLOW
         # A C library that gets ENOSYS for clone3, whose flags a filter cannot read, goes on with clone.
@@ -109,7 +130,13 @@ class Policy(NamedTuple):
         return fixed.get(name, Verdict.EPERM)
 
 
-def for_capabilities(capabilities: frozenset[str], *, nested: bool = False) -> Policy:
+def for_capabilities(
+    capabilities: frozenset[str],
+    *,
+    nested: bool = False,
+    profile: frozenset[str] | None = None,
+    is_logged: bool = False,
+) -> Policy:
     """Return the policy for a container's bounding set."""
     allowed = set(ALWAYS)
     for capability, names in BY_CAPABILITY.items():
@@ -119,4 +146,4 @@ def for_capabilities(capabilities: frozenset[str], *, nested: bool = False) -> P
         allowed |= NESTED
     if "SYS_ADMIN" in capabilities:
         allowed |= {"clone", "clone3"}
-    return Policy(frozenset(allowed))
+    return Policy(frozenset(allowed), profile, is_logged)

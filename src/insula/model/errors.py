@@ -107,6 +107,10 @@ class VolumeNotFound(NotFound):
     code = "volume_not_found"
 
 
+class ProfileNotFound(NotFound):
+    code = "profile_not_found"
+
+
 class HostNotFound(NotFound):
     code = "host_not_found"
 

@@ -41,6 +41,28 @@ class RestartPolicy(Wish, kw_only=True, frozen=True):
     """Only for on-failure; 0 means without limit."""
 
 
+class Enforce(StrEnum):
+    """What happens to a system call that a profile lacks."""
+
+    LOG = "log"
+    """It is made, and the kernel's log tells it."""
+    DENY = "deny"
+    """It fails with EPERM."""
+
+
+ProfileName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+
+
+class AppliedProfile(Wish, kw_only=True, frozen=True):
+    """What of a recorded profile (`profile.py`) a container is held to.  It goes along to other hosts."""
+
+    name: ProfileName
+    calls: tuple[str, ...]
+    """System calls; empty: all that are allowed without a profile."""
+    capabilities: tuple[str, ...]
+    enforce: Enforce = Enforce.DENY
+
+
 class MountWish(Wish, kw_only=True, frozen=True):
     kind: MountKind
     source: str = ""
@@ -104,6 +126,8 @@ class Spec(Wish, kw_only=True, frozen=True):
     capabilities_drop: tuple[str, ...] = ()
     rlimits: dict[str, int] = {}
     """Name without RLIMIT_, lower case → soft and hard limit."""
+    profile: AppliedProfile | None = None
+    """Takes away, never adds."""
     max_pause_ms: MaxPause | None = None
     """For how long it may stand still when it is migrated; None: DEFAULT_MAX_PAUSE_MS."""
 

@@ -91,6 +91,8 @@ class Runtime:
     """Who may have a container stand still for a move."""
     dropping: set[str] = field(default_factory=set)
     """Arrivals that never run here, and of which not every trace is gone."""
+    before_start: Callable[[ContainerRecord], None] = lambda _record: None
+    """Told before anything of a container's programs is there; its limits' groups may be made then."""
     on_phase: Callable[[str, str, str], None] = lambda _container, _phase, _host: None
     """Told (container, phase, the other host) before each phase of a move away from here."""
     ended: threading.Condition = field(default_factory=threading.Condition)

@@ -7,6 +7,7 @@ Nothing is changed here: the plan can be printed and tested without root.
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypedDict
 
 from insula.boot.protocol import (
     FilePlan,
@@ -23,7 +24,7 @@ from insula.kernel.cgroup import Limits
 from insula.model.errors import InvalidSpec
 from insula.model.quota import Resource
 from insula.model.record import Attachment, ContainerRecord, ImageConfig, ImageRecord
-from insula.model.spec import ExecSpec, MountKind, MountWish, Spec
+from insula.model.spec import Enforce, ExecSpec, MountKind, MountWish, Spec
 from insula.network.attach import hosts_entries
 from insula.runtime import init
 from insula.runtime.context import Runtime
@@ -115,6 +116,7 @@ def program_plan(record: ContainerRecord) -> ProgramPlan:
         working_directory=spec.working_directory or config.working_directory or "/",
         user=spec.user or config.user,
         capabilities=capabilities_of(spec),
+        **_confined(spec),
         tty=spec.tty,
         stdin_open=spec.stdin_open,
         init="" if spec.system else INIT_PATH,
@@ -134,6 +136,7 @@ def exec_plan(record: ContainerRecord, wish: ExecSpec) -> ProgramPlan:
         working_directory=wish.working_directory or spec.working_directory or config.working_directory or "/",
         user=wish.user or spec.user or config.user,
         capabilities=capabilities_of(spec),
+        **_confined(spec),
         tty=wish.tty,
         stdin_open=wish.stdin_open,
         rows=wish.rows,
@@ -145,6 +148,18 @@ def merge_environment(base: Iterable[str], own: Iterable[str]) -> tuple[str, ...
     """Lay NAME=value lines over others."""
     merged = {line.partition("=")[0]: line for line in (*base, *own)}
     return tuple(merged.values())
+
+
+class _Confined(TypedDict):
+    calls: tuple[str, ...]
+    is_logged: bool
+
+
+def _confined(spec: Spec) -> _Confined:
+    profile = spec.profile
+    if profile is None:
+        return _Confined(calls=(), is_logged=False)
+    return _Confined(calls=profile.calls, is_logged=profile.enforce is Enforce.LOG)
 
 
 def capabilities_of(spec: Spec) -> tuple[str, ...]:
@@ -161,7 +176,10 @@ def capabilities_of(spec: Spec) -> tuple[str, ...]:
         if "ALL" not in (each.upper() for each in spec.capabilities_drop)
         else frozenset()
     )
-    return tuple(sorted(kept | added))
+    held = kept | added
+    if spec.profile is not None and spec.profile.enforce is Enforce.DENY:
+        held &= frozenset(spec.profile.capabilities)
+    return tuple(sorted(held))
 
 
 def _mount_plan(runtime: Runtime, tenant: str, wish: MountWish) -> MountPlan:

@@ -101,6 +101,7 @@ async def serving(tmp_path: Path) -> AsyncIterator[tuple[aiohttp.ClientSession, 
         policy=None,  # type: ignore[arg-type]
         changes=changes,
         monitor=None,  # type: ignore[arg-type]
+        profiles=None,  # type: ignore[arg-type]
         audit=audit,
         standing=Standing(asyncio.get_running_loop(), streams=None),  # type: ignore[arg-type]
         gate=Gate(Unlimited(), is_held=lambda _inode: False),

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Profiles: recorded, kept, compared, and what a container is held to."""
+
+from aiohttp import web
+
+from insula.api.call import Call, answer, empty
+from insula.model.profile import ApplyWish, Profile, SaveWish
+
+
+async def record(call: Call) -> web.StreamResponse:
+    await call.run(call.api.profiles.record, call.grant, call.ref)
+    return empty()
+
+
+async def recorded(call: Call) -> web.StreamResponse:
+    return answer(await call.run(call.api.profiles.recorded, call.grant, call.ref))
+
+
+async def save(call: Call) -> web.StreamResponse:
+    wish = await call.body(SaveWish)
+    return answer(await call.run(call.api.profiles.save, call.grant, call.ref, name=wish.name))
+
+
+async def apply(call: Call) -> web.StreamResponse:
+    wish = await call.body(ApplyWish)
+    await call.run(call.api.profiles.apply, call.grant, call.ref, wish=wish)
+    return empty()
+
+
+async def release(call: Call) -> web.StreamResponse:
+    await call.run(call.api.profiles.release, call.grant, call.ref)
+    return empty()
+
+
+async def list_all(call: Call) -> web.StreamResponse:
+    return answer(await call.run(call.api.profiles.list, call.grant))
+
+
+async def inspect(call: Call) -> web.StreamResponse:
+    return answer(await call.run(call.api.profiles.get, call.grant, call.ref))
+
+
+async def put(call: Call) -> web.StreamResponse:
+    profile = await call.body(Profile)
+    return answer(await call.run(call.api.profiles.put, call.grant, call.ref, profile=profile))
+
+
+async def delete(call: Call) -> web.StreamResponse:
+    await call.run(call.api.profiles.delete, call.grant, call.ref)
+    return empty()

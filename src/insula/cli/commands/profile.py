@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`insula profile`: record what a container uses, look at it, hold containers to it."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from insula.cli.many import on_each
+from insula.cli.parser import UsageError, add_verbs
+from insula.cli.render import Column, add_options, ago, printable, show
+from insula.client.http import quote
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+
+    from insula.client.http import Client, Json
+
+HELP = "record what a container uses, and hold it to that: record, stop, apply …"
+
+PARTS = {
+    "calls": "system calls",
+    "capabilities": "capabilities",
+    "written": "folders written in",
+    "outgoing": "connected to",
+    "listening": "listened at",
+}
+#: Of the OCI runtime specification; each with those whose calls its processors make, too.
+ARCHITECTURES = {
+    "x86_64": ("SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"),
+    "aarch64": ("SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"),
+}
+
+COLUMNS = (
+    Column("NAME", lambda row: str(row["name"]), shrink=1),
+    Column("OF", lambda row: str(row["container"]), shrink=1),
+    Column("RECORDED", lambda row: ago(row["recorded_at"])),
+    Column("CALLS", lambda row: str(len(row["calls"]))),
+    Column("CAPS", lambda row: str(len(row["capabilities"]))),
+    Column("FOLDERS", lambda row: str(len(row["written"]))),
+    Column("ADDRESSES", lambda row: str(len(row["outgoing"]))),
+    Column("FROM START", lambda row: "yes" if row["is_from_birth"] else "no"),
+)
+
+
+def arguments(parser: ArgumentParser) -> None:
+    verbs = add_verbs(
+        parser,
+        {
+            "record": "begin to record; of a container that does not run, from its start on",
+            "stop": "end a recording and keep it as a profile",
+            "ls": "list profiles",
+            "show": "print what a profile allows, or what is recorded so far of a container",
+            "diff": "print what the second has that the first lacks (+), and the other way (-)",
+            "apply": "hold containers to a profile, from their next start on",
+            "release": "hold containers to nothing any more, from their next start on",
+            "export": "print a profile for another host, or its seccomp part for other managers",
+            "import": "keep a profile that another host exported",
+            "rm": "remove profiles; containers that are held to them stay so",
+        },
+    )
+    verbs["record"].add_argument("container", metavar="CONTAINER", help="name or id")
+    verbs["stop"].add_argument("container", metavar="CONTAINER", help="name or id")
+    verbs["stop"].add_argument(
+        "name", metavar="PROFILE", nargs="?", default="", help="default: the container's name"
+    )
+    add_options(verbs["ls"], quiet="names")
+    verbs["show"].add_argument(
+        "name", metavar="PROFILE", help="name of a profile, or of a container being recorded"
+    )
+    verbs["show"].add_argument("--format", default="text", metavar="FORMAT", help="text or json")
+    verbs["diff"].add_argument("old", metavar="PROFILE")
+    verbs["diff"].add_argument("new", metavar="PROFILE")
+    verbs["apply"].add_argument("--enforce", default="deny", metavar="HOW", help="deny (EPERM), or log")
+    verbs["apply"].add_argument("name", metavar="PROFILE")
+    verbs["apply"].add_argument("containers", metavar="CONTAINER", nargs="+", help="name or id")
+    verbs["release"].add_argument("containers", metavar="CONTAINER", nargs="+", help="name or id")
+    verbs["export"].add_argument("--seccomp", action="store_true", help="the allow-list as OCI JSON")
+    verbs["export"].add_argument("name", metavar="PROFILE")
+    verbs["import"].add_argument(
+        "file", metavar="FILE", nargs="?", default="-", help="default: standard input"
+    )
+    verbs["rm"].add_argument("profiles", metavar="PROFILE", nargs="+")
+
+
+def run(options: Namespace, client: Client) -> int:
+    match options.verb:
+        case "record":
+            client.call("POST", f"{_container(options.container)}/record")
+        case "stop":
+            name = options.name or client.get(f"/v1/containers/{quote(options.container)}")["name"]
+            print(_summary(client.call("POST", f"{_container(options.container)}/save", body={"name": name})))
+        case "ls":
+            show(client.get("/v1/profiles"), COLUMNS, options=options, key="name")
+        case "show":
+            return _show(options, client)
+        case "diff":
+            return _diff(_profile(client, options.old), _profile(client, options.new))
+        case "apply":
+            return _apply(options, client)
+        case "release":
+            return on_each(options.containers, lambda name: client.call("DELETE", _container(name)))
+        case "export":
+            profile = _profile(client, options.name)
+            print(json.dumps(_oci(profile) if options.seccomp else profile, indent=1, ensure_ascii=False))
+        case "import":
+            return _import(options.file, client)
+        case _:
+            return on_each(
+                options.profiles, lambda name: client.call("DELETE", f"/v1/profiles/{quote(name)}")
+            )
+    return 0
+
+
+def _container(name: str) -> str:
+    return f"/v1/containers/{quote(name)}/profile"
+
+
+def _profile(client: Client, name: str) -> Json:
+    found: Json = client.get(f"/v1/profiles/{quote(name)}")
+    return found
+
+
+def _summary(profile: Json) -> str:
+    counts = ", ".join(f"{len(profile[part])} {words}" for part, words in PARTS.items())
+    lost = (
+        f"; {profile['lost_events']} events were lost: folders or addresses may be missing"
+        if profile["lost_events"]
+        else ""
+    )
+    return f"{profile['name']}: {counts}, in {profile['seconds']:.0f} s{lost}"
+
+
+def _show(options: Namespace, client: Client) -> int:
+    from insula.model.errors import NotFound
+
+    try:
+        profile = _profile(client, options.name)
+    except NotFound:
+        profile = client.get(_container(options.name))
+    if options.format == "json":
+        print(json.dumps(profile, indent=1, ensure_ascii=False))
+        return 0
+    if options.format != "text":
+        raise UsageError(f"cannot show as `{options.format}`", hint="text or json")
+    print(_summary(profile))
+    for part, words in PARTS.items():
+        print(f"\n{words}:")
+        for thing, count in sorted(profile[part].items(), key=lambda item: -item[1]):
+            print(f"{count:>10}  {printable(thing)}")
+    return 0
+
+
+def _diff(old: Json, new: Json) -> int:
+    """Print differences.  Returns: 1 if there is one, as diff(1)."""
+    lines = []
+    for part, words in PARTS.items():
+        before, after = set(old[part]), set(new[part])
+        lines += [f"- {words}: {printable(each)}" for each in sorted(before - after)]
+        lines += [f"+ {words}: {printable(each)}" for each in sorted(after - before)]
+    if lines:
+        print("\n".join(lines))
+    return 1 if lines else 0
+
+
+def _apply(options: Namespace, client: Client) -> int:
+    if options.enforce not in ("deny", "log"):
+        raise UsageError(f"cannot enforce by `{options.enforce}`", hint="deny or log")
+    wish = {"profile": options.name, "enforce": options.enforce}
+    return on_each(
+        options.containers, lambda name: client.call("POST", f"{_container(name)}/apply", body=wish)
+    )
+
+
+def _oci(profile: Json) -> Json:
+    """Return the allow-list as the OCI runtime specification has it (config-linux.md, Seccomp)."""
+    import os
+
+    return {
+        "defaultAction": "SCMP_ACT_ERRNO",
+        "defaultErrnoRet": 1,
+        "architectures": list(ARCHITECTURES.get(os.uname().machine, ())),
+        "syscalls": [{"names": sorted(profile["calls"]), "action": "SCMP_ACT_ALLOW"}],
+    }
+
+
+def _import(path: str, client: Client) -> int:
+    try:
+        if path == "-":
+            profile = json.load(sys.stdin)
+        else:
+            with open(path, encoding="utf-8") as file:
+                profile = json.load(file)
+        name = str(profile["name"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"cannot read profile `{path}`: {error}", hint="what `insula profile export` printed"
+        ) from None
+    client.call("PUT", f"/v1/profiles/{quote(name)}", body=profile)
+    print(name)
+    return 0

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Profiles of containers: recordings under way, and those that are kept, a JSON file each.
+
+A recording of a container that does not run begins with its next start: the container's groups are made beforehand, so
+that nothing of it is missed.  It ends when it is saved, with insulad, or when the container is removed.
+"""
+
+import logging
+import os
+import re
+import threading
+from pathlib import Path
+
+import msgspec
+
+from insula.daemon.watching import Watching
+from insula.model.errors import InvalidSpec, NameTaken, ProfileNotFound, Unsupported, WrongState
+from insula.model.grant import Grant
+from insula.model.lifecycle import ALIVE, Status
+from insula.model.profile import ApplyWish, Profile, applied
+from insula.model.record import ContainerRecord
+from insula.monitor.collect import Collector
+from insula.monitor.recording import Recording
+from insula.runtime.confine import confine
+from insula.runtime.context import Runtime
+from insula.tenant.check import EVERY_TENANT
+
+LOG = logging.getLogger(__name__)
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+
+
+class ProfileDesk:
+    """The `Profiles` of `api/watch.py`."""
+
+    def __init__(self, runtime: Runtime, collector: Collector, watching: Watching, *, folder: Path) -> None:
+        self._runtime = runtime
+        self._collector = collector
+        self._watching = watching
+        self._folder = folder
+        self._recordings: dict[str, Recording] = {}
+        self._armed: set[str] = set()
+        """Containers whose next start is recorded."""
+        self._lock = threading.Lock()
+
+    def record(self, grant: Grant, ref: str) -> None:
+        """Begin to record.  Raises: ContainerNotFound; WrongState if it is recorded already; Unsupported."""
+        record = self._runtime.find(grant, ref)
+        with self._lock:
+            if record.id in self._recordings or record.id in self._armed:
+                raise WrongState(
+                    f"cannot record `{record.name}`: it is being recorded",
+                    hint=f"insula profile stop {record.name} ends that",
+                )
+            if record.status in ALIVE:
+                self._recordings[record.id] = self._begin(record, is_from_birth=False)
+            else:
+                self._armed.add(record.id)
+
+    def _begin(self, record: ContainerRecord, *, is_from_birth: bool) -> Recording:
+        return Recording(self._collector, self._watching.subject(record), is_from_birth=is_from_birth)
+
+    def before_start(self, record: ContainerRecord) -> None:
+        """Begin the recording of a container that is about to start."""
+        with self._lock:
+            if record.id not in self._armed:
+                return
+            group = self._runtime.group(record)
+            group.create()
+            try:
+                self._recordings[record.id] = self._begin(record, is_from_birth=True)
+            except Unsupported as error:
+                LOG.warning("a start is not recorded", extra={"fields": {"reason": str(error)}})
+            self._armed.discard(record.id)
+
+    def note(self, container_id: str, record: ContainerRecord | None) -> None:
+        """Take a change of a container: with it goes its recording."""
+        if record is None or record.status is Status.MOVED:
+            with self._lock:
+                self._armed.discard(container_id)
+                recording = self._recordings.pop(container_id, None)
+            if recording is not None:
+                recording.close()
+
+    def recorded(self, grant: Grant, ref: str) -> Profile:
+        """Return what has been recorded of a container so far.  Raises: WrongState if it is not recorded."""
+        record = self._runtime.find(grant, ref)
+        return self._recording(record).profile(record.name)
+
+    def _recording(self, record: ContainerRecord) -> Recording:
+        with self._lock:
+            if record.id in self._armed:
+                raise WrongState(
+                    f"nothing is recorded of `{record.name}` yet: its recording begins when it starts",
+                    hint=f"insula start {record.name}",
+                )
+            if record.id not in self._recordings:
+                raise WrongState(
+                    f"`{record.name}` is not being recorded", hint=f"insula profile record {record.name}"
+                )
+            return self._recordings[record.id]
+
+    def save(self, grant: Grant, ref: str, *, name: str) -> Profile:
+        """End a recording and keep it.  Raises: WrongState, NameTaken."""
+        record = self._runtime.find(grant, ref)
+        recording = self._recording(record)
+        profile = recording.profile(name)
+        self._keep(record.tenant, profile)
+        with self._lock:
+            self._recordings.pop(record.id, None)
+        recording.close()
+        return profile
+
+    def apply(self, grant: Grant, ref: str, *, wish: ApplyWish) -> None:
+        """Hold a container to a kept profile from its next start on.  Raises: ContainerNotFound, ProfileNotFound."""
+        record = self._runtime.find(grant, ref)
+        profile = self._read(record.tenant, wish.profile)
+        confine(grant, self._runtime, record.id, profile=applied(profile, enforce=wish.enforce))
+
+    def release(self, grant: Grant, ref: str) -> None:
+        """Let a container go from its next start on.  Raises: ContainerNotFound."""
+        confine(grant, self._runtime, ref, profile=None)
+
+    def list(self, grant: Grant) -> list[Profile]:
+        """Return the tenant's profiles by name."""
+        tenants = sorted(os.listdir(self._folder)) if self._folder.exists() else []
+        wanted = [each for each in tenants if grant.tenant in (EVERY_TENANT, each)]
+        return [
+            self._read(tenant, path.stem)
+            for tenant in wanted
+            for path in sorted((self._folder / tenant).glob("*.json"))
+        ]
+
+    def get(self, grant: Grant, name: str) -> Profile:
+        """Return a profile.  Raises: ProfileNotFound."""
+        return self._read(grant.tenant, name)
+
+    def put(self, grant: Grant, name: str, *, profile: Profile) -> Profile:
+        """Keep a profile that another host told.  Raises: InvalidSpec, NameTaken."""
+        if profile.name != name or not _NAME.fullmatch(name):
+            raise InvalidSpec(f"cannot keep profile `{profile.name}` as `{name}`", hint="both names are one")
+        self._keep(grant.tenant, profile)
+        return profile
+
+    def delete(self, grant: Grant, name: str) -> None:
+        """Forget a profile; containers that are held to it stay so.  Raises: ProfileNotFound."""
+        self._read(grant.tenant, name)
+        self._path(grant.tenant, name).unlink()
+
+    def _path(self, tenant: str, name: str) -> Path:
+        if not _NAME.fullmatch(name) or tenant == EVERY_TENANT:
+            raise ProfileNotFound(f"cannot find profile `{name}`", hint="insula profile ls lists them")
+        return self._folder / tenant / f"{name}.json"
+
+    def _read(self, tenant: str, name: str) -> Profile:
+        try:
+            data = self._path(tenant, name).read_bytes()
+        except FileNotFoundError:
+            raise ProfileNotFound(
+                f"cannot find profile `{name}`", hint="insula profile ls lists them"
+            ) from None
+        return msgspec.json.decode(data, type=Profile)
+
+    def _keep(self, tenant: str, profile: Profile) -> None:
+        path = self._path(tenant, profile.name)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        with self._lock:
+            if path.exists():
+                raise NameTaken(
+                    f"cannot keep profile `{profile.name}`: there is one of that name",
+                    hint=f"another name, or insula profile rm {profile.name}",
+                )
+            part.write_bytes(msgspec.json.format(msgspec.json.encode(profile), indent=1))
+            part.replace(path)
