@@ -13,6 +13,8 @@ import pytest
 import hosted
 from accounts import STAFF_ID, AccountsHost
 from hosted import ALICE_UID, BOB_UID, Person, wait_until
+from insula.client.http import Client
+from insula.model.errors import OperationNotFound
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +186,7 @@ def _requests(here: AccountsHost) -> bytes:
 # tokens
 
 
-def test_a_token_for_one_container_sees_no_other(here: AccountsHost) -> None:
+def test_a_token_for_one_container_sees_no_other(here: AccountsHost, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("web", "db"):
         here.alice("run", "-d", "--name", name, "box", "sleep", "1000")
     token = here.alice("token", "create", "--scope", "read,control,enter", "--container", "web")
@@ -208,6 +210,25 @@ def test_a_token_for_one_container_sees_no_other(here: AccountsHost) -> None:
         ("operation", "ls"),
     ):
         assert give(*words)[0] != 0, words
+    token_for_operations = here.alice("token", "create", "--scope", "read,checkpoint", "--container", "web")
+    environment["INSULA_TOKEN"] = token_for_operations
+    done = give("checkpoint", "create", "--leave-running", "web")
+    assert done[0] == 0, done
+    here.alice("checkpoint", "create", "--leave-running", "db")
+    mine, theirs = (
+        next(
+            each["id"]
+            for each in here.alice.json("operation", "ls", "--format", "json")
+            if each["subject"] == name
+        )
+        for name in ("web", "db")
+    )
+    monkeypatch.setenv("INSULA_TOKEN", token_for_operations)
+    client = Client(f"unix://{here.socket_path}")
+    assert client.get(f"/v1/operations/{mine}")["subject"] == "web"
+    with pytest.raises(OperationNotFound):
+        client.get(f"/v1/operations/{theirs}")
+    environment["INSULA_TOKEN"] = token
     here.alice("rename", "web", "old")
     here.alice("rename", "db", "web")
     assert give("exec", "web", "true")[0] != 0, "the token is for the container, not for its name"
