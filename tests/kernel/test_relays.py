@@ -3,6 +3,7 @@
 
 import secrets
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -139,5 +140,12 @@ def test_a_port_of_a_container_in_a_lan_is_published_here_too(host: Host) -> Non
     host.networks.publish(place, ports, container_id=container)
     with listener(inside, port=80) as server:
         assert converses(host.beyond, "192.0.2.1", port=8080, server=server) == "203.0.113.1"
+    running = Running(container_id=container, attachment=place, ports=tuple(ports))
+    host.networks.restore_all([running])
+    with listener(inside, port=80) as server:
+        converses(host.beyond, "192.0.2.1", port=8080, server=server)
+    # Else the LAN would reach what this host serves at 127.0.0.1.
+    setting = Path(f"/proc/sys/net/ipv4/conf/{network.bridge}/route_localnet")
+    assert setting.read_text().strip() == "0"
     host.networks.deactivate(container)
     assert not can_connect(host.beyond, "192.0.2.1", port=8080, timeout_s=0.5)

@@ -234,7 +234,7 @@ class Networks:
     def activate(self, attachment: Attachment, *, container_id: str) -> None:
         """Make ready for a container's interface: the bridge is there, its frames may pass.  Before the pair is made."""
         with self._lock:
-            self._active[container_id] = self._active_of(attachment)
+            self._active[container_id] = _Active(attachment=attachment)
             self._relays.give_back(self.usable(attachment))
             self._ensure_bridge(attachment)
             elements = self._attachment_elements(attachment)
@@ -269,8 +269,9 @@ class Networks:
             return ()
         with self._left:
             self._left.wait_for(lambda: not self._are_leaving(wished), LEAVING_SECONDS)
-            active = self._active.setdefault(container_id, self._active_of(attachment))
+            active = self._active.setdefault(container_id, _Active(attachment=attachment))
             network = self._network_of(attachment)
+            active.is_in_lan = bool(network.uplink)
             if network.uplink:
                 check_lan_ports(wished, network, name=name or container_id[:12])
             own = {each.id for each in self.list(network.tenant)}
@@ -351,9 +352,13 @@ class Networks:
         """Bring everything back after a start of the daemon or of the host: bridges, one ruleset, names, relays."""
         running = tuple(running)
         with self._lock:
+            lans = {each.id for each in self._store.list_networks() if each.uplink}
             self._active = {
-                each.container_id: self._active_of(
-                    each.attachment, ports=each.ports, name=(*each.names, "")[0]
+                each.container_id: _Active(
+                    attachment=each.attachment,
+                    ports=each.ports,
+                    name=(*each.names, "")[0],
+                    is_in_lan=each.attachment.network in lans,
                 )
                 for each in running
             }
@@ -365,7 +370,7 @@ class Networks:
                 self._serve(network)
             for each in running:
                 self.set_running_names(each.container_id, each.attachment, names=each.names)
-                if each.ports:
+                if each.ports and each.attachment.network not in lans:
                     bridge.allow_local_ports(each.attachment.bridge)
             self._apply_rules()
             for one in gone:
@@ -380,13 +385,6 @@ class Networks:
             firewall.remove(self._host_name)
 
     # -- private -------------------------------------------------------------------------------------------------------
-
-    def _active_of(
-        self, attachment: Attachment, *, ports: tuple[PortMapping, ...] = (), name: str = ""
-    ) -> _Active:
-        uplinks = {each.id for each in self._store.list_networks() if each.uplink}
-        is_in_lan = attachment.network in uplinks
-        return _Active(attachment=attachment, ports=ports, name=name, is_in_lan=is_in_lan)
 
     def _find(self, tenant: str, name: str) -> NetworkRecord | None:
         found = (each for each in self._store.list_networks() if each.tenant == tenant and each.name == name)
