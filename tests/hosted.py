@@ -151,10 +151,22 @@ class Person:
             os.seteuid(self.uid)
             try:
                 connection.connect(str(self.host.socket_path))
+            except OSError:
+                connection.close()
+                raise
             finally:
                 os.seteuid(0)
                 os.setegid(0)
         return connection
+
+
+def _folders_below(pattern: str) -> list[str]:
+    # Groups of others come and go while this looks.
+    while True:
+        try:
+            return [str(path) for path in Path("/sys/fs/cgroup").glob(pattern) if path.is_dir()]
+        except FileNotFoundError:
+            continue
 
 
 def answered(connection: socket.socket) -> tuple[int, Any]:
@@ -270,7 +282,7 @@ class Host:
 
     def remains(self) -> list[str]:
         """Return what there is of containers: cgroups, interfaces, leases, folders, volumes."""
-        groups = [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/{self.cgroup}/*/*") if path.is_dir()]
+        groups = _folders_below(f"**/{self.cgroup}/*/*")
         with Route.in_namespace(self.network) as route:
             links = [link.name for link in route.links() if link.kind == "veth"]
         state = self.folder / "state"

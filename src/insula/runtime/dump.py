@@ -24,6 +24,7 @@ from insula.kernel import criu, mount, netlink, protobuf, tcp_repair
 from insula.model.errors import CheckpointBusy, CheckpointFailed, InsulaError, RestoreFailed
 from insula.model.record import ContainerRecord, Fact
 from insula.runtime import lazy
+from insula.runtime.compare import check_rights
 from insula.runtime.conntrack import SparedWalk
 from insula.runtime.context import Runtime
 from insula.runtime.obstacles import watched_folders
@@ -243,6 +244,8 @@ def restore(
     Returns: the pid of its pid 1.  Raises: RestoreFailed; what the stages raise.
     """
     state = read_state(images)
+    program = plan.program
+    check_rights(images, capabilities=frozenset(program.capabilities), has_filter=program.seccomp)
     rewrite_user_namespaces(images, uid_base=record.uid_base)
     terminal, first = -1, 0
     stages = stages or RestoreStages()
