@@ -7,6 +7,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 N := 200
 SEED := 1
+PAIRS := 3
 .PHONY: faults help setup venv demo test test-unit test-kernel test-system test-vm bench bench-start bench-migrate bench-track bench-dump bench-monitor bench-postgres matrix lint format lock clean
 
 # Ends make with the code of a recipe that failed (3: this machine lacks something), not with 2: see the C file.
@@ -43,9 +44,9 @@ test-vm: ## two emulated machines with Linux 6.1 and 6.12: moves between them, a
 	@scripts/setup --with-vm $(PASS_ON)
 	@INSULA_TESTS_VM=1 $(PYTEST) -x -s tests/vm
 
-faults: setup ## N=200 moves with a fault in each (SEED=1), then planted mistakes, which must be noticed
+faults: setup ## N=200 moves with a fault in each (SEED=1, PAIRS=3 of hosts at once), and planted mistakes, which must be noticed
 	@$(PYTHON) -m tests.faults --planted $(PASS_ON)
-	@$(PYTHON) -m tests.faults --cases $(N) --seed $(SEED) $(PASS_ON)
+	@$(PYTHON) -m tests.faults --cases $(N) --seed $(SEED) --pairs $(PAIRS) $(PASS_ON)
 
 bench: bench-start bench-migrate bench-track bench-dump ## all figures below
 

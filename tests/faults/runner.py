@@ -33,9 +33,9 @@ from insula.model.errors import InsulaError
 from two_hosts import LAN, Pair, wait_until
 
 NAME = "c"
-REACH_S = 30.0
-SETTLE_S = 40.0
-HEARD_S = 20.0
+REACH_S = 60.0
+SETTLE_S = 60.0
+HEARD_S = 40.0
 MAX_PAUSE_MS = 60_000
 LASTING = frozenset(
     {

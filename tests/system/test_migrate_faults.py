@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from two_hosts import Counter, Pair, mended_after, show_log, start_pair, wait_un
 FAILS_AT = (Point.TARGET_RESERVED, Point.TARGET_LAST_PAGES, Point.TARGET_HELD, Point.SOURCE_HELD)
 TARGET_KILLED_AT = (Point.TARGET_PAGES, Point.TARGET_HELD)
 SOURCE_KILLED_AT = (Point.SOURCE_ROUND, Point.SOURCE_DUMPED)
+REACH_S = 60.0
 MEET_S = 20.0
 """Less than the wire waits for an answer."""
 
@@ -167,12 +169,22 @@ class Gate:
     """A point at which a daemon waits for the test."""
 
     def __init__(self, pair: Pair, point: Point, folder: Path) -> None:
+        self._pair = pair
         self._path = folder / "gate"
         os.mkfifo(self._path)
         set_fault(pair, point, f"wait:{self._path}")
 
     def wait_reached(self) -> int:
-        return os.open(self._path, os.O_WRONLY)
+        """Return a descriptor whose closing lets the daemon go on."""
+        found: list[int] = []
+
+        def is_reached() -> bool:
+            with suppress(OSError):  # ENXIO: nobody reads
+                found.append(os.open(self._path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+            return bool(found)
+
+        assert wait_until(is_reached, seconds=REACH_S), show_log(self._pair)
+        return found[0]
 
 
 @pytest.mark.parametrize("point", [Point.TARGET_HELD])
