@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Limits of tenants on a real host: refused with the figure, enforced for the sum, right after every restart."""
 
+import contextlib
 import io
+import socket
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import pytest
 
 import hosted
 from hosted import Host, Person, wait_until
+from insula.daemon.doorstep import MAX_CONNECTIONS
 
 
 @pytest.fixture(autouse=True)
@@ -187,3 +191,34 @@ def test_a_log_is_kept_to_its_limit(host: Host, root: Person, alice: Person) -> 
     folder = host.folder / "state/containers" / alice.look("talks")["id"]
     assert sum(each.stat().st_size for each in folder.glob("log*")) <= 128 << 10
     root("tenant", "set", alice.tenant, "log=default")
+
+
+def first_answer(connection: socket.socket) -> str:
+    """Ask on an open connection, which may be refused and closed before it could; return the status."""
+    with contextlib.suppress(OSError):
+        connection.sendall(b"GET /v1/containers HTTP/1.1\r\nHost: insula\r\n\r\n")
+    return connection.recv(65536)[9:12].decode()
+
+
+def test_connections_of_one_uid_are_bounded_and_anothers_come_in(
+    alice: Person, bob: Person, root: Person
+) -> None:
+    with contextlib.ExitStack() as opened:
+        mine = [opened.enter_context(alice.connected()) for _ in range(200)]
+        statuses = Counter(first_answer(each) for each in mine)
+        assert statuses == {"200": MAX_CONNECTIONS, "429": 200 - MAX_CONNECTIONS}
+        assert bob.ask("GET", "/v1/containers")[0] == 200
+        assert root.ask("GET", "/v1/containers")[0] == 200
+
+    def is_let_in() -> bool:
+        with alice.connected() as again:
+            return first_answer(again) == "200"
+
+    wait_until(is_let_in, what="the others have gone")
+
+
+def test_a_refusal_by_cli_is_told_in_words(alice: Person) -> None:
+    with contextlib.ExitStack() as opened:
+        for _ in range(MAX_CONNECTIONS):
+            opened.enter_context(alice.connected())
+        assert "cannot take so many connections" in alice.fails("ps")

@@ -8,17 +8,23 @@ the loop.  Root has no bound.
 
 import asyncio
 import contextlib
+import logging
 import socket
+from collections import Counter
 from weakref import WeakSet
 
 from aiohttp import web
 
 from insula.api.gate import uid_of
 
+LOG = logging.getLogger(__name__)
+
 MAX_CONNECTIONS = 128
 """Of one uid: each costs memory, and may keep the loop busy."""
 AT_ONCE = 32
 """Connections taken in one round of the loop, so that requests have their turn between them."""
+REST_S = 0.2
+"""After a connection for which there was no descriptor left."""
 LOOK_S = 0.1
 """How often it is looked whether a uid that has too many has closed some."""
 
@@ -44,8 +50,10 @@ class Doorstep:
         self._full_until: dict[int, float] = {}
         """Uid → until when nobody looks whether it has closed some: a look costs more than a refusal."""
         self._beginning: set[asyncio.Task[None]] = set()
+        self._begun: Counter[int] = Counter()
+        """Uid → connections that are not among the taken yet."""
         listener.setblocking(False)
-        self._loop.add_reader(listener.fileno(), self._take_some)
+        self._listen()
 
     async def close(self) -> None:
         """Take nobody in any more; the runner ends what was taken."""
@@ -59,10 +67,20 @@ class Doorstep:
                 connection, _ = self._listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
-            except OSError:  # EMFILE: those who wait go on waiting
+            except OSError as error:  # EMFILE: those who wait go on waiting
+                LOG.error("no room for a connection", extra={"fields": {"reason": str(error)}})
+                self._rest()
                 return
             connection.setblocking(False)
             self._take(connection, uid_of(connection))
+
+    def _rest(self) -> None:
+        self._loop.remove_reader(self._listener.fileno())
+        self._loop.call_later(REST_S, self._listen)
+
+    def _listen(self) -> None:
+        if self._listener.fileno() >= 0:  # not closed meanwhile
+            self._loop.add_reader(self._listener.fileno(), self._take_some)
 
     def _take(self, connection: socket.socket, uid: int) -> None:
         server = self._runner.server
@@ -70,24 +88,28 @@ class Doorstep:
             with connection, contextlib.suppress(OSError):
                 connection.send(REFUSAL)
             return
+        self._begun[uid] += 1
         task = self._loop.create_task(self._begin(connection, server, uid=uid))
         self._beginning.add(task)
         task.add_done_callback(self._beginning.discard)
 
     async def _begin(self, connection: socket.socket, server: web.Server, *, uid: int) -> None:
-        with contextlib.suppress(OSError):
-            transport, _ = await self._loop.connect_accepted_socket(server, connection)
-            self._taken.setdefault(uid, WeakSet()).add(transport)
+        try:
+            with contextlib.suppress(OSError):
+                transport, _ = await self._loop.connect_accepted_socket(server, connection)
+                self._taken.setdefault(uid, WeakSet()).add(transport)
+        finally:
+            self._begun[uid] -= 1
 
     def _is_full(self, uid: int) -> bool:
-        taken = self._taken.get(uid)
-        if uid == 0 or taken is None or len(taken) < MAX_CONNECTIONS:
+        taken, begun = self._taken.get(uid, WeakSet()), self._begun[uid]
+        if uid == 0 or len(taken) + begun < MAX_CONNECTIONS:
             return False
         now = self._loop.time()
         if now < self._full_until.get(uid, now):
             return True
         self._taken[uid] = WeakSet(each for each in taken if not each.is_closing())
-        if len(self._taken[uid]) < MAX_CONNECTIONS:
+        if len(self._taken[uid]) + begun < MAX_CONNECTIONS:
             return False
         self._full_until[uid] = now + LOOK_S
         return True

@@ -66,6 +66,7 @@ KINDS: dict[Resource, Kind] = {
     Resource.BUILD_TIME: Kind(Unit.SECONDS, "time of a build", 1),
 }
 
+USUAL_WEIGHT = 100
 MAX_WEIGHT = 10_000
 """The kernel's, of cgroup v2."""
 

@@ -84,6 +84,8 @@ class Runtime:
     allowance: Allowance = field(default_factory=Unlimited)
     home_of: Callable[[str], Path | None] = field(default=lambda _tenant: None)
     """Tenant → where its containers' folders lie, if not in the state folder (`disks.py`).  Raises: InsulaError."""
+    weight: int = 0
+    """Of all containers together, as it was set last; 0: not yet."""
     closing: threading.Event = field(default_factory=threading.Event)
     _locks: Locks = field(default_factory=Locks)
     doubts: Doubts = field(default_factory=Doubts)

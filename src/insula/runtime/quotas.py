@@ -9,11 +9,11 @@ sum of memory, processors and processes in the tenant's cgroup (`ready_group`). 
 import errno
 import logging
 
-from insula.kernel.cgroup import Limits
+from insula.kernel.cgroup import Limits, weigh_parent
 from insula.kernel.cgroup.values import CPU_PERIOD_US
 from insula.model.errors import LimitRefused
 from insula.model.lifecycle import ALIVE
-from insula.model.quota import Allowance, Resource
+from insula.model.quota import MAX_WEIGHT, USUAL_WEIGHT, Allowance, Resource
 from insula.model.record import ContainerRecord
 from insula.model.spec import PortMapping, Spec
 from insula.runtime.context import Runtime
@@ -69,13 +69,32 @@ def ready_group(runtime: Runtime, tenant: str) -> None:
 
     Raises: LimitRefused.
     """
+    weigh_all(runtime)
     limits = group_limits(runtime.allowance, tenant)
     if limits != Limits() and runtime.spawner.knows_tenants:
         set_group(runtime, tenant, limits)
 
 
+def weigh_all(runtime: Runtime) -> None:
+    """Have all containers together weigh what their tenants weigh, each as much as a service of this host.
+
+    Else one tenant that uses all processors would leave the others nothing of what containers may have together.
+    """
+    tenants = [each.name for each in runtime.store.list_tenants()]
+    together = sum(runtime.allowance.limit(each, Resource.WEIGHT) or USUAL_WEIGHT for each in tenants)
+    weight = min(MAX_WEIGHT, max(USUAL_WEIGHT, together))
+    if weight == runtime.weight:
+        return
+    try:
+        weigh_parent(runtime.hierarchies(), runtime.cgroup_parent, weight)
+        runtime.weight = weight
+    except OSError as error:
+        LOG.warning("containers have no weight", extra={"fields": {"reason": str(error)}})
+
+
 def apply_limits(runtime: Runtime, tenant: str) -> None:
     """Give a tenant's cgroup its limits as they are now, if it has one.  Raises: LimitRefused: more is in use."""
+    weigh_all(runtime)
     if runtime.spawner.knows_tenants and runtime.tenant_group(tenant).exists():
         set_group(runtime, tenant, group_limits(runtime.allowance, tenant))
 
