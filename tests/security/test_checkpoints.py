@@ -211,13 +211,15 @@ def ruled(program: Path, image: bytes) -> Iterator[AccountsHost]:
 
 
 def test_f3_right_that_was_taken_back_is_not_restored(ruled: AccountsHost) -> None:
-    ruled.policy.write_text('[default]\ncapabilities = ["NET_ADMIN"]\n')
+    ruled.policy.write_text('[user.alice]\ncapabilities = ["SYS_PTRACE", "CHOWN", "KILL"]\n')
     ruled.root("policy", "reload")
-    ruled.alice("run", "-d", "--name", "c", "--cap-add", "NET_ADMIN", "box", "sleep", "1000")
+    ruled.alice(
+        "run", "-d", "--name", "c", "--cap-drop", "ALL", "--cap-add", "SYS_PTRACE", "box", "sleep", "1000"
+    )
     ruled.alice("checkpoint", "create", "c", deadline_s=60)
-    ruled.policy.write_text("[default]\ncapabilities = []\n")
+    ruled.policy.write_text('[user.alice]\ncapabilities = ["CHOWN"]\n')
     ruled.root("policy", "reload")
-    assert "NET_ADMIN" in ruled.alice.fails("restore", "c")
+    assert "SYS_PTRACE" in ruled.alice.fails("restore", "c")
     assert ruled.alice.look("c")["status"] == "exited"
     ruled.alice("rm", "-f", "c")
 
