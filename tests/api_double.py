@@ -21,27 +21,33 @@ from insula.runtime.store import Store
 from insula.tenant.audit import Audit
 
 
-@contextlib.asynccontextmanager
-async def serving(
-    folder: Path, *, routes: Sequence[Route] = ROUTES, streams: Any = None, **parts: Any
-) -> AsyncIterator[tuple[Api, Path]]:
-    """Serve on a unix socket in a folder.  Yields: the API and the socket's path."""
+def api_of(folder: Path, *, streams: Any = None, **parts: Any) -> Api:
+    """Build an API of the parts given and the usual ones; called in the loop."""
     loop = asyncio.get_running_loop()
     given = {
         "identity": HostIdentity(name="alpha", version="1", cgroups="v2", criu="", state_folder=str(folder)),
-        "store": Store(folder / "db.sqlite"),
         "changes": Changes(loop),
         "audit": Audit(folder / "audit.log"),
         "standing": Standing(loop, streams=streams),
         "gate": Gate(Unlimited(), is_held=lambda _inode: False),
         **parts,
     }
+    if "store" not in given:
+        given["store"] = Store(folder / "db.sqlite")
     needed = [
         each.name
         for each in dataclasses.fields(Api)
         if each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
     ]
-    api = Api(**{name: given.get(name) for name in needed})
+    return Api(**{name: given.get(name) for name in needed})
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    folder: Path, *, routes: Sequence[Route] = ROUTES, streams: Any = None, **parts: Any
+) -> AsyncIterator[tuple[Api, Path]]:
+    """Serve on a unix socket in a folder.  Yields: the API and the socket's path."""
+    api = api_of(folder, streams=streams, **parts)
     runner = build(api, routes=routes)
     await runner.setup()
     path = folder / "api.sock"

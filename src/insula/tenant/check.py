@@ -108,7 +108,7 @@ _CURES = {
 
 
 def _denied(principal: Principal, action: Action) -> Denied:
-    if principal.kind is Kind.NOBODY:
+    if principal.kind is Kind.NOBODY and action is not Action.PEER:
         return Unauthenticated(
             "cannot tell who calls: this insulad does not know the certificate, or there is none",
             hint="`--identity FILE` of a user that is not removed, or $INSULA_TOKEN",

@@ -18,17 +18,15 @@ import pytest
 from aiohttp import web
 from msgspec.structs import replace
 
+from api_double import api_of
 from insula.api import errors as api_errors
-from insula.api.call import Api, HostIdentity
+from insula.api.call import HostIdentity
 from insula.api.changes import Changes
-from insula.api.gate import Gate
 from insula.api.routes import ROUTES
 from insula.api.server import build
-from insula.api.standing import Standing
 from insula.api.verbs import AttachRequest
 from insula.model import errors
 from insula.model.lifecycle import Status
-from insula.model.quota import Unlimited
 from insula.model.record import ContainerRecord, ImageConfig
 from insula.model.spec import Spec
 from insula.model.stream import EXIT, STDIN, STDOUT, FrameReader, frame
@@ -91,21 +89,7 @@ async def serving(tmp_path: Path) -> AsyncIterator[tuple[aiohttp.ClientSession, 
     store.subscribe(changes.tell)
     verbs, audit = FakeVerbs(store), Audit(tmp_path / "audit.log")
     identity = HostIdentity(name="alpha", version="1", cgroups="v2", criu="4", state_folder=str(tmp_path))
-    api = Api(
-        identity=identity,
-        store=store,
-        verbs=verbs,
-        operations=None,
-        pairing=None,
-        users=None,
-        policy=None,  # type: ignore[arg-type]
-        changes=changes,
-        monitor=None,  # type: ignore[arg-type]
-        profiles=None,  # type: ignore[arg-type]
-        audit=audit,
-        standing=Standing(asyncio.get_running_loop(), streams=None),  # type: ignore[arg-type]
-        gate=Gate(Unlimited(), is_held=lambda _inode: False),
-    )  # type: ignore[arg-type]
+    api = api_of(tmp_path, identity=identity, store=store, verbs=verbs, changes=changes, audit=audit)
     runner = build(api)
     await runner.setup()
     path = tmp_path / "api.sock"

@@ -14,21 +14,17 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from api_double import api_of
 from insula.api import server
 from insula.api.call import Api, HostIdentity
-from insula.api.changes import Changes
-from insula.api.gate import Gate
-from insula.api.standing import Standing
 from insula.daemon import pairing
 from insula.daemon.operations import OperationRegistry
 from insula.daemon.pairing import PairingDesk
 from insula.daemon.pki import Pki
 from insula.model.errors import BadRequest, Denied, InsulaError, NameTaken, TargetUnreachable
-from insula.model.quota import Unlimited
 from insula.model.record import HostRecord
 from insula.model.spec import HostWish
 from insula.runtime.store import Store
-from insula.tenant.audit import Audit
 
 
 @dataclass
@@ -60,18 +56,12 @@ async def host(folder: Path, *, name: str) -> AsyncIterator[Host]:
     identity = HostIdentity(
         name=name, version="0", cgroups="v2", criu="", state_folder=str(folder / name), admins=frozenset()
     )
-    api = Api(
+    api = api_of(
+        folder / name,
         identity=identity,
         store=store,
-        verbs=None,  # type: ignore[arg-type]
         operations=OperationRegistry(store, loop),
         pairing=PairingDesk(store, pki, name=name, address=address),
-        changes=Changes(loop),
-        users=None,  # type: ignore[arg-type]
-        policy=None,  # type: ignore[arg-type]
-        audit=Audit(folder / name / "audit.log"),
-        standing=Standing(loop, streams=None),  # type: ignore[arg-type]
-        gate=Gate(Unlimited(), is_held=lambda _inode: False),
     )
     runner = server.build(api)
     await runner.setup()
