@@ -2,33 +2,9 @@
 """`GET /v1/events` and `insula events`: what happens to containers, and to whom it is told."""
 
 import http.client
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-from hosted import Host, Person
-
-
-class Listening:
-    """A reader that was let in: it is told of whatever happens from now on."""
-
-    def __init__(self, answer: http.client.HTTPResponse) -> None:
-        self._answer = answer
-
-    def read(self, count: int) -> list[tuple[str, str, str]]:
-        """Return (container, event, detail) of the next ones."""
-        lines = [json.loads(self._answer.readline()) for _ in range(count)]
-        return [(line["name"], line["event"], line["detail"]) for line in lines]
-
-
-@contextmanager
-def listening(person: Person) -> Iterator[Listening]:
-    with person.asking("GET", "/v1/events") as connection:
-        answer = http.client.HTTPResponse(connection)
-        answer.begin()
-        assert answer.status == 200
-        yield Listening(answer)
-        answer.close()
+from hosted import Host
+from told import listening
 
 
 def test_a_life_is_told_in_order(host: Host) -> None:

@@ -107,7 +107,7 @@ class HostView(HostRecord, kw_only=True, frozen=True):
 
 
 class PolicyText(Wish, kw_only=True, frozen=True):
-    """A policy to be looked at, in TOML."""
+    """A policy, or rules, to be looked at, in TOML."""
 
     text: str
 

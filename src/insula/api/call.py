@@ -19,7 +19,7 @@ from insula.api.gate import Gate
 from insula.api.lanes import Lanes
 from insula.api.standing import Judge, Standing
 from insula.api.verbs import Operations, Pairing, Policy, Users, Verbs
-from insula.api.watch import Monitor, Profiles
+from insula.api.watch import Monitor, Profiles, RuleBook
 from insula.model.errors import BadRequest, InvalidSpec
 from insula.model.grant import Action, Grant
 from insula.model.record import ContainerRecord
@@ -67,6 +67,7 @@ class Api:
     changes: Changes
     monitor: Monitor
     profiles: Profiles
+    rules: RuleBook
     audit: Audit
     standing: Standing
     gate: Gate

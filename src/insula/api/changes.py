@@ -40,10 +40,18 @@ class Changes:
             self._known[container_id] = record
         change = change_of(before, record, at=time.time())
         if change is not None:
-            for reader in self._readers:
-                if reader.full():
-                    reader.get_nowait()
-                reader.put_nowait(change)
+            self._hand_out(change)
+
+    def announce(self, change: Change) -> None:
+        """Tell something that is no change of a record.  From any thread, also after the loop's end."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._hand_out, change)
+
+    def _hand_out(self, change: Change) -> None:
+        for reader in self._readers:
+            if reader.full():
+                reader.get_nowait()
+            reader.put_nowait(change)
 
     @contextmanager
     def read_all(self) -> Iterator[asyncio.Queue[Change]]:

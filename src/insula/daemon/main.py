@@ -105,7 +105,7 @@ async def _serve(options: Options) -> None:
     group = _group_id(options.group)
     modules.load_all()
     daemon = wiring.build(options, loop=loop)
-    loop.add_signal_handler(signal.SIGHUP, daemon.policy.reload_or_keep)
+    loop.add_signal_handler(signal.SIGHUP, daemon.reload)
     runner = server.build(daemon.api)
     await runner.setup()
     pid_file = options.run / "insulad.pid"

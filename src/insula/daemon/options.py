@@ -26,6 +26,7 @@ class Options:
     cgroup_parent: str
     admins: frozenset[str]
     policy: Path
+    rules: Path
     """What users may ask for; no such file: what everybody may."""
     ready_fd: int | None
     teardown: bool
@@ -93,6 +94,13 @@ def _add_rights_and_limits(parser: argparse.ArgumentParser) -> None:
         help="what users may ask for (default: %(default)s)",
     )
     add(
+        "--rules",
+        metavar="FOLDER",
+        type=Path,
+        default=Path("/etc/insula/rules.d"),
+        help="which events are an alarm, in *.toml (default: %(default)s)",
+    )
+    add(
         "--pool",
         metavar="SUBNET",
         type=IPv4Network,
@@ -126,6 +134,7 @@ def _options_of(words: argparse.Namespace) -> Options:
         cgroup_parent=words.cgroup_parent or f"insula-{words.name}",
         admins=frozenset(words.admin),
         policy=words.policy.absolute(),
+        rules=words.rules.absolute(),
         ready_fd=words.ready_fd,
         teardown=words.teardown,
         verbose=words.verbose,

@@ -12,6 +12,7 @@ from insula.api.standing import Standing
 from insula.daemon.arrivals import Arrivals
 from insula.daemon.containers import Containers
 from insula.daemon.draining import Draining
+from insula.daemon.guard import Guard
 from insula.daemon.operations import OperationRegistry
 from insula.daemon.options import Options
 from insula.daemon.pairing import PairingDesk
@@ -65,11 +66,17 @@ class Daemon:
     name_servers: NameServers
     collector: Collector
 
+    def reload(self) -> None:
+        """Read policy and rules anew; what is wrong is logged, and what counted before stays."""
+        self.policy.reload_or_keep()
+        self.api.rules.reload_or_keep()
+
     def close(self) -> None:
         """Let go of everything but the containers."""
         self.runtime.closing.set()
         self.runtime.spawner.close()
         self.images.host.close()
+        self.api.rules.close()
         self.collector.close()
         self.api.close()
         self.api.audit.close()
@@ -180,6 +187,8 @@ def _api(
     profiles = ProfileDesk(runtime, collector, watching, folder=options.state / "profiles")
     store.subscribe(profiles.note)
     runtime.before_start = profiles.before_start
+    guard = Guard(runtime, collector, watching, folder=options.rules, announce=changes.announce)
+    store.subscribe(guard.note)
     runtime.on_phase = watching.note_phase
     desk = UserDesk(
         store, ground.pki, host=options.name, address=options.listen, on_change=standing.review_soon
@@ -193,6 +202,7 @@ def _api(
         changes=changes,
         monitor=watching,
         profiles=profiles,
+        rules=guard,
         audit=Audit(options.state / "audit.log"),
         standing=standing,
         policy=ground.policy,

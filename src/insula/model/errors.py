@@ -57,6 +57,10 @@ class InvalidPolicy(BadRequest):
     code = "invalid_policy"
 
 
+class InvalidRule(BadRequest):
+    code = "invalid_rule"
+
+
 class InvalidImage(BadRequest):
     code = "invalid_image"
 

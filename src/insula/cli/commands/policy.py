@@ -38,7 +38,7 @@ def run(options: Namespace, client: Client) -> int:
                 json.dumps(found["rules"], indent=2) if options.format == "json" else found["text"].rstrip()
             )
         case "check":
-            client.call("POST", "/v1/policy/check", body={"text": _read(options.file)})
+            client.call("POST", "/v1/policy/check", body={"text": read(options.file)})
             print(f"{options.file}: right")
         case _:
             found = client.call("POST", "/v1/policy/reload")
@@ -46,9 +46,10 @@ def run(options: Namespace, client: Client) -> int:
     return 0
 
 
-def _read(path: str) -> str:
+def read(path: str) -> str:
+    """Return the text of a file that insulad is to judge.  Raises: BadRequest, OSError."""
     try:
         with open(path, encoding="utf-8") as file:
             return file.read(1 << 20)
     except UnicodeDecodeError as error:
-        raise BadRequest(f"cannot read policy `{path}`: no UTF-8") from error
+        raise BadRequest(f"cannot read `{path}`: no UTF-8") from error

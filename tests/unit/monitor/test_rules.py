@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rules: what they match, and how a wrong one is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from insula.model.errors import InvalidRule
+from insula.model.monitor import Event, EventKind
+from insula.monitor import rules
+from insula.monitor.rules import Rule, RuleAction, read_rules, wish_of
+
+STARTER = Path(rules.__file__).parent / "starter.toml"
+
+
+def event(kind: EventKind, **fields: object) -> Event:
+    return Event(at=0.0, container="id", name="web", kind=kind, **fields)  # type: ignore[arg-type]
+
+
+def starter() -> dict[str, Rule]:
+    return {rule.name: rule for rule in read_rules(STARTER.read_text(), file="starter.toml")}
+
+
+@pytest.mark.parametrize(("name", "seen", "is_alarm"), [
+    ("shell-in-a-server", event(EventKind.EXEC, path="/bin/sh"), True),
+    ("shell-in-a-server", event(EventKind.EXEC, path="/usr/bin/bash"), True),
+    ("shell-in-a-server", event(EventKind.EXEC, path="/usr/bin/python3"), False),
+    ("write-below-usr", event(EventKind.FILE, call="openat", path="/usr/bin/x", detail="O_WRONLY|O_CREAT"), True),
+    ("write-below-usr", event(EventKind.FILE, call="openat", path="/usr/bin/x", detail="O_RDONLY"), False),
+    ("write-below-usr", event(EventKind.FILE, call="unlink", path="/usr/bin/x"), True),
+    ("write-below-usr", event(EventKind.FILE, call="unlink", path="/usr/bin/x", error="EROFS"), False),
+    ("write-below-usr", event(EventKind.FILE, call="unlink", path="/usr/lib/x/__pycache__/y"), False),
+    ("new-outgoing-address", event(EventKind.NETWORK, call="connect", address="192.0.2.1:80"), True),
+    ("new-outgoing-address", event(EventKind.NETWORK, call="connect", address="[2001:db8::1]:80"), True),
+    ("new-outgoing-address", event(EventKind.NETWORK, call="connect", address="unix:/x"), False),
+    ("new-outgoing-address", event(EventKind.NETWORK, call="bind", address="0.0.0.0:80"), False),
+    ("privilege-change", event(EventKind.CAPABILITY, detail="SYS_ADMIN refused"), True),
+    ("privilege-change", event(EventKind.CAPABILITY, detail="CHOWN granted"), False),
+    ("kernel-tampering", event(EventKind.KERNEL, call="ptrace"), True),
+    ("crypto-miner-ports", event(EventKind.NETWORK, call="connect", address="192.0.2.1:3333"), True),
+    ("crypto-miner-ports", event(EventKind.NETWORK, call="connect", address="192.0.2.1:33"), False),
+])  # fmt: skip
+def test_the_starter_set_matches(name: str, seen: Event, is_alarm: bool) -> None:
+    assert starter()[name].matches(seen) is is_alarm
+
+
+@pytest.mark.parametrize(("text", "reason"), [
+    ("[[rule]]\nname = 'x\nkinds = []", "line 2"),
+    ("[[rules]]\nname = 'x'", "rules"),
+    ("\n\n[[rule]]\nname = 'x'\nkinds = ['exec']\nbogus = 1", "line 3"),
+    ("[[rule]]\nname = 'X y'\nkinds = ['exec']", "name"),
+    ("[[rule]]\nname = 'x'\nkinds = ['bogus']", "kinds"),
+    ("[[rule]]\nname = 'x'", "everything would be an alarm"),
+    ("[[rule]]\nname = 'x'\nkinds = ['exec']\naction = 'explode'", "action"),
+    ("[[rule]]\nname = 'x'\nkinds = ['exec']\naction = 'webhook'", "needs one"),
+    ("[[rule]]\nname = 'x'\nkinds = ['exec']\nurl = 'http://a'", "belongs to"),
+    ("[[rule]]\nname = 'x'\nkinds = ['exec']\naction = 'webhook'\nurl = 'file:///etc'", "no address"),
+    ("[[rule]]\nname = 'x'\nkinds = ['exec']\n[[rule]]\nname = 'x'\nkinds = ['exec']", "line 4"),
+])  # fmt: skip
+def test_a_wrong_rule_is_refused_with_its_place(text: str, reason: str) -> None:
+    with pytest.raises(InvalidRule, match=r"r\.toml") as caught:
+        read_rules(text, file="r.toml")
+    assert reason in caught.value.message
+
+
+def test_a_rule_is_about_some_containers() -> None:
+    (rule,) = read_rules(
+        "[[rule]]\nname='x'\nkinds=['exec']\ncontainers=['web-*']\ntenants=['alice']", file="r"
+    )
+    assert rule.is_meant(container="web-1", tenant="alice")
+    assert not rule.is_meant(container="db", tenant="alice")
+    assert not rule.is_meant(container="web-1", tenant="bob")
+    assert (rule.action, rule.quiet_s) == (RuleAction.LOG, 60)
+
+
+def test_only_what_rules_ask_for_is_watched() -> None:
+    found = starter()
+    assert wish_of([found["shell-in-a-server"]]).kinds == (EventKind.EXEC,)
+    assert EventKind.FILE in wish_of(list(found.values())).kinds
