@@ -35,6 +35,8 @@ CHUNK_BYTES = 512 << 10
 """As much is filled between two looks at who waits."""
 AROUND_BYTES = 64 << 10
 """Whose page is missing gets its neighbours, too."""
+PULLED_BYTES = 256 << 10
+"""The same for a page that is still on another host: what a round trip costs counts more than these."""
 PAGE_BYTES = criu_images.PAGE_BYTES
 _PID = struct.Struct("=i")
 _FINISHED = 0x52535446
@@ -256,7 +258,8 @@ class Filler:
             return
         if self._supply and self._supply.lacks(wanted[0]):
             memory.waiting[page] = None
-            self._supply.ask(missing.within(start, start + AROUND_BYTES))
+            start = page // PULLED_BYTES * PULLED_BYTES
+            self._supply.ask(missing.within(start, start + PULLED_BYTES))
             return
         missing.cut(page, page + PAGE_BYTES)
         if not self._copy(memory, wanted[0]):

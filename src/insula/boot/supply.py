@@ -7,8 +7,8 @@
       │ ◄──────────────────────────────────── AGAIN │   another insulad, or another connection: what do you wait for?
       │ ◄───────────────────────────── LOST, reason │   it will never come
 
-One link is for what somebody waits for, so that it never stands behind the other's rest, which is asked for in order, a
-window at a time.  Nothing is known of it anywhere else: an insulad may end at any moment, and the next one begins with AGAIN.
+One link is for what somebody waits for, so that it never stands behind the other's rest, which is asked for a window at a time:
+first what lies in small ranges (stacks, data of libraries, a small heap: what a program touches first), then all in order.  Nothing is known of it anywhere else: an insulad may end at any moment, and the next one begins with AGAIN.
 Two WANTs for the same page do no harm.
 
 Out of scope: putting pages into memory (`filler.py`).  Standard library only.
@@ -17,17 +17,20 @@ Out of scope: putting pages into memory (`filler.py`).  Standard library only.
 import select
 import socket
 import struct
+from collections import deque
 from collections.abc import Iterable
 from enum import IntEnum
 
 from insula.kernel.pieces import Piece, Pieces
 
 PIECE_BYTES = 512 << 10
-"""Of one WANT of the rest."""
-WINDOW = 8
-"""WANTs of the rest that are under way at a time: 4 MiB."""
-MAX_URGENT = 64
-"""The same for what somebody waits for; who comes later is asked for when one of them has come."""
+"""Of one WANT of the rest, at most."""
+SMALL_BYTES = 256 << 10
+"""Ranges up to here come first."""
+WINDOW_BYTES = 4 << 20
+"""Of the rest, under way at a time."""
+MAX_WANTS = 64
+"""Under way on one link; what comes later is asked for when one of them has come."""
 ORPHAN_SECONDS = 5.0
 REQUEST = struct.Struct("=BxxxxxxxQQ")
 MAX_MESSAGE = 1024
@@ -49,10 +52,10 @@ class Lost(Exception):
 class Link:
     """One of the two, with what was asked for by it and has not come."""
 
-    def __init__(self, connection: socket.socket, *, most: int) -> None:
+    def __init__(self, connection: socket.socket, *, most_bytes: int) -> None:
         connection.setblocking(False)
         self.connection = connection
-        self._most = most
+        self._most_bytes = most_bytes
         self._asked: dict[int, int] = {}
 
     def fileno(self) -> int:
@@ -60,7 +63,7 @@ class Link:
 
     @property
     def has_room(self) -> bool:
-        return len(self._asked) < self._most
+        return len(self._asked) < MAX_WANTS and sum(self._asked.values()) < self._most_bytes
 
     @property
     def is_idle(self) -> bool:
@@ -110,8 +113,9 @@ class Supply:
     def __init__(self, urgent: socket.socket, rest: socket.socket) -> None:
         self._absent = Pieces()
         self._next = 0
-        self._urgent = Link(urgent, most=MAX_URGENT)
-        self._rest = Link(rest, most=WINDOW)
+        self._first: deque[Piece] | None = None
+        self._urgent = Link(urgent, most_bytes=MAX_WANTS * PIECE_BYTES)
+        self._rest = Link(rest, most_bytes=WINDOW_BYTES)
         self.links = (self._urgent, self._rest)
 
     @property
@@ -137,7 +141,15 @@ class Supply:
                 self._urgent.ask(absent.start, absent.end - absent.start)
 
     def ask_rest(self) -> None:
-        """Ask for as much of the rest as may be under way."""
+        """Ask for as much of the rest as may be under way; begun when all that is to come is known."""
+        if self._first is None:
+            self._first = deque(each for each in self._absent.all() if each.end - each.start <= SMALL_BYTES)
+        while self._first and self._rest.has_room:
+            piece = self._first[0]
+            for absent in self._absent.within(piece.start, piece.end):
+                if not self._rest.ask(absent.start, absent.end - absent.start):
+                    return
+            self._first.popleft()
         while self._rest.has_room:
             piece = self._absent.first_from(self._next, limit=PIECE_BYTES)
             if piece is None:

@@ -104,6 +104,10 @@ class Pieces:
         self.total_bytes -= sum(each.end - each.start for each in found)
         return found
 
+    def all(self) -> list[Piece]:
+        """Return every piece, in order."""
+        return list(self._pieces)
+
     def within(self, start: int, end: int) -> list[Piece]:
         """Return the pieces of a range, as `cut` does, and leave them in."""
         low, high = self._span(start, end)

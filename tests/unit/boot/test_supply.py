@@ -6,10 +6,21 @@ from collections.abc import Iterator
 
 import pytest
 
-from insula.boot.supply import MAX_MESSAGE, MAX_URGENT, PIECE_BYTES, REQUEST, WINDOW, Lost, Supply, Word
+from insula.boot.supply import (
+    MAX_MESSAGE,
+    MAX_WANTS,
+    PIECE_BYTES,
+    REQUEST,
+    SMALL_BYTES,
+    WINDOW_BYTES,
+    Lost,
+    Supply,
+    Word,
+)
 from insula.kernel.pieces import Piece
 
 PAGE = 4096
+WINDOW = WINDOW_BYTES // PIECE_BYTES
 
 
 class Ends:
@@ -57,6 +68,18 @@ def test_the_rest_is_asked_for_in_order_a_window_at_a_time(ends: Ends) -> None:
     assert ends.heard(ends.rest) == [(WINDOW * PIECE_BYTES, PIECE_BYTES)]
 
 
+def test_small_ranges_come_first(ends: Ends) -> None:
+    ends.supply.expect(0, 20 * PIECE_BYTES)
+    small = [(number * PIECE_BYTES, SMALL_BYTES - PAGE) for number in (30, 40)]
+    for start, length in small:
+        ends.supply.expect(start, start + length)
+    ends.supply.forget(small[0][0], small[0][0] + PAGE)
+    ends.supply.ask_rest()
+    first, second, third, *_others = ends.heard(ends.rest)
+    assert (first, second) == ((small[0][0] + PAGE, small[0][1] - PAGE), small[1])
+    assert third == (0, PIECE_BYTES)
+
+
 def test_all_of_it_comes_whatever_is_forgotten_meanwhile(ends: Ends) -> None:
     ends.supply.expect(PAGE, 3 * PIECE_BYTES)
     ends.supply.expect(10 * PIECE_BYTES, 11 * PIECE_BYTES)
@@ -86,7 +109,7 @@ def test_only_so_much_is_urgent_at_a_time(ends: Ends) -> None:
     for number in range(0, 1000, 2):
         ends.supply.ask([Piece(0, PAGE, number * PAGE)])
     asked = ends.heard(ends.urgent)
-    assert len(asked) == MAX_URGENT
+    assert len(asked) == MAX_WANTS
     ends.bring(ends.urgent, *asked[0])
     ends.supply.ask([Piece(0, PAGE, 998 * PAGE)])
     assert ends.heard(ends.urgent) == [(998 * PAGE, PAGE)]
