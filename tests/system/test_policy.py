@@ -252,3 +252,26 @@ def test_a_group_of_the_policy_is_the_users_own(here: AccountsHost) -> None:
         assert process.wait(hosted.DEADLINE_S) == 0
     here.groups = {}
     here.write_accounts()
+
+
+def test_a_single_file_is_mounted_by_its_handle(here: AccountsHost, share: Path) -> None:
+    here.alice("run", "--rm", "-v", f"{share}/file:/f", "box", "sh", "-c", "echo more >> /f")
+    assert (share / "file").read_text() == "hellomore\n"
+    done = here.alice.give("run", "--rm", "-v", f"{share}/file:/f:ro", "box", "sh", "-c", "echo more >> /f")
+    assert "Read-only" in done.err
+
+
+def test_a_restored_container_has_the_same_folder_with_the_same_rights(
+    here: AccountsHost, share: Path
+) -> None:
+    script = "exec 3>> /s/log; while :; do echo x >&3; sleep 0.05; done"
+    here.alice("run", "-d", "--name", "web", "-v", f"{share}:/s", "box", "sh", "-c", script)
+    here.alice("checkpoint", "create", "web")
+    before = (share / "log").stat().st_size
+    here.alice("restore", "web")
+    wait_until(lambda: (share / "log").stat().st_size > before, what="it goes on")
+    assert (share / "log").stat().st_uid == ALICE_UID
+    here.alice("checkpoint", "create", "web")
+    os.chown(share, BOB_UID, BOB_UID)
+    share.chmod(0o700)
+    assert "permission denied" in here.alice.fails("restore", "web")
