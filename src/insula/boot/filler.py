@@ -259,7 +259,8 @@ class Filler:
         if self._supply and self._supply.lacks(wanted[0]):
             memory.waiting[page] = None
             start = page // PULLED_BYTES * PULLED_BYTES
-            self._supply.ask(missing.within(start, start + PULLED_BYTES))
+            around = missing.within(start, start + PULLED_BYTES)
+            self._supply.ask(sorted(around, key=lambda each: not each.start <= page < each.end))
             return
         missing.cut(page, page + PAGE_BYTES)
         if not self._copy(memory, wanted[0]):

@@ -167,7 +167,6 @@ class _Lane:
     def _try_to_carry(self) -> None:
         try:
             with contextlib.closing(self._way.open()) as wire:
-                self._is_heard()
                 self._carry(wire)
         except MemoryLost as error:
             self._lose(error.message)
@@ -176,6 +175,7 @@ class _Lane:
             self._is_silent()
 
     def _is_heard(self) -> None:
+        """Hear that pages come."""
         self._pause_s = PAUSE_S
 
     def _is_silent(self) -> None:
@@ -203,6 +203,7 @@ class _Lane:
             if self._asked:
                 self._receive(wire, self._asked[0])
                 self._asked.popleft()
+                self._is_heard()
             elif not self._link.wait(IDLE_SECONDS):
                 wire.send(Ended())
                 return
@@ -261,7 +262,11 @@ class _DecidingLane(_Lane):
                 return
 
     def _absent(self) -> str:
-        return f"{format_size(missing_bytes(self._way.runtime, self._way.record.id))} of it are"
+        try:
+            left = format_size(missing_bytes(self._way.runtime, self._way.record.id))
+        except InsulaError:  # the spawner has ended
+            left = "pages"
+        return f"{left} of it are"
 
     def _give_back(self) -> None:
         """Nothing of it stays here; its source, when it asks, takes it back as it was when it was frozen."""
