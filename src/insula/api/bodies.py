@@ -55,6 +55,10 @@ class PathQuery(Query, kw_only=True, frozen=True):
     path: str
 
 
+class AuditQuery(Query, kw_only=True, frozen=True):
+    since: float = 0.0
+
+
 class NameQuery(Query, kw_only=True, frozen=True):
     name: str
 
@@ -100,6 +104,13 @@ class HostFacts(Fact, kw_only=True, frozen=True):
     state_folder: str
     fingerprint: str = ""
     """SHA-256 of its certificate: the pin by which clients know it."""
+
+
+class AuditVerdict(Fact, kw_only=True, frozen=True):
+    lines: int
+    files: int
+    problem: str
+    """Empty: every line is as it was written."""
 
 
 class HostView(HostRecord, kw_only=True, frozen=True):

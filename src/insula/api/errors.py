@@ -18,6 +18,7 @@ STATUSES: dict[type[errors.InsulaError], int] = {
     errors.LimitRefused: 422,
     errors.TooManyRequests: 429,
     errors.Unsupported: 501,
+    errors.AuditUnavailable: 503,
     errors.StartFailed: 422,
     errors.CheckpointFailed: 500,
     errors.RestoreFailed: 500,

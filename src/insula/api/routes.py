@@ -8,6 +8,7 @@ from aiohttp import web
 
 from insula.api import (
     archive,
+    audit,
     checkpoints,
     containers,
     hosts,
@@ -86,6 +87,8 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/stats", containers.all_stats, Action.READ),
     Route("GET", _CONTAINER + "/trace", monitor.trace, Action.ENTER),
     Route("GET", _CONTAINER + "/calls", monitor.calls, Action.READ),
+    Route("GET", "/v1/audit", audit.read, Action.READ),
+    Route("GET", "/v1/audit/verify", audit.check, Action.ADMIN),
     Route("GET", "/metrics", monitor.metrics, Action.READ),
     Route("GET", "/v1/events", monitor.events, Action.READ),
     Route("POST", _CONTAINER + "/profile/record", profiles.record, Action.CONTROL),

@@ -4,6 +4,7 @@
 import asyncio
 import functools
 import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
@@ -29,8 +30,8 @@ IDLE_S = 60.0
 """A connection that asks nothing for so long is closed."""
 LINGER_S = 2.0
 """How long the rest of a refused body is read, so that its sender sees the answer."""
-_UNHEARD = frozenset({Action.READ, Action.OPEN})
-"""Actions whose success is not audited."""
+_HARMLESS = frozenset({Action.READ, Action.OPEN})
+"""Actions that are served also while nothing can be written into the audit log."""
 
 Plain = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -63,12 +64,15 @@ def _serve(route: Route, *, api: Api) -> Plain:
     async def handle(request: web.Request) -> web.StreamResponse:
         principal = auth.NOBODY
         tenant, result = "", "internal"
+        begun = time.monotonic()
         try:
             caller = auth.Caller.of(request, directory=api.store, admins=api.identity.admins)
             principal = caller.now()
             judge = functools.partial(caller.may, route.action, target_tenant=request.query.get("tenant", ""))
             grant = judge(principal)
             tenant = grant.tenant
+            if route.action not in _HARMLESS:
+                api.audit.require_room()
             named = request.match_info.get("ref", "")
             call = Call(request=request, grant=grant, api=api, judge=judge, ref=named)
             async with api.gate.passed(request, grant):
@@ -83,8 +87,8 @@ def _serve(route: Route, *, api: Api) -> Plain:
             result = "gone"
             raise
         finally:
-            if result != "ok" or route.action not in _UNHEARD:
-                api.audit.record(_entry(request, principal, route=route, tenant=tenant, result=result))
+            entry = _entry(request, principal, route=route, tenant=tenant, result=result)
+            _write_down(api, replace(entry, seconds=time.monotonic() - begun))
         return response
 
     return handle
@@ -98,7 +102,21 @@ def _entry(request: web.Request, principal: Principal, *, route: Route, tenant: 
         path=request.path,
         tenant=tenant,
         result=result,
+        source=_source(request),
     )
+
+
+def _source(request: web.Request) -> str:
+    peer = request.transport.get_extra_info("peername") if request.transport is not None else None
+    return str(peer[0]) if isinstance(peer, tuple) else "unix"
+
+
+def _write_down(api: Api, entry: Entry) -> None:
+    try:
+        api.audit.record(entry)
+    except OSError as error:
+        # What changes something was refused before (`require_room`); what only looks is served all the same.
+        LOG.error("the audit log cannot be written", extra={"fields": {"reason": str(error)}})
 
 
 async def _confined(call: Call) -> Call:

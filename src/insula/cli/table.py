@@ -72,6 +72,7 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
         (
             ("host", "this host and those paired with it: ls, info, add, rm, token"),
             ("tenant", "who shares this host and may use what: ls, show, create, set, rm"),
+            ("audit", "who did what, and how it ended: ls, verify"),
             ("operation", "long operations: ls, cancel"),
             ("doctor", "tell what this machine can do, what is missing, and the cure"),
             ("setup", "make this machine ready for checkpoints and migrations"),

@@ -27,6 +27,7 @@ class Options:
     admins: frozenset[str]
     policy: Path
     rules: Path
+    syslog: str
     """What users may ask for; no such file: what everybody may."""
     ready_fd: int | None
     teardown: bool
@@ -101,6 +102,12 @@ def _add_rights_and_limits(parser: argparse.ArgumentParser) -> None:
         help="which events are an alarm, in *.toml (default: %(default)s)",
     )
     add(
+        "--syslog",
+        metavar="ADDRESS",
+        default="",
+        help="a socket, as /dev/log, or HOST:PORT (UDP), that gets the audit's lines, too",
+    )
+    add(
         "--pool",
         metavar="SUBNET",
         type=IPv4Network,
@@ -135,6 +142,7 @@ def _options_of(words: argparse.Namespace) -> Options:
         admins=frozenset(words.admin),
         policy=words.policy.absolute(),
         rules=words.rules.absolute(),
+        syslog=words.syslog,
         ready_fd=words.ready_fd,
         teardown=words.teardown,
         verbose=words.verbose,

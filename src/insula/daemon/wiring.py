@@ -203,7 +203,7 @@ def _api(
         monitor=watching,
         profiles=profiles,
         rules=guard,
-        audit=Audit(options.state / "audit.log"),
+        audit=Audit(options.state / "audit.log", syslog=options.syslog),
         standing=standing,
         policy=ground.policy,
         users=desk,

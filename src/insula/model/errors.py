@@ -219,6 +219,10 @@ class Unsupported(InsulaError):
     code = "unsupported"
 
 
+class AuditUnavailable(InsulaError):
+    code = "audit_unavailable"
+
+
 class StartFailed(InsulaError):
     code = "start_failed"
 

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`insula audit ls|verify`: who did what, and how it ended."""
+
+from __future__ import annotations
+
+import json
+
+from insula.cli.commands.logs import parse_moment, stamp
+from insula.cli.parser import add_verbs
+from insula.cli.render import Column, add_options, show
+from insula.model.errors import Conflict
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+
+    from insula.client.http import Client
+
+HELP = "who did what, and how it ended: ls, verify"
+
+COLUMNS = (
+    Column("WHEN", lambda row: stamp(row["at"])[:19]),
+    Column("WHO", lambda row: str(row.get("who", "-")), shrink=1),
+    Column("FROM", lambda row: str(row.get("from", "-")), shrink=2),
+    Column("WHAT", lambda row: f"{row['method']} {row['path']}", shrink=3),
+    Column("TENANT", lambda row: str(row.get("tenant", "-")), shrink=1),
+    Column("RESULT", lambda row: str(row["result"])),
+    Column("MS", lambda row: str(row.get("ms", "-"))),
+)
+
+
+def arguments(parser: ArgumentParser) -> None:
+    verbs = add_verbs(
+        parser,
+        {
+            "ls": "list what was asked of insulad: an admin sees all (--tenant '*'), others their own part",
+            "verify": "look whether a line was changed, taken out or cut off (admin)",
+        },
+    )
+    add = verbs["ls"].add_argument
+    add("--since", default="1h", metavar="TIME", help="10m, 2026-01-31T12:00:00Z (default: 1h)")
+    add("--lines", action="store_true", help="the lines as they stand in the log, JSON")
+    add_options(verbs["ls"])
+
+
+def run(options: Namespace, client: Client) -> int:
+    if options.verb == "verify":
+        found = client.get("/v1/audit/verify")
+        if found["problem"]:
+            raise Conflict(f"the audit log is not as it was written: {found['problem']}")
+        print(f"{found['lines']} lines in {found['files']} files are as they were written")
+        return 0
+    rows = client.follow("/v1/audit", {"since": parse_moment(options.since)})
+    if options.lines:
+        for row in rows:
+            print(json.dumps(row, ensure_ascii=False))
+    else:
+        show(list(rows), COLUMNS, options=options)
+    return 0

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`insula audit`: what is written down, who reads it, and what a changed line says."""
+
+from hosted import Host
+
+
+def test_each_request_is_a_line_and_ones_own_part_is_readable(host: Host) -> None:
+    host.alice("create", "--name", "hers", "box", "true")
+    host.alice.fails("inspect", "nothing")
+    host.bob("create", "--name", "his", "box", "true")
+    hers = host.alice.json("audit", "ls", "--format", "json")
+    made = [line for line in hers if line["path"] == "/v1/containers" and line["method"] == "POST"][-1]
+    assert (made["who"], made["from"], made["decision"], made["result"]) == (
+        host.alice.tenant,
+        "unix",
+        "allowed",
+        "ok",
+    )
+    assert made["ms"] > 0
+    assert [line for line in hers if line["result"] == "container_not_found"]
+    assert {line["tenant"] for line in hers} == {host.alice.tenant}
+    both = host.root.json("--tenant", "*", "audit", "ls", "--format", "json")
+    assert {host.alice.tenant, host.bob.tenant} <= {line.get("tenant") for line in both}
+
+
+def test_a_changed_line_is_found(host: Host) -> None:
+    assert "as they were written" in host.root("audit", "verify")
+    log = host.folder / "state/audit.log"
+    kept = log.read_bytes()
+    host.alice("ps")
+    log.write_bytes(log.read_bytes().replace(b'"POST"', b'"GETS"', 1))
+    try:
+        assert "the audit log is not as it was written: audit.log, line" in host.root.fails("audit", "verify")
+    finally:
+        with open(log, "r+b") as file:
+            file.write(kept)
+    assert "as they were written" in host.root("audit", "verify")
+
+
+def test_others_than_admins_cannot_verify(host: Host) -> None:
+    assert "needs the right" in host.alice.fails("audit", "verify")
