@@ -169,19 +169,24 @@ def _of_token(text: str, *, directory: Directory, known: Known) -> Principal:
         raise identity.refused_token()
     record, digest = found
     identity.check_token(text, record, digest=digest, now=known.now)
-    return identity.of_token(record, _owner(record, known=known))
+    return identity.of_token(record, absent(record.owner, uid=record.uid, known=known))
 
 
-def _owner(record: TokenRecord, *, known: Known) -> Principal:
-    if record.uid is not None:
-        owner = identity.of_unix(account(record.uid), known)
-        if owner.name != record.owner:
-            raise identity.refused_token()
-        return owner
-    user = known.directory.find_user(record.owner)
-    if user is None or user.origin is not Origin.REMOTE:
-        raise identity.refused_token()
-    return identity.of_remote(user, known)
+def absent(name: str, *, uid: int | None, known: Known) -> Principal:
+    """Return who a user is now that is not connected: the owner of a token, the maker of a container.
+
+    uid: None for a remote one.  Raises: Denied, Unauthenticated.
+    """
+    record = known.directory.find_user(name)
+    if uid is not None:
+        found = identity.of_unix(account(uid), known)
+    elif record is not None and record.origin is Origin.REMOTE:
+        found = identity.of_remote(record, known)
+    else:
+        found = NOBODY
+    if found.name != name:
+        raise Unauthenticated(f"cannot tell who `{name}` is: there is no such user any more")
+    return found
 
 
 def account(uid: int, *, limit: frozenset[int] | None = None) -> Account:

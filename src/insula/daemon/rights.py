@@ -20,7 +20,7 @@ from insula.model.grant import Grant, Principal
 from insula.model.permit import EVERYTHING, FileUser, Permit
 from insula.model.record import ContainerRecord
 from insula.runtime.people import People
-from insula.tenant import identity, policy
+from insula.tenant import policy
 
 LOG = logging.getLogger(__name__)
 
@@ -94,17 +94,17 @@ class Rights:
 
     def of_caller(self, grant: Grant) -> Permit:
         """Return what the one who asks now may ask for."""
-        return self._of(grant.principal)
+        return self._of(grant.principal, is_admin=grant.principal.is_admin)
 
     def of_creator(self, record: ContainerRecord) -> Permit:
         """Return what the one who made a container may ask for now.
 
         If that one is not known any more, or works for another tenant: what everybody of the container's tenant may.
         """
-        maker = self._present(record.creator, uid=record.creator_uid) if record.creator else None
+        maker = self._maker(record)
         if maker is None or not (maker.is_admin or maker.tenant == record.tenant):
             return self.of_tenant(record.tenant)
-        return self._of(maker)
+        return self._of(maker, is_admin=maker.is_admin and record.creator_is_admin)
 
     def of_tenant(self, tenant: str) -> Permit:
         """Return what is permitted to anybody of a tenant."""
@@ -114,8 +114,8 @@ class Rights:
             return replace(found, low_ports=policy.LOW_PORTS)
         return found
 
-    def _of(self, principal: Principal) -> Permit:
-        if principal.is_admin:
+    def _of(self, principal: Principal, *, is_admin: bool) -> Permit:
+        if is_admin:
             return EVERYTHING
         asker = policy.Asker(
             tenant=principal.tenant,
@@ -125,24 +125,20 @@ class Rights:
         )
         return policy.permit(self._policy.rules, asker)
 
-    def _present(self, name: str, *, uid: int | None) -> Principal | None:
-        """Return who a user is now; None: nobody who may give commands."""
+    def _maker(self, record: ContainerRecord) -> Principal | None:
+        """Return who made a container, as of now; None: nobody who may give commands."""
+        if not record.creator:
+            return None
         known = auth.present(self._people, admins=self._admins)
         try:
-            if uid is not None:
-                found = identity.of_unix(auth.account(uid), known)
-            else:
-                record = self._people.find_user(name)
-                if record is None:
-                    return None
-                found = identity.of_remote(record, known)
+            return auth.absent(record.creator, uid=record.creator_uid, known=known)
         except Denied:
             return None
-        return found if found.name == name else None
 
 
 def _file_user(principal: Principal) -> FileUser | None:
-    if principal.uid is None or principal.gid is None:
+    # Root's own files are for who acts as an admin, and not for a token that root has made for less.
+    if not principal.uid or principal.gid is None:
         return None
     try:
         home = pwd.getpwuid(principal.uid).pw_dir

@@ -199,6 +199,7 @@ def _reserve(runtime: Runtime, offer: Offer, *, peer: str, undo: ExitStack) -> C
         came_from=peer,
         creator="",
         creator_uid=None,
+        creator_is_admin=False,
         pid=0,
         ports=(),
     )

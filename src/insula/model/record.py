@@ -139,6 +139,8 @@ class ContainerRecord(Fact, kw_only=True, frozen=True):
     """Name of the user who made it here; empty: another host sent it.  What it may ask for is this user's."""
     creator_uid: int | None = None
     """None: a remote user, or none of this host."""
+    creator_is_admin: bool = False
+    """It was made with an admin's rights; what an admin's token for less has made was not."""
     came_from: str = ""
     """Name of the host that carried it here last; it may call it back."""
 

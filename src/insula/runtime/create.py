@@ -74,6 +74,7 @@ def create(grant: Grant, runtime: Runtime, spec: Spec) -> ContainerRecord:
             owner=runtime.host_name,
             creator=grant.principal.name,
             creator_uid=grant.principal.uid,
+            creator_is_admin=grant.principal.is_admin,
         )
         with runtime.store.transaction():
             quotas.check_count(runtime, tenant)

@@ -91,7 +91,7 @@ MIGRATIONS: tuple[str, ...] = (
     # Before there was a policy only admins could ask for more than everybody may.
     """
     UPDATE containers SET record = CAST(
-        json_set(CAST(record AS TEXT), '$.creator', 'root', '$.creator_uid', 0) AS BLOB
+        json_set(CAST(record AS TEXT), '$.creator', 'root', '$.creator_uid', 0, '$.creator_is_admin', json('true')) AS BLOB
     );
     """,
 )

@@ -108,6 +108,7 @@ def world(permit: Permit) -> Any:
             count_containers=lambda _t: 0,
             change_container=lambda *_: None,
             list_checkpoints=stop,
+            list_tenants=stop,
         ),
         volumes=SimpleNamespace(ensure=lambda _t, name: SimpleNamespace(name=name), delete=lambda *_: None),
         networks=SimpleNamespace(default_for=stop, get=stop, activate=stop),
