@@ -22,7 +22,7 @@ MODULES = (
     # what CRIU asks for sockets
     "af_packet_diag", "inet_diag", "netlink_diag", "raw_diag", "tcp_diag", "udp_diag", "unix_diag",
 )  # fmt: skip
-DEADLINE_S = 60.0
+DEADLINE_S = 180.0
 
 
 def load_all() -> None:
