@@ -145,8 +145,8 @@ class Supply:
         if self._first is None:
             self._first = deque(each for each in self._absent.all() if each.end - each.start <= SMALL_BYTES)
         while self._first and self._rest.has_room:
-            piece = self._first[0]
-            for absent in self._absent.within(piece.start, piece.end):
+            small = self._first[0]
+            for absent in self._absent.within(small.start, small.end):
                 if not self._rest.ask(absent.start, absent.end - absent.start):
                     return
             self._first.popleft()
