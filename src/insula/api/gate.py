@@ -4,7 +4,7 @@
     connect   more than `doorstep.MAX_CONNECTIONS` of one uid   429 without a look at the request
     request   faster than the quota `requests`                  waits up to a second, then 429 with Retry-After
     request   more open than the quota `streams`                507 with the figures
-    a 429     is not sent at once                               each connection of a flood asks twice a second at most
+    a 429     is not sent at once                               each connection of a flood asks about once a second
 
 The pace is kept by what the connection is known by, before anything is looked up: finding out who that is costs more
 than all that a refusal needs.  The tenant's rate is learned from the first request.  Administrators have no pace:
@@ -12,6 +12,7 @@ somebody must be able to act.  Everything here belongs to the loop's thread.
 """
 
 import asyncio
+import random
 import socket
 import struct
 import time
@@ -27,12 +28,18 @@ from insula.model.grant import Grant
 from insula.model.quota import Allowance, Resource
 from insula.tenant.pace import Bucket
 
-PENALTY_S = 0.5
-"""How long a refusal is held back: asking again at once would cost everybody more than an honest request."""
+PENALTY_S = (0.5, 1.5)
+"""How long a refusal is held back, by chance between these: asking again at once would cost everybody more than an honest
+request, and all asking again at the same moment would, too."""
 FORGOTTEN_S = 60.0
 """Of a user who has not asked for so long nothing is kept: its bucket is full."""
 _CREDENTIALS = struct.Struct("iII")
 """struct ucred: pid, uid, gid."""
+
+
+def penalty_s() -> float:
+    """Choose how long a refusal is held back."""
+    return random.uniform(*PENALTY_S)
 
 
 def uid_of(connection: socket.socket) -> int:
@@ -90,7 +97,7 @@ class Gate:
         try:
             wait_s = pace.take(time.monotonic())
         except TooManyRequests:
-            await asyncio.sleep(PENALTY_S)
+            await asyncio.sleep(penalty_s())
             raise
         if wait_s:
             await asyncio.sleep(wait_s)

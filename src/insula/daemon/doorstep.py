@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The unix socket's door: takes connections for the loop, a bounded number of each uid, a few at a time.
 
-A connection beyond the bound is told so in one write and closed: nothing is made for it, nothing of it is read.  Who
-fills the queue of connections that wait is emptied out faster than it can fill it; what others wait for is one round of
-the loop.  Root has no bound.
+A connection beyond the bound is told so in one write and closed: nothing is made for it, nothing of it is read.  That is
+done after a while, so that who tries again at once has its own connections to wait for, and the queue in which others
+wait, too, stays short.  Root has no bound.
 """
 
 import asyncio
@@ -15,14 +15,16 @@ from weakref import WeakSet
 
 from aiohttp import web
 
-from insula.api.gate import uid_of
+from insula.api.gate import penalty_s, uid_of
 
 LOG = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 128
 """Of one uid: each costs memory, and may keep the loop busy."""
-AT_ONCE = 32
+AT_ONCE = 16
 """Connections taken in one round of the loop, so that requests have their turn between them."""
+MAX_PENALTIES = 256
+"""Connections of all uids together that wait for their refusal, each a descriptor; beyond that it comes at once."""
 REST_S = 0.2
 """After a connection for which there was no descriptor left."""
 LOOK_S = 0.1
@@ -47,6 +49,8 @@ class Doorstep:
         self._runner = runner
         self._loop = asyncio.get_running_loop()
         self._taken: dict[int, WeakSet[asyncio.Transport]] = {}
+        self._refused: set[socket.socket] = set()
+        """Not answered yet."""
         self._full_until: dict[int, float] = {}
         """Uid → until when nobody looks whether it has closed some: a look costs more than a refusal."""
         self._beginning: set[asyncio.Task[None]] = set()
@@ -59,6 +63,8 @@ class Doorstep:
         """Take nobody in any more; the runner ends what was taken."""
         self._loop.remove_reader(self._listener.fileno())
         self._listener.close()
+        while self._refused:
+            _answer(self._refused.pop())
         await asyncio.gather(*self._beginning, return_exceptions=True)
 
     def _take_some(self) -> None:
@@ -85,13 +91,24 @@ class Doorstep:
     def _take(self, connection: socket.socket, uid: int) -> None:
         server = self._runner.server
         if server is None or self._is_full(uid):
-            with connection, contextlib.suppress(OSError):
-                connection.send(REFUSAL)
+            self._refuse(connection)
             return
         self._begun[uid] += 1
         task = self._loop.create_task(self._begin(connection, server, uid=uid))
         self._beginning.add(task)
         task.add_done_callback(self._beginning.discard)
+
+    def _refuse(self, connection: socket.socket) -> None:
+        if len(self._refused) >= MAX_PENALTIES:
+            _answer(connection)
+            return
+        self._refused.add(connection)
+        self._loop.call_later(penalty_s(), self._answer_refused, connection)
+
+    def _answer_refused(self, connection: socket.socket) -> None:
+        if connection in self._refused:  # else `close` has answered it
+            self._refused.remove(connection)
+            _answer(connection)
 
     async def _begin(self, connection: socket.socket, server: web.Server, *, uid: int) -> None:
         try:
@@ -113,3 +130,8 @@ class Doorstep:
             return False
         self._full_until[uid] = now + LOOK_S
         return True
+
+
+def _answer(connection: socket.socket) -> None:
+    with connection, contextlib.suppress(OSError):
+        connection.send(REFUSAL)
