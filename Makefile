@@ -8,7 +8,7 @@ SHELL := /bin/sh
 N := 200
 SEED := 1
 PAIRS := 3
-.PHONY: faults help setup venv demo test test-unit test-kernel test-system test-vm bench bench-start bench-migrate bench-track bench-dump bench-monitor bench-postgres matrix lint format lock clean
+.PHONY: faults help setup venv demo test test-unit test-kernel test-system test-security test-vm bench bench-start bench-migrate bench-track bench-dump bench-monitor bench-postgres matrix lint format lock clean
 
 # Ends make with the code of a recipe that failed (3: this machine lacks something), not with 2: see the C file.
 -load .stamps/make_exit.so
@@ -39,6 +39,9 @@ test-kernel: setup ## tests against this machine's real kernel (root)
 
 test-system: setup ## tests of daemons through their sockets (root)
 	@$(PYTEST) tests/system
+
+test-security: setup ## what must not be possible: the numbered checks of tests/security (root, five minutes)
+	@$(PYTEST) -q tests/security
 
 test-vm: ## two emulated machines with Linux 6.1 and 6.12: moves between them, a patch (root, 10 minutes, 2 GB of disk)
 	@scripts/setup --with-vm $(PASS_ON)

@@ -3,12 +3,14 @@
 
 import contextlib
 import itertools
+import random
 import threading
 
 import pytest
 
 from hosted import Host, Person, answered, wait_until
-from security.asking import create
+from insula.api.routes import ROUTES, Route
+from security.asking import create, name_of, target
 
 VERBS = {
     "start": ("POST", "/start", b""), "stop": ("POST", "/stop", b'{"timeout_s": 0}'), "kill": ("POST", "/kill", b"{}"), "pause": ("POST", "/pause", b""),
@@ -96,6 +98,25 @@ def test_t9_second_request_within_one_is_its_own_callers(alice: Person, smuggled
             while piece := connection.recv(65536):
                 heard += piece
     assert b'"token"' not in heard
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=name_of)
+def test_t13_noise_is_an_error_of_its_sender(the_host: Host, route: Route) -> None:
+    chance = random.Random(name_of(route))
+    for _ in range(3):
+        body = chance.randbytes(chance.randrange(1, 400))
+        ref = "".join(chance.choices("abc%0.~", k=8)).replace("%", "%25")
+        query = f"?tail={chance.random()}&x=%ff&path=%00&name=%2e%2e"
+        status, _ = the_host.bob.ask(route.method, target(route, ref) + query, body=body)
+        assert status < 500, body
+
+
+def test_t12_audit_is_not_a_tenants_to_read_or_write(the_host: Host) -> None:
+    logs = list((the_host.folder / "state").rglob("audit*"))
+    assert logs
+    for path in logs:
+        found = path.stat()
+        assert (found.st_uid, found.st_mode & 0o077) == (0, 0), path
 
 
 def test_t8_many_users_of_one_name(alice: Person) -> None:
