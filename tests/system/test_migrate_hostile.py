@@ -221,7 +221,7 @@ LIES_OF_A_SOURCE = (
     Told("commit before all is there", before(TO_TARGET, "Restore", message("Commit", generation=9))),
     Told("an image that is a path", first_file("../x", 0)),
     Told("an image beyond all room", first_file("", 1 << 62), "target_full"),
-    Told("an image beyond counting", first_file("", 1 << 64)),
+    Told("an image beyond counting", first_file("", 1 << 64), "target_full"),
     Told("an image cut short", first_file("", 1 << 22)),
 )
 LIES_OF_A_TARGET = (
