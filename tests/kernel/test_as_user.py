@@ -53,7 +53,9 @@ def test_own_things_are_opened_and_root_is_root_again_afterwards(home: Path) -> 
     assert os.geteuid() == 0
 
 
-@pytest.mark.parametrize("link", ["/etc", "../bob", "../../../etc/passwd", "/proc/self/root", "deep/../../bob"])
+@pytest.mark.parametrize(
+    "link", ["/etc", "../bob", "../../../etc/passwd", "/proc/self/root", "deep/../../bob"]
+)
 def test_no_link_leads_out(home: Path, link: str) -> None:
     (home / "deep").mkdir()
     os.chown(home / "deep", UID, UID)
@@ -145,7 +147,9 @@ def test_a_swapped_path_gives_what_is_below_or_nothing(home: Path) -> None:
     swapper = threading.Thread(target=swap)
     swapper.start()
     try:
-        seen = {names(ALICE, home, "place/file") for _ in range(500)} | {names(ALICE, home, "place/passwd") for _ in range(500)}
+        seen = {names(ALICE, home, "place/file") for _ in range(500)} | {
+            names(ALICE, home, "place/passwd") for _ in range(500)
+        }
     finally:
         ended.set()
         swapper.join(DEADLINE_S)
