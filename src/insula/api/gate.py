@@ -8,7 +8,8 @@
 
 The pace is kept by what the connection is known by, before anything is looked up: finding out who that is costs more
 than all that a refusal needs.  The tenant's rate is learned from the first request.  Administrators have no pace:
-somebody must be able to act.  Everything here belongs to the loop's thread.
+somebody must be able to act; paired hosts have none, since what they carry is others'.  Everything here belongs to the
+loop's thread.
 """
 
 import asyncio
@@ -106,7 +107,7 @@ class Gate:
     async def passed(self, request: web.Request, grant: Grant) -> AsyncIterator[None]:
         """Count a request of somebody who is known now as long as the block runs.  Raises: QuotaExceeded."""
         self._learn_rate(request, grant)
-        if not grant.principal.is_admin and self._allowance.limit(grant.tenant, Resource.STREAMS) is not None:
+        if self._limit(grant, Resource.STREAMS) is not None:
             self._allowance.check(grant.tenant, Resource.STREAMS, used=self.open_of(grant.tenant))
         self._open[grant.tenant] += 1
         try:
@@ -140,14 +141,18 @@ class Gate:
         return source
 
     def _learn_rate(self, request: web.Request, grant: Grant) -> None:
-        is_free = grant.principal.is_admin
-        rate = None if is_free else self._allowance.limit(grant.tenant, Resource.REQUESTS)
+        rate = self._limit(grant, Resource.REQUESTS)
         source = self._source(request)
         if rate is None:
             self._paces.pop(source, None)
             return
         self._sweep(time.monotonic())
         self._paces.setdefault(source, _Pace()).rate = rate
+
+    def _limit(self, grant: Grant, resource: Resource) -> int | None:
+        """Return a limit of who asks; administrators and paired hosts, who ask for others, have none."""
+        is_free = grant.principal.is_admin or grant.principal.is_peer
+        return None if is_free else self._allowance.limit(grant.tenant, resource)
 
     def _sweep(self, now: float) -> None:
         if now - self._swept_at < FORGOTTEN_S:
