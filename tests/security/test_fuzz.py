@@ -15,6 +15,14 @@ from hypothesis import strategies as st
 from hosted import Host, Person
 from insula.api.document import document
 
+TAR = "application/x-tar"
+
+
+@schemathesis.serializer(TAR)
+def as_it_is(_context: Any, value: Any) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogateescape")
+
+
 SCHEMA = schemathesis.openapi.from_dict(json.loads(document()))
 OPERATIONS = {
     f"{found.ok().method.upper()} {found.ok().path}": found.ok() for found in SCHEMA.get_all_operations()

@@ -48,6 +48,7 @@ _CONTAINER = "/v1/containers/{ref}"
 
 #: The first match counts: fixed words stand before names.
 ROUTES: tuple[Route, ...] = (
+    Route("GET", "/openapi.json", system.openapi, Action.OPEN),
     Route("GET", "/v1/version", system.version, Action.OPEN),
     Route("GET", "/v1/whoami", users.whoami, Action.OPEN),
     Route("GET", "/v1/users", users.list_users, Action.ADMIN),

@@ -40,3 +40,9 @@ def _facts(call: Call) -> HostFacts:
         state_folder=identity.state_folder,
         fingerprint=identity.fingerprint,
     )
+
+
+async def openapi(call: Call) -> web.StreamResponse:
+    from insula.api.document import document  # it is made of the routes, among which this is
+
+    return web.Response(body=await call.run(document), content_type="application/json")
