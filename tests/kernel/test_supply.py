@@ -34,6 +34,10 @@ def elsewhere() -> Iterator[MemoryStore]:
         yield made
 
 
+LONG_S = 120.0
+"""For all that a loaded machine does meanwhile."""
+
+
 @dataclass
 class Bringer:
     """Brings pages from one store into another, when it is let."""
@@ -63,7 +67,7 @@ class Bringer:
                 word, start, length = REQUEST.unpack(data)
                 assert word == Word.WANT
                 if number == 1:
-                    assert self.may_bring_rest.wait(20)
+                    assert self.may_bring_rest.wait(LONG_S)
                 os.pwrite(store, os.pread(self.elsewhere.descriptor, length, start), start)
                 self.brought.append((number, length))
                 link.send(REQUEST.pack(Word.HAVE, start, length))
