@@ -43,7 +43,10 @@ def judged(the_host: Host) -> Iterator[Callable[[bytes], int]]:
 
     def act(data: bytes) -> int:
         status, code = import_image(the_host.alice, data)
-        assert status < 300 or code in ("invalid_image", "quota_exceeded", "disk_full"), (status, code)
+        assert status < 300 or code in ("invalid_image", "image_too_large", "quota_exceeded", "disk_full"), (
+            status,
+            code,
+        )
         made = [the_host.folder / "state/layers" / name for name in files_of(the_host) - layers]
         assert bool(made) == (status < 300)
         for folder in made:
