@@ -104,3 +104,13 @@ def test_only_the_call_that_is_meant_waits() -> None:
         return "made"
 
     assert forked.run(child) == "Function not implemented"
+
+
+def test_the_answers_end_with_criu_without_a_word(
+    host: Spawned, images: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    container = carried.start(host, PROGRAM)
+    for _ in range(5):
+        _dump(host, container, images, accept=False)
+    assert not caplog.records
+    host.end(container)

@@ -2,9 +2,9 @@
 """Spare a dump CRIU's two walks through the connection tracking table of the whole host (20 ms).
 
 CRIU asks for a network namespace's connections and expectations by a socket of NETLINK_NETFILTER, and the kernel looks for
-them in one table for all namespaces.  No option of CRIU leaves that out.  Where the namespace has none, CRIU is told so by us:
+them in one table for all namespaces.  No option of CRIU leaves that out.  Where the namespace has none, CRIU is told so by us.
 
-While CRIU dumps the first process we stop it by ptrace for a moment, and put it under a seccomp filter by which `socket(AF_NETLINK,
+When CRIU begins with the images we stop it by ptrace for a moment, and put it under a seccomp filter by which `socket(AF_NETLINK,
 …, NETLINK_NETFILTER)` waits for us; it gets a socket in which the answer lies already: "that was all".
 
 Not earlier: the kernel lets nobody suspend or read the seccomp filters of processes who has one itself, and CRIU does that until
@@ -35,7 +35,8 @@ _AF_NETLINK, _NETLINK_NETFILTER = 16, 12
 _DONE = struct.pack("=IHHIIi", 20, 3, 2, 24680, 0, 0)
 """struct nlmsghdr with NLMSG_DONE, NLM_F_MULTI and CRIU's sequence number (`criu/include/libnetlink.h`); no error."""
 _DEADLINE_SECONDS = 0.2
-_OF_PROCESS = (b"core-", b"mm-", b"ids-")
+_FIRST_IMAGES = (b"seccomp.img", b"files.img", b"ids-")
+"""What CRIU begins with when it has done with all filters; a container without filters has no `seccomp.img`."""
 _NO_DESCRIPTOR = (1 << 64) - 1
 
 
@@ -87,20 +88,24 @@ class SparedWalk:
             LOG.warning("CRIU walks through all connections", extra={"fields": {"reason": str(error)}})
 
     def _dumps_processes(self, folder: Inotify) -> bool:
-        """Wait for the first image of a process.  Returns: False if the dump has ended without one."""
+        """Wait until CRIU begins with the images.  Returns: False if the dump has ended before."""
         while self._over not in select.select((folder.fileno(), self._over), (), ())[0]:
-            if any(each.name.startswith(_OF_PROCESS) for each in folder.drain()):
+            if any(each.name.startswith(_FIRST_IMAGES) for each in folder.drain()):
                 return True
         return False
 
     def _answer(self, listener: int, held: contextlib.ExitStack) -> None:
-        while self._over not in select.select((listener, self._over), (), ())[0]:
+        poll = select.poll()
+        poll.register(listener, select.POLLIN)
+        poll.register(self._over, select.POLLIN)
+        # Without POLLIN nobody is left whose call could wait (POLLHUP): to ask for the next one might never end.
+        while (events := dict(poll.poll())).keys() == {listener} and events[listener] & select.POLLIN:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             held.callback(ours.close)
-            with theirs:
+            with theirs, contextlib.suppress(FileNotFoundError):  # it has ended meanwhile
                 ours.send(_DONE)
                 seccomp.answer_descriptor(listener, theirs.fileno())
-            self.answered += 1
+                self.answered += 1
 
     @staticmethod
     def blame(error: Exception) -> None:
