@@ -83,7 +83,9 @@ def bench() -> Iterator[Bench]:
     for group in groups.values():
         group.create()
     collector = Collector(lambda: Probes(ring_bytes=1 << 20))
-    subjects = {name: Subject(f"id-{name}", name, group, group.v2_id(), 0, 65536) for name, group in groups.items()}
+    subjects = {
+        name: Subject(f"id-{name}", name, group, group.v2_id(), 0, 65536) for name, group in groups.items()
+    }
     yield Bench(collector, subjects)
     collector.close()
     for group in groups.values():

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import msgspec
 
@@ -273,13 +273,9 @@ def restore(
 
     with ExitStack() as held:
         held.enter_context(filled)
-        is_lazy = memory is not None
         stall = Stall(runtime.group(record), name=record.name)
-        if engine is None or not _let_begin(
-            engine, _restore_options(state, engine.places, is_lazy=is_lazy, extra=1), images=images
-        ):
-            engine = launch_engine(runtime, held, images=images, restore=plan)
-            criu.ask(engine.rpc, criu.RESTORE, _restore_options(state, engine.places, is_lazy=is_lazy))
+        ask = _Ask(images=images, state=state, is_lazy=memory is not None)
+        engine = ask.begin(runtime, held, plan=plan, ahead=engine)
         response = _follow_restore(engine, handle=handle, stall=stall, waiting=stages.waiting)
         if not response.success:
             stall.blame_memory()
@@ -288,6 +284,24 @@ def restore(
         if terminal >= 0:
             os.close(terminal)
     return response.pid
+
+
+class _Ask(NamedTuple):
+    """What CRIU is asked to restore."""
+
+    images: int
+    state: DumpState
+    is_lazy: bool
+
+    def begin(self, runtime: Runtime, held: ExitStack, *, plan: StartPlan, ahead: Engine | None) -> Engine:
+        """Have a CRIU begin: the one that was launched ahead, if it takes this, else a new one."""
+        if ahead is not None:
+            options = _restore_options(self.state, ahead.places, is_lazy=self.is_lazy, extra=1)
+            if _let_begin(ahead, options, images=self.images):
+                return ahead
+        engine = launch_engine(runtime, held, images=self.images, restore=plan)
+        criu.ask(engine.rpc, criu.RESTORE, _restore_options(self.state, engine.places, is_lazy=self.is_lazy))
+        return engine
 
 
 def _follow_restore(engine: Engine, *, handle: criu.Handler, stall: Stall, waiting: Stage) -> criu.Response:

@@ -61,9 +61,8 @@ def test_a_silent_target_is_given_up(pair: tuple[Wire, Wire]) -> None:
 
 def test_a_target_that_is_at_work_for_ever_is_given_up(pair: tuple[Wire, Wire]) -> None:
     source, target = pair
-    with Heart(target):
-        with pytest.raises(MigrationFailed, match="any longer"):
-            wait(source, within_s=0.2)
+    with Heart(target), pytest.raises(MigrationFailed, match="any longer"):
+        wait(source, within_s=0.2)
 
 
 def test_a_target_that_asks_for_pages_for_ever_is_given_up(pair: tuple[Wire, Wire]) -> None:
