@@ -2,7 +2,8 @@
 """What the two users of `bench/tenants.py` run on the host, each as a process of its own uid.  Standard library only.
 
     probe SOCKET PATHS PAUSE_MS     a well-behaved user: one request after the other, a line `AT MS STATUS` each
-    flood SOCKET CONNECTIONS        requests as fast as they are answered, on connections that stay and on new ones
+    flood SOCKET CONNECTIONS        5000 requests a second, on connections that stay and on new ones; what is not
+                                    answered within 20 ms is given up for another
     bomb SOCKET                     images of 8 GiB of zeros, one after the other
 
 Each ends when its standard input does.  `flood` and `bomb` say at their end what they were answered.
@@ -20,6 +21,9 @@ from collections import Counter
 BOMB_BYTES = 8 << 30
 PIECE = bytes(1 << 20)
 TIMEOUT_S = 30.0
+PATIENCE_S = 0.02
+RATE = 5000
+"""Requests a second of one process."""
 
 
 def request(path: str, *, keep: bool) -> bytes:
@@ -37,8 +41,8 @@ def probe(path: str, targets: list[str], pause_s: float) -> None:
     planned, number = time.time(), 0
     while not is_over(planned - time.time()):
         with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(path)  # waits while the queue is full, as the CLI does
             connection.settimeout(TIMEOUT_S)
-            connection.connect(path)
             connection.sendall(request(targets[number % len(targets)], keep=False))
             answer = b"".join(iter(lambda c=connection: c.recv(65536), b""))
         status = answer[9:12].decode() or "cut"
@@ -47,7 +51,10 @@ def probe(path: str, targets: list[str], pause_s: float) -> None:
 
 
 class Flood:
-    """Many connections of one user, each asking again as soon as it is answered; each tenth is closed and made anew."""
+    """Many connections of one user, each asking again as soon as it is answered.
+
+    One is closed and made anew after each tenth answer, and when it has no answer within PATIENCE_S.
+    """
 
     def __init__(self, path: str, connections: int) -> None:
         self._path = path
@@ -55,19 +62,22 @@ class Flood:
         self._selector = selectors.DefaultSelector()
         self._missing = connections
         self._asked = 0
+        self._began = time.monotonic()
+        self._since: dict[socket.socket, float] = {}
         self.answers: Counter[str] = Counter()
 
     def run(self) -> None:
         self._selector.register(sys.stdin, selectors.EVENT_READ)
         while True:
             self._connect()
-            for key, _ in self._selector.select(0.05):
+            for key, _ in self._selector.select(PATIENCE_S / 2):
                 if key.fileobj is sys.stdin:
                     return
                 self._read(key.fileobj)  # type: ignore[arg-type]
+            self._give_up()
 
     def _connect(self) -> None:
-        while self._missing:
+        while self._missing and self._may_ask():
             connection = socket.socket(socket.AF_UNIX)
             connection.setblocking(False)
             try:
@@ -78,6 +88,8 @@ class Flood:
                 connection.close()
                 return
             self._selector.register(connection, selectors.EVENT_READ)
+            self._since[connection] = time.monotonic()
+            self.answers["asked"] += 1
             self._missing -= 1
 
     def _read(self, connection: socket.socket) -> None:
@@ -88,13 +100,27 @@ class Flood:
         if answer.startswith(b"HTTP/1.1 "):
             self.answers[answer[9:12].decode()] += 1
         self._asked += 1
-        if answer and self._asked % 10:
+        if answer and self._asked % 10 and self._may_ask():
             try:
                 connection.send(self._words)
+                self._since[connection] = time.monotonic()
+                self.answers["asked"] += 1
                 return
             except OSError:
                 self.answers["cut"] += 1
+        self._drop(connection)
+
+    def _may_ask(self) -> bool:
+        return self.answers["asked"] < RATE * (time.monotonic() - self._began)
+
+    def _give_up(self) -> None:
+        before = time.monotonic() - PATIENCE_S
+        for connection in [each for each, since in self._since.items() if since < before]:
+            self._drop(connection)
+
+    def _drop(self, connection: socket.socket) -> None:
         self._selector.unregister(connection)
+        del self._since[connection]
         connection.close()
         self._missing += 1
 

@@ -16,18 +16,23 @@ from weakref import WeakSet
 from aiohttp import web
 
 from insula.api.gate import penalty_s, uid_of
+from insula.model.errors import TooManyRequests
+from insula.tenant.pace import Bucket
 
 LOG = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 128
 """Of one uid: each costs memory, and may keep the loop busy."""
-AT_ONCE = 16
-"""Connections taken in one round of the loop, so that requests have their turn between them."""
+CONNECTS_PER_S = 300
+"""Of one uid; two seconds' worth may come at once."""
+ROUND_S = 0.0003
+"""For connections in one round of the loop, so that requests have their turn between them; a refusal takes 15 us, and who
+gives up at once and tries again fills the queue with what is dead."""
 MAX_PENALTIES = 256
 """Connections of all uids together that wait for their refusal, each a descriptor; beyond that it comes at once."""
 REST_S = 0.2
 """After a connection for which there was no descriptor left."""
-LOOK_S = 0.1
+LOOK_S = 0.5
 """How often it is looked whether a uid that has too many has closed some."""
 
 _BODY = (
@@ -49,6 +54,7 @@ class Doorstep:
         self._runner = runner
         self._loop = asyncio.get_running_loop()
         self._taken: dict[int, WeakSet[asyncio.Transport]] = {}
+        self._paces: dict[int, Bucket] = {}
         self._refused: set[socket.socket] = set()
         """Not answered yet."""
         self._full_until: dict[int, float] = {}
@@ -68,7 +74,8 @@ class Doorstep:
         await asyncio.gather(*self._beginning, return_exceptions=True)
 
     def _take_some(self) -> None:
-        for _ in range(AT_ONCE):
+        until = self._loop.time() + ROUND_S
+        while self._loop.time() < until:
             try:
                 connection, _ = self._listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -118,9 +125,22 @@ class Doorstep:
         finally:
             self._begun[uid] -= 1
 
+    def _is_too_fast(self, uid: int) -> bool:
+        """Tell whether a uid connects faster than anybody needs: who gives up at once has few open, and costs as much."""
+        now = self._loop.time()
+        bucket = self._paces.setdefault(uid, Bucket.full(CONNECTS_PER_S, now=now))
+        try:
+            return bucket.take(CONNECTS_PER_S, now=now) > 0
+        except TooManyRequests:
+            return True
+
     def _is_full(self, uid: int) -> bool:
+        if uid == 0:
+            return False
+        if self._is_too_fast(uid):
+            return True
         taken, begun = self._taken.get(uid, WeakSet()), self._begun[uid]
-        if uid == 0 or len(taken) + begun < MAX_CONNECTIONS:
+        if len(taken) + begun < MAX_CONNECTIONS:
             return False
         now = self._loop.time()
         if now < self._full_until.get(uid, now):
