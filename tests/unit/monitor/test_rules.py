@@ -45,7 +45,7 @@ def test_the_starter_set_matches(name: str, seen: Event, is_alarm: bool) -> None
 
 
 @pytest.mark.parametrize(("text", "reason"), [
-    ("[[rule]]\nname = 'x\nkinds = []", "line 2"),
+    ("[[rule]]\nname == 1\n", "line 2"),
     ("[[rules]]\nname = 'x'", "rules"),
     ("\n\n[[rule]]\nname = 'x'\nkinds = ['exec']\nbogus = 1", "line 3"),
     ("[[rule]]\nname = 'X y'\nkinds = ['exec']", "name"),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from insula.client.http import Client, Json
 
-HELP = "record what a container uses, and hold it to that: record, stop, apply …"
+HELP = "record what a container uses, and hold it to that"
 
 PARTS = {
     "calls": "system calls",
