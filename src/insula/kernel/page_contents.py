@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is in pages of a process that may run meanwhile.
 
-Out of scope: which pages (`pagemap.py`).  Source: process_vm_readv(2), proc_pid_mem(5).
+Out of scope: which pages (`pagemap.py`).  Source: process_vm_readv(2), proc_pid_mem(5),
+proc_pid_statm(5).
 """
 
 import errno
@@ -32,6 +33,15 @@ def read_pages(pid: int, ranges: Sequence[Range], *, piece_bytes: int = 1 << 20)
     finally:
         if handle is not None:
             os.close(handle)
+
+
+def address_space_pages(pid: int) -> int:
+    """Return how many pages a process has mapped, whether there is memory behind them or not; 0 if it is gone."""
+    try:
+        with open(f"/proc/{pid}/statm", encoding="ascii") as file:
+            return int(file.read().split()[0])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
 
 
 def _cut(ranges: Sequence[Range], piece_bytes: int) -> Iterator[list[tuple[int, int]]]:

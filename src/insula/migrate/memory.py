@@ -86,7 +86,7 @@ class MemoryStore:
             raise ProtocolError(f"cannot take memory of process {pid}: no such pid")
         if pid not in self._slots and len(self._slots) >= MAX_PROCESSES:
             raise ProtocolError("cannot take memory: too many processes")
-        checked = _checked(ranges)
+        checked = checked_ranges(ranges)
         held = self._held.setdefault(pid, Pieces())
         slot = self._slots.setdefault(pid, len(self._slots))
         base = slot * SLOT_BYTES
@@ -134,7 +134,9 @@ class MemoryStore:
     def _gaps(self, pid: int, wanted: Iterable[Range]) -> list[Range]:
         # CRIU lists pages of different kinds in different buffers, so addresses need not ascend.
         held = self._held.get(pid, _NOTHING)
-        return [(low, (high - low) // PAGE_BYTES) for low, high in held.unknown(_checked(sorted(wanted)))]
+        return [
+            (low, (high - low) // PAGE_BYTES) for low, high in held.unknown(checked_ranges(sorted(wanted)))
+        ]
 
 
 _NOTHING = Pieces()
@@ -182,7 +184,7 @@ class Round:
             raise ProtocolError(f"cannot take memory: {self.left_bytes} bytes did not come")
 
 
-def _checked(ranges: Iterable[Range]) -> list[Range]:
+def checked_ranges(ranges: Iterable[Range]) -> list[Range]:
     """Return start and end of each range.  Raises: ProtocolError unless they are whole pages, in order, in user memory."""
     found: list[Range] = []
     last = _FIRST_ADDRESS

@@ -16,7 +16,9 @@ from typing import Protocol
 
 from insula.kernel.cgroup import Group
 from insula.kernel.cgroup.values import CPU_PERIOD_US, Limits
+from insula.kernel.page_contents import address_space_pages
 from insula.kernel.pagemap import PAGE_BYTES, merge
+from insula.migrate.memory import checked_ranges
 from insula.migrate.rounds import THROTTLES, Forecast, Round, Step, decide, forecast
 from insula.migrate.squeeze import plain_rate
 from insula.migrate.track import Last, Range, Tracker, read_pages
@@ -141,11 +143,15 @@ class Precopy:
     def send_missing(self, pages: Written) -> None:
         """Send what the target still lacks, by pid in the container, while nothing runs.
 
-        Raises: ProtocolError for a process that is not of the container.
+        Raises: ProtocolError for a process that is not of the container, and for more than it has.
         """
         for inside, ranges in pages.items():
             if inside not in self._outside:
                 raise ProtocolError(f"cannot send memory of process {inside}: there is none")
+            checked_ranges(ranges)
+            asked = sum(each.pages for each in ranges)
+            if asked > address_space_pages(self._outside[inside]):
+                raise ProtocolError(f"cannot send {asked} pages of process {inside}: it has not so many")
             self._send_process(self._outside[inside], ranges, inside=inside)
 
     def finish(self) -> None:

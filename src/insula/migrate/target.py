@@ -165,6 +165,8 @@ def _reserve(runtime: Runtime, offer: Offer, *, peer: str, undo: ExitStack) -> C
         )
     if any(each.id == offered.id for each in runtime.store.list_containers()):
         raise NameTaken(f"cannot take `{offered.name}`: this host has a container of that id")
+    if offered.generation < runtime.store.left_generation(offered.id):
+        raise ProtocolError(f"cannot take `{offered.name}`: it has been here since then, and left")
     quotas.check_wish(runtime, offered.tenant, offered.spec)
     quotas.ready_group(runtime, offered.tenant)
     attachment = None

@@ -44,6 +44,10 @@ def no_container(ref: str) -> ContainerNotFound:
     return ContainerNotFound(f"cannot find container `{ref}`", hint="insula ps -a lists them")
 
 
+LEFT = "left:"
+"""Journal, with the container's id: its generation when it was given away."""
+
+
 class Store(Ledger):
     """Everything that outlives the daemon, except files' contents."""
 
@@ -184,8 +188,18 @@ class Store(Ledger):
                 "UPDATE containers SET owner=?, generation=?, record=? WHERE id=?",
                 *(new.owner, new.generation, encode(new), container_id),
             )
+            self.write(
+                "INSERT OR REPLACE INTO journal VALUES (?, ?)", LEFT + container_id, b"%d" % new.generation
+            )
         self._tell(container_id, new)
         return True
+
+    def left_generation(self, container_id: str) -> int:
+        """Return the generation that a container had when it left this host; 0: it never did.
+
+        It stays for ever: what is said of an older one is a repetition.
+        """
+        return int(self.read_journal(LEFT + container_id) or 0)
 
     # images
 
