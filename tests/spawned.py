@@ -370,7 +370,8 @@ class Spawned:
         groups = [self.group(container) for container in self.started]
         for key, fields in held.items():
             if fields["exit_code"] is None:
-                self.client.ask("signal", key=key, signal=int(signal.SIGKILL))
+                with contextlib.suppress(Refused):  # it has just ended
+                    self.client.ask("signal", key=key, signal=int(signal.SIGKILL))
                 self.client.wait_exit(key)
             self.client.ask("forget", key=key)
         self.started.clear()
@@ -461,4 +462,9 @@ def status_of(pid: int | str) -> dict[str, str]:
 
 
 def is_alive(pid: int) -> bool:
-    return os.path.exists(f"/proc/{pid}")
+    """Answer whether a process runs: one that has ended and that nobody has reaped does not."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -49,7 +49,7 @@ def checkpoint(
     """
     found = runtime.find(grant, ref)
     secret = secret_for(runtime, wish.key)
-    name = wish.name or time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+    name = wish.name or _fresh_name({each.name for each in runtime.store.list_checkpoints(found.id)})
     if not _NAME.fullmatch(name):
         raise InvalidSpec(
             f"cannot name a checkpoint `{name[:80]}`", hint="letters, digits, `_`, `.`, `-`, at most 63"
@@ -98,6 +98,12 @@ def secret_for(runtime: Runtime, key: str) -> Secret:
     except ValueError as error:
         raise BadRequest("cannot use the key: it is not base64") from error
     return secret_of_file(data)
+
+
+def _fresh_name(taken: set[str]) -> str:
+    now = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+    numbered = (f"{now}-{number}" for number in range(2, len(taken) + 3))
+    return next(name for name in (now, *numbered) if name not in taken)
 
 
 @contextmanager
