@@ -150,10 +150,10 @@ class Person:
             os.setegid(GROUP_ID)
             os.seteuid(self.uid)
             try:
-                connection.connect(str(self.host.socket_path))
-            except OSError:
-                connection.close()
-                raise
+                wait_until(
+                    lambda: _is_taken(connection, self.host.socket_path),
+                    what="room among those who wait at the door",
+                )
             finally:
                 os.seteuid(0)
                 os.setegid(0)
@@ -167,6 +167,15 @@ def _folders_below(pattern: str) -> list[str]:
             return [str(path) for path in Path("/sys/fs/cgroup").glob(pattern) if path.is_dir()]
         except FileNotFoundError:
             continue
+
+
+def _is_taken(connection: socket.socket, path: Path) -> bool:
+    """Connect; a socket with a time limit is told EAGAIN where another would wait: so many wait to be taken."""
+    try:
+        connection.connect(str(path))
+    except BlockingIOError:
+        return False
+    return True
 
 
 def answered(connection: socket.socket) -> tuple[int, Any]:

@@ -117,8 +117,10 @@ def test_t3_thing_of_another_cannot_be_used(the_host: Host, hidden: Secrets, way
         assert name not in json.dumps(error)
 
 
+#: Events never end; the audit log repeats what the caller itself has asked for here.
+_APART = ("/v1/events", "/v1/audit")
 _LISTS = [
-    each for each in ROUTES if each.method == "GET" and "{" not in each.path and each.path != "/v1/events"
+    each for each in ROUTES if each.method == "GET" and "{" not in each.path and each.path not in _APART
 ]
 
 

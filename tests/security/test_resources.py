@@ -114,7 +114,10 @@ def test_2b_api_connections_of_one_user_stop_nobody_else(
 
 def test_2b_requests_at_once_stop_nobody_else(host: Host, alice: Person, neighbour: Person) -> None:
     with contextlib.ExitStack() as held:
-        waiting = [held.enter_context(alice.asking("GET", "/v1/containers?all=1")) for _ in range(300)]
+        waiting = []
+        for _ in range(300):
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused before it was said
+                waiting.append(held.enter_context(alice.asking("GET", "/v1/containers?all=1")))
         is_answered(host, neighbour)
         assert {answered(each)[0] for each in waiting} <= {200, 429}
 
@@ -128,7 +131,16 @@ def test_2b_requests_at_once_stop_nobody_else(host: Host, alice: Person, neighbo
 )  # fmt: skip
 def test_2b_body_that_costs_more_than_it_weighs(host: Host, alice: Person, body: bytes) -> None:
     before = host.remains()
-    status, answer = alice.ask("POST", "/v1/containers", body=body)
+    heard: list[tuple[int, object]] = []
+
+    def is_heard() -> bool:
+        """Whether it was judged: until the floods before this have been forgotten, the door refuses."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            heard[:] = [alice.ask("POST", "/v1/containers", body=body)]
+        return heard != [] and heard[0][0] != 429
+
+    wait_until(is_heard, what=lambda: f"an answer: {heard}")
+    status, answer = heard[0]
     assert 400 <= status < 500, answer
     assert host.remains() == before
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 import msgspec
 from aiohttp import web
 
-from insula.api.bodies import Query, StreamQuery
+from insula.api.bodies import NoQuery, Query, StreamQuery
 from insula.api.call import Call, answer, line, lines
 from insula.model.errors import BadRequest
 from insula.model.monitor import Began, Ended, EventKind, TraceWish
@@ -80,6 +80,7 @@ def _wish(query: TraceQuery) -> TraceWish:
 
 async def events(call: Call) -> web.StreamResponse:
     """What happens to the caller's containers, from now on."""
+    call.query(NoQuery)
     tenant = scope(call.grant)
     with call.api.changes.read_all() as changes:
         response = await lines(call)
@@ -91,6 +92,7 @@ async def events(call: Call) -> web.StreamResponse:
 
 async def metrics(call: Call) -> web.StreamResponse:
     """Figures of the caller's containers, for Prometheus."""
+    call.query(NoQuery)
 
     def scrape() -> bytes:
         return exposition(call.api.verbs.all_stats(call.grant), call.api.monitor.counts(call.grant))
