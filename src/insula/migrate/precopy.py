@@ -100,11 +100,11 @@ class Precopy:
         """Of pages, as often as they were sent."""
 
     def run(self) -> Forecast:
-        """Send rounds until the rest fits into the pause.
+        """Send rounds until the rest fits into the pause.  May be called again: what was left then is sent now.
 
         Raises: PauseTooLong if it never will; Cancelled; MigrationFailed.
         """
-        self._left = self._tracker.scan()
+        self._left = _joined(self._left, self._tracker.scan())
         while True:
             self._round()
             seen = forecast(self.rounds, fixed_s=self.rules.fixed_s)
@@ -158,9 +158,8 @@ class Precopy:
         """Send what is left, now that nothing runs any more."""
         self._brake.release()  # CRIU works within the container's limits
         self.last = self._tracker.scan_last()
-        self._left = {
-            pid: merge((*self._left.get(pid, ()), *each.written)) for pid, each in self.last.items()
-        }
+        written = {pid: each.written for pid, each in self.last.items()}
+        self._left = _joined({pid: self._left.get(pid, ()) for pid in written}, written)
         self._send_memory(self._left)
         for tree in self._trees:
             tree.send_round(self._wire)
@@ -215,6 +214,11 @@ class Precopy:
             f" {format_size(int(seen.link))}/s",
             hint="try --max-pause with more, when it writes less, or --mode stop-copy",
         )
+
+
+def _joined(earlier: Written, later: Written) -> Written:
+    """Return what either holds."""
+    return {pid: merge((*earlier.get(pid, ()), *later.get(pid, ()))) for pid in {**earlier, **later}}
 
 
 class Brake:

@@ -153,6 +153,17 @@ def test_one_round_then_what_is_left_and_what_was_written_since(ends: tuple[Wire
     assert rounds.memory_bytes == 13 * PAGE_BYTES
 
 
+def test_what_was_left_is_sent_by_further_rounds(ends: tuple[Wire, Target]) -> None:
+    wire, target = ends
+    rounds = precopy(wire, Scans(8, 5, 2))
+    rounds.run()  # 5 pages are left, and their marks are gone
+    rounds.run()
+    rounds.finish()
+    wire.close()
+    target.join(10)
+    assert target.pages == [8, 5]
+
+
 def test_a_pause_that_cannot_be_kept_is_refused_with_the_figures(ends: tuple[Wire, Target]) -> None:
     wire, _target = ends
     with pytest.raises(PauseTooLong, match=r"`web` within 10 ms: .* writes .*/s and the link carries .*/s"):
