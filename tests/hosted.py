@@ -139,7 +139,8 @@ class Person:
         """Send a request and leave it open; `answered` reads what comes."""
         head = f"{method} {target} HTTP/1.1\r\nHost: insula\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
         connection = self.connected()
-        connection.sendall(head.encode() + body)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused before all was said
+            connection.sendall(head.encode() + body)
         return connection
 
     def connected(self) -> socket.socket:

@@ -32,7 +32,7 @@ def test_t8_two_verbs_at_once(host: Host, alice: Person, one: str, other: str) -
                 method, path, body = VERBS[verb]
                 asked.append(held.enter_context(alice.asking(method, f"/v1/containers/c{path}", body=body)))
         statuses = [answered(each)[0] for each in asked]
-    assert all(status < 500 for status in statuses), statuses
+    assert all(status < 500 for status in statuses), (statuses, host.log()[-3000:])
     status, record = alice.ask("GET", "/v1/containers/c")
     assert status == 404 or record["status"] in ("created", "running", "paused", "exited"), record
     if status == 200:

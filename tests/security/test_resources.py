@@ -119,7 +119,11 @@ def test_2b_requests_at_once_stop_nobody_else(host: Host, alice: Person, neighbo
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused before it was said
                 waiting.append(held.enter_context(alice.asking("GET", "/v1/containers?all=1")))
         is_answered(host, neighbour)
-        assert {answered(each)[0] for each in waiting} <= {200, 429}
+        statuses = set()
+        for each in waiting:
+            with contextlib.suppress(ConnectionResetError):
+                statuses.add(answered(each)[0])
+        assert statuses <= {200, 429}
 
 
 @pytest.mark.parametrize(

@@ -43,8 +43,7 @@ def unpause(grant: Grant, runtime: Runtime, ref: str) -> None:
     with runtime.locked(found.id):
         record = runtime.store.get_container(found.id)
         status = after(record.status, Event.UNPAUSE, name=record.name)
-        with _alive(record):
-            runtime.group(record).thaw()
+        runtime.group(record).thaw()
         runtime.store.update_container(replace(record, status=status))
 
 

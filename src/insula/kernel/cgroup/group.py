@@ -5,6 +5,7 @@ Out of scope: which limits a tenant may set.  Limits go through the hierarchy th
 emptiness and killing always through v2 (findings: the v1 freezer with one stopped process hangs CRIU for ever).
 """
 
+import contextlib
 import errno
 import os
 import select
@@ -132,8 +133,9 @@ class Group:
         v2.freeze(self.v2_directory(), value="1")
 
     def thaw(self) -> None:
-        """Let every process go on."""
-        v2.freeze(self.v2_directory(), value="0")
+        """Let every process go on.  A group that has gone meanwhile has none."""
+        with contextlib.suppress(FileNotFoundError):
+            v2.freeze(self.v2_directory(), value="0")
 
     def is_frozen(self) -> bool:
         """Answer whether every process stands."""
