@@ -108,8 +108,10 @@ def test_i5_endless_upload_that_is_cut_leaves_nothing_and_slows_nobody(
         f"POST /v1/images/import?name=endless HTTP/1.1\r\nHost: insula\r\nContent-Length: {1 << 40}\r\n\r\n"
     )
 
+    connection = alice.connected()  # not in the thread: meanwhile the whole process is alice
+
     def flood() -> None:
-        with alice.connected() as connection, contextlib.suppress(OSError):
+        with connection, contextlib.suppress(OSError):
             connection.sendall(head.encode())
             while not over.is_set():
                 connection.sendall(piece)
