@@ -49,6 +49,12 @@ def add_options(parser: ArgumentParser, *, quiet: str = "", truncates: bool = Fa
         parser.add_argument("--no-trunc", action="store_true", help="do not shorten ids and commands")
 
 
+def check_form(form: str) -> None:
+    """Take `text` and `json`.  Raises: UsageError."""
+    if form not in ("text", "json"):
+        raise UsageError(f"cannot show as `{form}`", hint="text or json")
+
+
 def show(rows: Sequence[Json], columns: Sequence[Column], *, options: Namespace, key: str = "id") -> None:
     """Print rows as the options wish.    key: the column that -q prints."""
     wanted = str(options.format)

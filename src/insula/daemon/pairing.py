@@ -22,6 +22,7 @@ import time
 import msgspec
 
 from insula.api.bodies import Failure, PairAnswer, PairingToken, PairRequest
+from insula.daemon.peers import post
 from insula.daemon.pki import HANDSHAKE_S, Pki, fingerprint_of_pem, reason, split_address
 from insula.model.errors import (
     BadRequest,
@@ -155,13 +156,9 @@ class PairingDesk:
 
 
 def _ask(connection: ssl.SSLSocket, request: PairRequest, *, address: str) -> PairAnswer:
-    body = msgspec.json.encode(request)
-    head = f"POST /v1/peer/pair HTTP/1.1\r\nHost: insula\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
     connection.settimeout(HANDSHAKE_S)
     try:
-        connection.sendall(head.encode() + body)
-        response = http.client.HTTPResponse(connection)
-        response.begin()
+        response = post(connection, "/v1/peer/pair", msgspec.json.encode(request))
         data = response.read(MAX_ANSWER_BYTES)
     except (OSError, http.client.HTTPException) as error:
         text = reason(error) if isinstance(error, OSError) else "no HTTP answer"

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a paired host is reached for a migration: mutual TLS with its pinned certificate, and its welcome.
+"""How a paired host is reached: mutual TLS with its pinned certificate; for a migration its welcome, else HTTP.
 
 The other side is `arrivals.py`.  In TLS 1.3 a server judges our certificate after our side of the handshake: only its
 first word tells that we are known there.
 """
 
+import http.client
 import ssl
 
 from insula.daemon.pki import Pki
@@ -55,3 +56,12 @@ def _await_welcome(connection: ssl.SSLSocket, *, host: HostRecord) -> None:
                 hint="pair again: insula host token there, insula host add here",
             ) from error
         raise TargetUnreachable(f"cannot reach host `{host.name}`: it hung up") from error
+
+
+def post(connection: ssl.SSLSocket, path: str, body: bytes) -> http.client.HTTPResponse:
+    """Ask a host's API for something; the answer's body is still to be read.  Raises: OSError, HTTPException."""
+    head = f"POST {path} HTTP/1.1\r\nHost: insula\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+    connection.sendall(head.encode() + body)
+    response = http.client.HTTPResponse(connection)
+    response.begin()
+    return response

@@ -19,6 +19,7 @@ from insula.model.grant import Grant
 from insula.model.lifecycle import ALIVE, Status
 from insula.model.profile import ApplyWish, Profile, applied
 from insula.model.record import ContainerRecord
+from insula.model.spec import PROFILE_NAME
 from insula.monitor.collect import Collector
 from insula.monitor.recording import Recording
 from insula.runtime.confine import confine
@@ -27,7 +28,7 @@ from insula.tenant.check import EVERY_TENANT
 
 LOG = logging.getLogger(__name__)
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_NAME = re.compile(PROFILE_NAME)
 
 
 class ProfileDesk:

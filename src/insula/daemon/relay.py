@@ -18,6 +18,7 @@ from http import HTTPStatus
 
 import msgspec
 
+from insula.daemon.peers import post
 from insula.daemon.pki import Pki
 from insula.model.errors import InsulaError
 from insula.model.monitor import Began, Ended, TraceLine
@@ -69,14 +70,8 @@ class Relay:
     def _read(self, connection: ssl.SSLSocket) -> str:
         """Pass lines on.  Returns: why nothing more comes."""
         subject = self.subscription.subject
-        body = msgspec.json.encode(self.subscription.wish)
-        head = (
-            f"POST /v1/peer/containers/{subject.container}/trace HTTP/1.1\r\nHost: insula\r\n"
-            f"Connection: close\r\nContent-Length: {len(body)}\r\n\r\n"
-        )
-        connection.sendall(head.encode() + body)
-        response = http.client.HTTPResponse(connection)
-        response.begin()
+        path = f"/v1/peer/containers/{subject.container}/trace"
+        response = post(connection, path, msgspec.json.encode(self.subscription.wish))
         if response.status != HTTPStatus.OK:
             return f"it answered {response.status}"
         connection.settimeout(None)

@@ -50,7 +50,8 @@ class Enforce(StrEnum):
     """It fails with EPERM."""
 
 
-ProfileName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+PROFILE_NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+ProfileName = Annotated[str, msgspec.Meta(pattern=PROFILE_NAME)]
 
 
 class AppliedProfile(Wish, kw_only=True, frozen=True):

@@ -148,12 +148,6 @@ class Collector:
         """The programs that this kernel has no hook for, as far as they were loaded."""
         return self._probes.missing if self._probes is not None else frozenset()
 
-    @contextmanager
-    def held_up(self) -> Iterator[None]:
-        """Empty the ring no more while the block runs: what happens then is kept in it, or counted as lost."""
-        with self._lock:
-            yield
-
     def close(self) -> None:
         """Take everything out of the kernel."""
         self._is_closing = True

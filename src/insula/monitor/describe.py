@@ -141,3 +141,13 @@ def describe(
         else (),
         detail=_detail(raw, call),
     )
+
+
+def is_writing(event: Event) -> bool:
+    """Tell whether an event of kind `file` has changed a file or a folder."""
+    if event.kind is not EventKind.FILE or event.error:
+        return False
+    if not event.call.startswith("open"):
+        return True
+    flags = event.detail.split("|")
+    return flags[0] != "O_RDONLY" or "O_CREAT" in flags or "O_TRUNC" in flags

@@ -15,11 +15,11 @@ from contextlib import ExitStack
 from insula.model.monitor import ContainerCounts, Event, EventKind, Lost, TraceLine, TraceWish
 from insula.model.profile import Profile
 from insula.monitor.collect import Collector
+from insula.monitor.describe import is_writing
 from insula.monitor.subscription import Subject, Subscription
 
 _WISH = TraceWish(kinds=(EventKind.FILE, EventKind.NETWORK, EventKind.CAPABILITY, EventKind.SECCOMP))
 _AT_ONCE = 1000
-_READING = "O_RDONLY"
 MAX_THINGS = 10_000
 """Folders, or addresses: more tell nothing."""
 
@@ -42,7 +42,7 @@ class Gathered:
                     self.lost += line.events
                 case Event(kind=EventKind.SECCOMP):
                     self.refused[line.call] += 1
-                case Event(kind=EventKind.FILE, error=""):
+                case Event(kind=EventKind.FILE):
                     self._add_file(line)
                 case Event(kind=EventKind.NETWORK):
                     self._add_address(line)
@@ -50,8 +50,7 @@ class Gathered:
                     pass
 
     def _add_file(self, event: Event) -> None:
-        is_read = event.call.startswith(("open", "openat")) and event.detail.split("|")[0] == _READING
-        if is_read and "O_CREAT" not in event.detail and "O_TRUNC" not in event.detail:
+        if not is_writing(event):
             return
         for path in (event.path, event.other_path):
             if path.startswith("/"):

@@ -21,6 +21,7 @@ import msgspec
 
 from insula.model.errors import InvalidRule
 from insula.model.monitor import Event, EventKind, TraceWish
+from insula.monitor.describe import is_writing
 
 RuleName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 _HEAD = "[[rule]]"
@@ -100,16 +101,6 @@ def _has_error(event: Event, wanted: Sequence[str]) -> bool:
     if event.error == "":
         return "none" in wanted
     return "any" in wanted or event.error in wanted
-
-
-def is_writing(event: Event) -> bool:
-    """Tell whether an event of kind `file` changes a file or a folder."""
-    if event.kind is not EventKind.FILE or event.error:
-        return False
-    if not event.call.startswith(("open", "openat")):
-        return True
-    flags = event.detail.split("|")
-    return flags[0] != "O_RDONLY" or "O_CREAT" in flags or "O_TRUNC" in flags
 
 
 def read_rules(text: str, *, file: str) -> tuple[Rule, ...]:

@@ -55,7 +55,7 @@ class Entry:
     @property
     def is_allowed(self) -> bool:
         """Whether it was decided that it may be: what failed for another reason was allowed."""
-        return self.result not in ("denied", "policy_denied", "quota_exceeded", "too_many_requests")
+        return self.result not in ("denied", "quota_exceeded", "too_many_requests")
 
 
 class Audit:

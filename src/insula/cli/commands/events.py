@@ -6,8 +6,7 @@ from __future__ import annotations
 import json
 
 from insula.cli.commands.logs import stamp
-from insula.cli.parser import UsageError
-from insula.cli.render import printable, short
+from insula.cli.render import check_form, printable, short
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from insula.client.http import Client
 
 HELP = "show what happens to containers, from now on"
-FORMATS = ("text", "json")
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -27,8 +25,7 @@ def arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace, client: Client) -> int:
-    if options.format not in FORMATS:
-        raise UsageError(f"cannot show as `{options.format}`", hint="text or json")
+    check_form(options.format)
     shown = 0
     for event in client.follow("/v1/events"):
         if options.containers and not _is_meant(event["name"], event["container"], options.containers):

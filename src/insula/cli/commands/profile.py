@@ -8,7 +8,7 @@ import sys
 
 from insula.cli.many import on_each
 from insula.cli.parser import UsageError, add_verbs
-from insula.cli.render import Column, add_options, ago, printable, show
+from insula.cli.render import Column, add_options, ago, check_form, printable, show
 from insula.client.http import quote
 
 TYPE_CHECKING = False
@@ -142,8 +142,7 @@ def _show(options: Namespace, client: Client) -> int:
     if options.format == "json":
         print(json.dumps(profile, indent=1, ensure_ascii=False))
         return 0
-    if options.format != "text":
-        raise UsageError(f"cannot show as `{options.format}`", hint="text or json")
+    check_form(options.format)
     print(_summary(profile))
     for part, words in PARTS.items():
         print(f"\n{words}:")

@@ -7,8 +7,7 @@ import json
 import sys
 
 from insula.cli.commands.logs import stamp
-from insula.cli.parser import UsageError
-from insula.cli.render import printable
+from insula.cli.render import check_form, printable
 from insula.client.http import quote
 
 TYPE_CHECKING = False
@@ -18,8 +17,15 @@ if TYPE_CHECKING:
     from insula.client.http import Client, Json
 
 HELP = "show what a container asks of the kernel, as it happens"
-FORMATS = ("text", "json")
-_REPEATED = ("kind", "call", "error", "command", "path", "address")
+#: Parameter of the API → our option.
+_QUERY = {
+    "kinds": "kind",
+    "calls": "call",
+    "errors": "error",
+    "commands": "command",
+    "paths": "path",
+    "addresses": "address",
+}
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -46,12 +52,8 @@ def arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace, client: Client) -> int:
-    if options.format not in FORMATS:
-        raise UsageError(f"cannot show as `{options.format}`", hint="text or json")
-    query = {
-        f"{name}s".replace("addresss", "addresses"): ",".join(getattr(options, name) or ())
-        for name in _REPEATED
-    }
+    check_form(options.format)
+    query = {name: ",".join(getattr(options, option) or ()) for name, option in _QUERY.items()}
     shown = 0
     for line in client.follow(f"/v1/containers/{quote(options.container)}/trace", query):
         kind = line["type"]
