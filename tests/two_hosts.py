@@ -305,6 +305,14 @@ def mended_after(pair: Pair) -> Iterator[Pair]:
     pair.remove("c")
 
 
+def emptied_after(pair: Pair, *names: str) -> Iterator[Pair]:
+    """For a test that breaks no host: afterwards these containers are gone, and the logs are shown."""
+    yield pair
+    for name in names:
+        pair.remove(name)
+    print(show_log(pair))
+
+
 def show_log(pair: Pair) -> str:
     """Return the last words of both daemons, for a failing test."""
     return "\n".join(hosts.tail(host) for host in pair.world.hosts.values())

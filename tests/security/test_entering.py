@@ -119,9 +119,6 @@ def test_a6_who_enters_is_not_looked_into(alice: Person, user: str) -> None:
     assert not [line for line in said if line.startswith("opened")]
 
 
-LOOK = "readlink /proc/self/exe"
-
-
 @pytest.mark.parametrize("way", ["run", "exec"])
 @pytest.mark.parametrize("trick", ["link", "script", "script-by-link", "loader"])
 def test_a6_nothing_of_ours_is_executed_inside(alice: Person, way: str, trick: str) -> None:

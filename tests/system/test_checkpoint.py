@@ -1,14 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A running program is written down and read again: every kind of state, with its connections, or it runs on."""
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from insula.model.errors import CheckpointFailed
 from two_hosts import Conversation, Counter, Pair, start_pair, wait_until

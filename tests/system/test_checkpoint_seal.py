@@ -3,15 +3,11 @@
 
 import base64
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from insula.model.errors import InsulaError
 from two_hosts import Conversation, Pair, start_pair

@@ -2,15 +2,10 @@
 """A host is emptied, ended, started again and filled again; clients of what runs on it notice nothing."""
 
 import contextlib
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from insula.client import operations
 from insula.daemon.peers import PairedHosts
@@ -22,11 +17,6 @@ from insula.runtime.store import Store
 from two_hosts import Counter, Pair, start_pair
 
 NAMES = ("one", "two", "three")
-
-
-@pytest.fixture(autouse=True)
-def nothing_left_behind() -> None:
-    """Daemons are started anew within tests here: what stays is counted around the module."""
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A container moves between two hosts: what goes with it, and what refuses it before anything stops."""
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import msgspec
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from insula.daemon.peers import PairedHosts
 from insula.daemon.pki import Pki
@@ -31,11 +26,6 @@ from insula.model.migration import VERSION, Accept, Offer
 from insula.model.record import ContainerRecord
 from insula.runtime.store import Store
 from two_hosts import Conversation, Counter, Pair, show_log, start_pair
-
-
-@pytest.fixture(autouse=True)
-def nothing_left_behind() -> None:
-    """Daemons are started anew within tests here: what stays is counted around the module."""
 
 
 @pytest.fixture(scope="module")

@@ -3,16 +3,11 @@
 
 import json
 import socket
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from insula.kernel.netlink import namespace_entered
 from two_hosts import PORT, Pair, mended_after, show_log, start_pair, wait_until

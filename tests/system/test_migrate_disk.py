@@ -1,14 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A container moves between disks of tenants, and into one that is too small for it."""
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from insula.model.errors import InsulaError
 from two_hosts import TENANT, Conversation, Counter, Pair, start_pair

@@ -7,17 +7,12 @@ All of it happens between two honest insulads, by a stranger who has the keys of
 
 import random
 import socket
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 
 from insula.daemon.pki import Pki
 from insula.migrate.wire import MAX_PAYLOAD

@@ -2,21 +2,25 @@
 """A container with IPv6 moves: its address, its connections, and what is sent meanwhile."""
 
 import socket
-import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from insula.kernel.netlink import namespace_entered
 from insula.model.errors import NetworkNotFound
 from insula.network.firewall import can_filter_ipv6
-from two_hosts import LAN, SERVER, Conversation, Counter, Pair, show_log, start_pair, wait_until
+from two_hosts import (
+    LAN,
+    SERVER,
+    Conversation,
+    Counter,
+    Pair,
+    emptied_after,
+    start_pair,
+    wait_until,
+)
 
 pytestmark = pytest.mark.skipif(not can_filter_ipv6(), reason="no IPv6 on this host, or its nft is too old")
 
@@ -42,11 +46,6 @@ threading.Thread(target=answer_all, daemon=True).start()
 HEARS_ROUTERS = "answer = open('/proc/sys/net/ipv6/conf/eth0/accept_ra').read().strip()"
 
 
-@pytest.fixture(autouse=True)
-def nothing_left_behind() -> None:
-    """What stays is counted around the module."""
-
-
 @pytest.fixture(scope="module")
 def module_pair() -> Iterator[Pair]:
     yield from start_pair(lan=SIX)
@@ -54,9 +53,7 @@ def module_pair() -> Iterator[Pair]:
 
 @pytest.fixture
 def pair(module_pair: Pair) -> Iterator[Pair]:
-    yield module_pair
-    module_pair.remove("c")
-    print(show_log(module_pair))
+    yield from emptied_after(module_pair, "c")
 
 
 def address6_of(pair: Pair, host: str) -> str:

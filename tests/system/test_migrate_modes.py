@@ -1,17 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plans, pauses and modes of a move: what is said beforehand is kept, or nothing stops."""
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from insula.model.errors import PauseTooLong
-from two_hosts import SERVER, Counter, Pair, show_log, start_pair, wait_until
+from two_hosts import SERVER, Counter, Pair, emptied_after, start_pair, wait_until
 
 #: Serves as two_hosts.SERVER does, and in a thread writes all of 64 MiB again and again.
 WRITER = """
@@ -25,11 +21,6 @@ threading.Thread(target=write, daemon=True).start()
 """
 
 
-@pytest.fixture(autouse=True)
-def nothing_left_behind() -> None:
-    """Daemons are started anew within tests here: what stays is counted around the module."""
-
-
 @pytest.fixture(scope="module")
 def module_pair() -> Iterator[Pair]:
     yield from start_pair()
@@ -37,9 +28,7 @@ def module_pair() -> Iterator[Pair]:
 
 @pytest.fixture
 def pair(module_pair: Pair) -> Iterator[Pair]:
-    yield module_pair
-    module_pair.remove("c")
-    print(show_log(module_pair))
+    yield from emptied_after(module_pair, "c")
 
 
 def move(pair: Pair, **wish: object) -> dict[str, object]:

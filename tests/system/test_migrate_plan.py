@@ -1,24 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a plan counts, and what is refused before anything stops."""
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from insula.model.errors import CheckpointFailed
-from two_hosts import SERVER, Counter, Pair, show_log, start_pair
+from two_hosts import SERVER, Counter, Pair, emptied_after, start_pair
 
 MEGABYTE = 1 << 20
-
-
-@pytest.fixture(autouse=True)
-def nothing_left_behind() -> None:
-    """What stays is counted around the module."""
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +18,7 @@ def module_pair() -> Iterator[Pair]:
 
 @pytest.fixture
 def pair(module_pair: Pair) -> Iterator[Pair]:
-    yield module_pair
-    module_pair.remove("c")
-    print(show_log(module_pair))
+    yield from emptied_after(module_pair, "c")
 
 
 SHARING = """

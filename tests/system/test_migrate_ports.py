@@ -2,26 +2,16 @@
 """Published ports follow a move: at the host that it went to, and by way of the host that it left."""
 
 import socket
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from insula.kernel.netlink import Route, namespace_entered
 from insula.model.errors import PortInUse
-from two_hosts import SERVER, Pair, python_of_host, show_log, start_pair, wait_until
+from two_hosts import SERVER, Pair, emptied_after, python_of_host, start_pair, wait_until
 
 ALPHA, BETA = "10.99.0.1", "10.99.0.2"
-
-
-@pytest.fixture(autouse=True)
-def nothing_left_behind() -> None:
-    """What stays is counted around the module."""
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +26,7 @@ def module_pair() -> Iterator[Pair]:
 
 @pytest.fixture
 def pair(module_pair: Pair) -> Iterator[Pair]:
-    yield module_pair
-    module_pair.remove("c")
-    module_pair.remove("other")
-    print(show_log(module_pair))
+    yield from emptied_after(module_pair, "c", "other")
 
 
 def run(

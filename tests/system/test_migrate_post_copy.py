@@ -3,16 +3,11 @@
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from demo import cleanup
 
 from faults.strike import fillers, spawners
@@ -47,11 +42,6 @@ def check():
     return sum(memory[n * 4096:n * 4096 + 4096] != page(n, salts[n]) for n in range(PAGES))
 """
 WRITING = "threading.Thread(target=write, daemon=True).start()\n"
-
-
-@pytest.fixture(autouse=True)
-def nothing_left_behind() -> None:
-    """Daemons are started anew within tests here: what stays is counted around the module."""
 
 
 @pytest.fixture(scope="module")

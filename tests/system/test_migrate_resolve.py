@@ -4,24 +4,15 @@ learns of it when it returns after all.
 """
 
 import os
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from insula.migrate.fault import Point
 from insula.model.errors import InsulaError, WrongState
 from two_hosts import Conversation, Counter, Pair, mended_after, show_log, start_pair, wait_until
-
-
-@pytest.fixture(autouse=True)
-def nothing_left_behind() -> None:
-    """Daemons are started anew within tests here: what stays is counted around the module."""
 
 
 @pytest.fixture(scope="module")

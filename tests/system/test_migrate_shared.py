@@ -1,14 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shared memory of each kind moves while forked writers go on writing to it; each knows what it wrote."""
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from insula.model.errors import PauseTooLong
 from two_hosts import Conversation, Pair, start_pair

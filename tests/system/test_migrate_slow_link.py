@@ -2,28 +2,17 @@
 """A move over a slow link: what travels is compressed, and the result says both sizes."""
 
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from demo import hosts
 
-from two_hosts import SERVER, Counter, Pair, show_log, start_pair
+from two_hosts import SERVER, Counter, Pair, emptied_after, start_pair
 
 WORDS = """
 kept = b"".join(b"%08d a row of some table, as programs keep them" % number for number in range(400_000))
 """
-
-
-@pytest.fixture(autouse=True)
-def nothing_left_behind() -> None:
-    """What stays is counted around the module."""
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +22,7 @@ def module_pair() -> Iterator[Pair]:
 
 @pytest.fixture
 def pair(module_pair: Pair) -> Iterator[Pair]:
-    yield module_pair
-    module_pair.remove("c")
-    print(show_log(module_pair))
+    yield from emptied_after(module_pair, "c")
 
 
 @contextmanager

@@ -3,17 +3,12 @@
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from demo import cleanup
 
 from insula.migrate.fault import Point
@@ -22,11 +17,6 @@ from two_hosts import Conversation, Counter, Pair, mended_after, show_log, start
 
 BALLAST = 96 << 20
 LIMIT = 24 << 20
-
-
-@pytest.fixture(autouse=True)
-def nothing_left_behind() -> None:
-    """Daemons are started anew within tests here: what stays is counted around the module, and by the tests."""
 
 
 @pytest.fixture(scope="module")

@@ -2,21 +2,16 @@
 """Traces and counters through the API of two hosts, across a move."""
 
 import json
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from insula.client.http import Client, quote
 from insula.model.errors import BadRequest, ContainerNotFound, InsulaError
-from two_hosts import SERVER, Pair, show_log, start_pair, wait_until
+from two_hosts import SERVER, Pair, emptied_after, start_pair, wait_until
 
 #: Serves as two_hosts.SERVER does, and opens a file with the next number in its name as often as it can.
 COUNTING = """
@@ -37,9 +32,7 @@ def module_pair() -> Iterator[Pair]:
 
 @pytest.fixture
 def pair(module_pair: Pair) -> Iterator[Pair]:
-    yield module_pair
-    module_pair.remove("c")
-    print(show_log(module_pair))
+    yield from emptied_after(module_pair, "c")
 
 
 class Watcher(threading.Thread):

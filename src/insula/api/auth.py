@@ -197,7 +197,7 @@ def account(uid: int, *, limit: frozenset[int] | None = None) -> Account:
         return Account(uid=uid, login=None)
     groups = frozenset(os.getgrouplist(entry.pw_name, entry.pw_gid))
     counted = groups if limit is None else groups & limit
-    return Account(uid=uid, login=entry.pw_name, gid=entry.pw_gid, home=entry.pw_dir, groups=counted)
+    return Account(uid=uid, login=entry.pw_name, gid=entry.pw_gid, groups=counted)
 
 
 def group_name(gid: int) -> str:

@@ -57,7 +57,7 @@ def _source_of(request: web.Request) -> str:
 
 
 class _Pace:
-    """The pace of one source.  rate: None until it is known, and for those who have none."""
+    """The pace of one source that has one."""
 
     __slots__ = ("bucket", "rate")
 

@@ -41,15 +41,10 @@ _AT_ONCE = 1000
 
 
 class Silent:
-    """A `Reporter` that nobody hears."""
-
-    cancelled = False
+    """The `Reporter` of `runtime/checkpoint.py` that nobody hears."""
 
     def check(self) -> None: ...
     def phase(self, name: str) -> None: ...
-    def progress(self, done: int, total: int, *, unit: str = "bytes") -> None: ...
-    def message(self, text: str) -> None: ...
-    def forbid_cancel(self) -> None: ...
 
 
 @dataclass

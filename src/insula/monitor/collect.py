@@ -18,7 +18,7 @@ from contextlib import contextmanager
 
 from insula.kernel import syscalls
 from insula.model.errors import Unsupported
-from insula.model.monitor import ContainerCounts, TraceWish
+from insula.model.monitor import ContainerCounts, Event, TraceWish
 from insula.monitor.counts import Counts
 from insula.monitor.describe import call_names
 from insula.monitor.layout import CGROUP, Kind
@@ -79,6 +79,7 @@ class Collector:
                 self._subscriptions[cgroup].remove(subscription)
                 if not self._subscriptions[cgroup]:
                     del self._subscriptions[cgroup], self._lost[cgroup]
+                    self._throttling.forget(subject)
                 self._tell(cgroup)
             subscription.close()
 
@@ -228,8 +229,16 @@ class Collector:
             for cgroup, subscriptions in self._subscriptions.items():
                 lost = probes.lost_events(cgroup)
                 new, self._lost[cgroup] = lost - self._lost[cgroup], lost
-                throttled = self._throttling.look(subscriptions[0].subject)
+                throttled = self._look(subscriptions)
                 for each in subscriptions:
                     seen = throttled if each.wants_throttling else []
                     if new or seen:
                         each.give(seen, lost=new)
+
+    def _look(self, subscriptions: list[Subscription]) -> list[Event]:
+        """Look at a container's throttling, if one of its watchers wants that."""
+        subject = subscriptions[0].subject
+        if any(each.wants_throttling for each in subscriptions):
+            return self._throttling.look(subject)
+        self._throttling.forget(subject)
+        return []

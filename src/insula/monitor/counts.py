@@ -47,31 +47,19 @@ class Counts:
 
     def _one(self, subject: Subject, cgroup: int, *, counts: Mapping[int, Count]) -> ContainerCounts:
         calls = [self._call(cgroup, number, count=count) for number, count in counts.items()]
-        capabilities = self._capabilities[cgroup]
         return ContainerCounts(
             id=subject.container,
             name=subject.name,
             sampled_at=self._sampled_at,
             calls=tuple(sorted(calls, key=lambda each: -each.calls)),
-            capabilities={
-                capability_name(bit): count
-                for (was_granted, bit), count in capabilities.items()
-                if was_granted
-            },
-            refused_capabilities={
-                capability_name(bit): count
-                for (was_granted, bit), count in capabilities.items()
-                if not was_granted
-            },
+            capabilities=_named(self._capabilities[cgroup, 1]),
+            refused_capabilities=_named(self._capabilities[cgroup, 0]),
             lost_events=self._probes.lost_events(cgroup),
         )
 
     def _call(self, cgroup: int, number: int, *, count: Count) -> CallCount:
-        errors = {
-            errno.errorcode.get(code, str(code)): count
-            for (of, code), count in self._errors[cgroup].items()
-            if of == number
-        }
+        failed = self._errors[cgroup, number]
+        errors = {errno.errorcode.get(code, str(code)): times for code, times in failed.items()}
         timed = self._durations.get((cgroup, number))
         return CallCount(
             call=self._names.get(number, f"syscall {number}"),
@@ -84,9 +72,13 @@ class Counts:
         )
 
 
-def _grouped(rows: Iterable[tuple[int, int, int, int]]) -> dict[int, dict[tuple[int, int], int]]:
-    """(cgroup, number, detail, count) by cgroup."""
-    found: dict[int, dict[tuple[int, int], int]] = defaultdict(dict)
+def _named(counts: Mapping[int, int]) -> dict[str, int]:
+    return {capability_name(bit): count for bit, count in counts.items()}
+
+
+def _grouped(rows: Iterable[tuple[int, int, int, int]]) -> dict[tuple[int, int], dict[int, int]]:
+    """(cgroup, number, detail, count) by cgroup and number."""
+    found: dict[tuple[int, int], dict[int, int]] = defaultdict(dict)
     for cgroup, number, detail, count in rows:
-        found[cgroup][number, detail] = count
+        found[cgroup, number][detail] = count
     return found

@@ -27,7 +27,7 @@ DURATIONS = struct.Struct(f"=QQ{STEPS}I")
 DETAIL_KEY = struct.Struct("=QII")
 DETAIL = struct.Struct("=Q")
 SHAPE = struct.Struct("=BBBBBxxx")
-HEAD = struct.Struct("=QQ6QqIIIHHHH16sI")
+HEAD = struct.Struct("=QQ6QqIIIHHHH16s4x")
 HEAD_BYTES = HEAD.size
 
 
@@ -64,7 +64,6 @@ class Raw(NamedTuple):
     kind: int
     number: int
     command: bytes
-    host_pid: int
     text: bytes
     other: bytes
 
@@ -89,7 +88,6 @@ def unpack(record: bytes) -> Raw:
         text,
         other,
         command,
-        host_pid,
     ) = HEAD.unpack_from(record)
     end = HEAD_BYTES + text
     return Raw(
@@ -103,7 +101,6 @@ def unpack(record: bytes) -> Raw:
         kind,
         number,
         command.split(b"\0", 1)[0],
-        host_pid,
         record[HEAD_BYTES:end],
         record[end : end + other],
     )

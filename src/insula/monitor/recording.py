@@ -81,7 +81,6 @@ class Recording:
         self._gathered = Gathered()
         self._ready = threading.Event()
         self._lock = threading.Lock()
-        self._held = ExitStack()
         with ExitStack() as undo:
             if is_from_birth:
                 undo.enter_context(collector.from_birth(subject))

@@ -94,11 +94,6 @@ class Subscription:
                 lines.append(line)
         return lines
 
-    @property
-    def is_waiting(self) -> bool:
-        """Whether there is something to read."""
-        return bool(self._waiting or self._lost)
-
     def on_close(self, closer: Callable[[], None]) -> None:
         """Have something called when nobody reads this any more."""
         self._closers.append(closer)

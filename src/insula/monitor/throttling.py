@@ -34,3 +34,7 @@ class Throttling:
                 detail=f"held back for {(now_us - before_us) / 1000:.1f} ms by its CPU limit",
             )
         ]
+
+    def forget(self, subject: Subject) -> None:
+        """Nobody looks any more: the next look begins anew."""
+        self._seen.pop(subject.container, None)

@@ -15,7 +15,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, 
 from pathlib import Path
 
 from insula.kernel.netlink import pack_mac
-from insula.model.errors import InvalidSpec, SubnetOverlaps
+from insula.model.errors import InvalidSpec
 
 PREFIX_LENGTH = 64
 LONGEST_PREFIX = 96
@@ -59,16 +59,6 @@ def choose_subnet(tenant: str, name: str, *, subnet: IPv4Network, used: Iterable
         if not any(found.overlaps(each) for each in taken):
             return found
         attempt += 1
-
-
-def check_subnet(subnet: IPv6Network, *, used: Iterable[IPv6Network]) -> None:
-    """Refuse a wished subnet that overlaps one in use.  Raises: SubnetOverlaps naming it."""
-    for other in used:
-        if subnet.overlaps(other):
-            raise SubnetOverlaps(
-                f"cannot use subnet `{subnet}`: it overlaps {other}, which is in use",
-                hint="choose another --subnet",
-            )
 
 
 def choose_gateway(subnet: IPv6Network, *, wished: str, containers: IPv4Network) -> IPv6Address:

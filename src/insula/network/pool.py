@@ -6,9 +6,12 @@ Out of scope: remembering the choice (`attach.py` and its store).
 
 import hashlib
 from collections.abc import Collection, Iterable, Iterator
-from ipaddress import AddressValueError, IPv4Address, IPv4Network, NetmaskValueError
+from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Network, NetmaskValueError
+from typing import TypeVar
 
 from insula.model.errors import AddressPoolExhausted, Conflict, InvalidSpec, SubnetOverlaps
+
+Subnet = TypeVar("Subnet", IPv4Network, IPv6Network)
 
 #: The part of 10/8 that docker (172.17/16), kubernetes (10.96/12, 10.244/16), lxd and libvirt leave alone.
 DEFAULT_POOL = IPv4Network("10.64.0.0/12")
@@ -75,7 +78,7 @@ def choose_subnet(
     return IPv4Network((start, prefix_length))
 
 
-def check_subnet(subnet: IPv4Network, *, used: Iterable[IPv4Network]) -> None:
+def check_subnet(subnet: Subnet, *, used: Iterable[Subnet]) -> None:
     """Refuse a wished subnet that overlaps one in use.  Raises: SubnetOverlaps; whose and which it is, is not told."""
     for other in used:
         if subnet.overlaps(other):

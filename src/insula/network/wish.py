@@ -87,5 +87,5 @@ def _choose_subnet6(
     if not wish.subnet6:
         return ipv6.choose_subnet(tenant, wish.name, subnet=subnet, used=used)
     found = ipv6.parse_subnet(wish.subnet6)
-    ipv6.check_subnet(found, used=used)
+    pool.check_subnet(found, used=used)
     return found

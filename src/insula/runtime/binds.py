@@ -73,29 +73,30 @@ def check_binds(mounts: tuple[MountWish, ...], permit: Permit) -> None:
         if each.kind is not MountKind.BIND:
             continue
         if not permit.is_everything:
-            os.close(_open(each, permit))
+            os.close(_open(each, permit)[0])
         elif not os.path.exists(each.source):
             raise InvalidSpec(f"cannot mount `{each.source}`: no such path on the host")
 
 
 def _with_handle(plan: MountPlan, wish: MountWish, *, permit: Permit, held: ExitStack) -> MountPlan:
-    if wish.kind is not MountKind.BIND or permit.opens_as is None:
+    if wish.kind is not MountKind.BIND:
         return plan
-    descriptor = _open(wish, permit)
+    descriptor, owner = _open(wish, permit)
     held.callback(os.close, descriptor)
     # The spawner opens this name, which is the handle itself: nothing is resolved again.  See proc_pid_fd(5).
     source = f"/proc/{os.getpid()}/fd/{descriptor}"
-    return replace(plan, source=source, owner=(permit.opens_as.uid, permit.opens_as.gid))
+    return replace(plan, source=source, owner=owner)
 
 
-def _open(wish: MountWish, permit: Permit) -> int:
+def _open(wish: MountWish, permit: Permit) -> tuple[int, tuple[int, int]]:
+    """Open what is mounted.  Returns: its descriptor, and the uid and gid with whose rights it was opened."""
     ceiling, rest = ceiling_of(wish, permit)
     user = permit.opens_as
     if user is None:
         raise NotPermitted(f"cannot mount host folder `{wish.source}`: its maker has no account here")
     ids = Ids(user.uid, user.gid, sorted(user.groups))
     try:
-        return open_below(ids, ceiling, path=rest, writable=not wish.read_only)
+        return open_below(ids, ceiling, path=rest, writable=not wish.read_only), (user.uid, user.gid)
     except OSError as error:
         if error.errno not in _REFUSALS:
             raise

@@ -188,9 +188,7 @@ class Store(Ledger):
                 "UPDATE containers SET owner=?, generation=?, record=? WHERE id=?",
                 *(new.owner, new.generation, encode(new), container_id),
             )
-            self.write(
-                "INSERT OR REPLACE INTO journal VALUES (?, ?)", LEFT + container_id, b"%d" % new.generation
-            )
+            self.write_journal(LEFT + container_id, b"%d" % new.generation)
         self._tell(container_id, new)
         return True
 

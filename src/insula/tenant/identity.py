@@ -40,7 +40,6 @@ class Account:
     login: str | None
     """None: it does not know it."""
     gid: int | None = None
-    home: str = ""
     groups: frozenset[int] = frozenset()
     """Those that the connection has, too."""
 

@@ -206,7 +206,6 @@ static __always_inline struct event *begin(enum room room, enum kind kind, __u64
 	event->result = 0;
 	event->pid = inner_pid(BPF_CORE_READ(task, group_leader));
 	event->thread = inner_pid(task);
-	event->host_pid = bpf_get_current_pid_tgid() >> 32;
 	event->user = bpf_get_current_uid_gid();
 	event->kind = kind;
 	event->number = 0;

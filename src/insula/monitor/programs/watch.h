@@ -90,7 +90,7 @@ struct event {
 	__u16 text_bytes;
 	__u16 other_bytes;
 	char command[16];
-	__u32 host_pid;
+	__u32 zero;
 	char text[ARGUMENTS + TEXT]; /* `text_bytes`, then `other_bytes` */
 };
 
