@@ -316,6 +316,11 @@ def _all_below(kind: type[InsulaError]) -> list[type[InsulaError]]:
     return found
 
 
+def codes_below(*kinds: type[InsulaError]) -> frozenset[str]:
+    """Return the codes of these errors and of all below them in the tree."""
+    return frozenset(each.code for kind in kinds for each in _all_below(kind))
+
+
 def from_code(code: str, message: str, *, hint: str = "") -> InsulaError:
     """Build the error that a daemon named by its code.  An unknown code of a newer daemon gives an InsulaError."""
     for kind in _all_below(InsulaError):

@@ -22,7 +22,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from insula.model.errors import AuditUnavailable
+from insula.model.errors import AuditUnavailable, Denied, QuotaExceeded, TooManyRequests, codes_below
 from insula.model.grant import Action, Principal
 from insula.tenant.audit_chain import FIRST_PREV, Head, read_head
 
@@ -34,6 +34,7 @@ RESERVED_BYTES = 1 << 20
 """So much may still be written after the disk is full."""
 _ALWAYS = ("who", "tenant")
 """Fields that stand there also when they are empty."""
+_REFUSALS = codes_below(Denied, QuotaExceeded, TooManyRequests)
 _HEAD, _RESERVE = "audit.head", "audit.reserve"
 
 
@@ -55,7 +56,7 @@ class Entry:
     @property
     def is_allowed(self) -> bool:
         """Whether it was decided that it may be: what failed for another reason was allowed."""
-        return self.result not in ("denied", "quota_exceeded", "too_many_requests")
+        return self.result not in _REFUSALS
 
 
 class Audit:

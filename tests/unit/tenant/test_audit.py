@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from insula.model.errors import AuditUnavailable
+from insula.model.errors import AuditUnavailable, Denied
 from insula.model.grant import Action, Principal
 from insula.tenant.audit import Audit, Entry
 from insula.tenant.audit_chain import entries, files_of, verify
@@ -46,6 +46,20 @@ def test_a_line_says_who_what_and_how_it_ended(tmp_path: Path) -> None:
     line = json.loads(path.read_text())
     assert (line["who"], line["uid"], line["from"], line["n"]) == ("alice", 1000, "unix", 1)
     assert (line["action"], line["decision"], line["result"]) == ("create", "refused", "quota_exceeded")
+
+
+def refusals(kind: type[Denied]) -> list[str]:
+    return [kind.code, *(code for each in kind.__subclasses__() for code in refusals(each))]
+
+
+@pytest.mark.parametrize("code", [*refusals(Denied), "quota_exceeded", "too_many_requests"])
+def test_each_refusal_is_written_as_one(code: str) -> None:
+    assert not entry(result=code).is_allowed
+
+
+@pytest.mark.parametrize("code", ["ok", "container_not_found", "internal", "gone"])
+def test_what_failed_for_another_reason_was_allowed(code: str) -> None:
+    assert entry(result=code).is_allowed
 
 
 def test_what_is_as_it_was_written_is_right(tmp_path: Path) -> None:
