@@ -19,8 +19,18 @@ def test_each_request_is_a_line_and_ones_own_part_is_readable(host: Host) -> Non
     assert made["ms"] > 0
     assert [line for line in hers if line["result"] == "container_not_found"]
     assert {line["tenant"] for line in hers} == {host.alice.tenant}
+    last = host.alice.json("audit", "ls", "--tail", "1", "--format", "json")
+    assert [line["path"] for line in last] == ["/v1/audit"]  # the listing before this one
     both = host.root.json("--tenant", "*", "audit", "ls", "--format", "json")
     assert {host.alice.tenant, host.bob.tenant} <= {line.get("tenant") for line in both}
+
+
+def test_a_long_list_is_whole(host: Host) -> None:
+    for _ in range(450):
+        assert host.root.ask("GET", "/v1/containers")[0] == 200
+    numbers = [line["n"] for line in host.root.json("--tenant", "*", "audit", "ls", "--format", "json")]
+    assert len(numbers) > 400
+    assert numbers == [*range(numbers[0], numbers[-1] + 1)]
 
 
 def test_a_changed_line_is_found(host: Host) -> None:

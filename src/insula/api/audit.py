@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The audit log: one's own part of it, and whether it is as it was written."""
 
+from itertools import islice
+
 from aiohttp import web
 
 from insula.api.bodies import AuditQuery, AuditVerdict
 from insula.api.call import Call, answer, lines
-from insula.tenant.audit_chain import entries, verify
+from insula.tenant.audit_chain import entries, last_entries, verify
 from insula.tenant.check import scope
 
 _AT_ONCE = 200
@@ -13,10 +15,15 @@ _AT_ONCE = 200
 
 async def read(call: Call) -> web.StreamResponse:
     query = call.query(AuditQuery)
-    found = entries(call.api.audit.path, tenant=scope(call.grant), since=query.since)
+    path, tenant = call.api.audit.path, scope(call.grant)
+    found = (
+        entries(path, tenant=tenant, since=query.since)
+        if query.tail is None
+        else last_entries(path, tenant=tenant, since=query.since, count=query.tail)
+    )
 
     def some() -> bytes:
-        return b"".join(line for line, _ in zip(found, range(_AT_ONCE), strict=False))
+        return b"".join(islice(found, _AT_ONCE))
 
     response = await lines(call)
     while part := await call.run(some):

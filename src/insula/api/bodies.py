@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bodies and queries that only the HTTP API knows; wishes and records stand in `model/`.  Pure."""
 
+from typing import Annotated
+
 import msgspec
 
 from insula.model.record import ErrorBody, Fact, HostRecord
 from insula.model.record import PathStat as PathStat
 from insula.model.spec import Wish
 from insula.tenant.policy import Rules
+
+MAX_AUDIT_TAIL = 10_000
+"""Lines that are held in memory at once."""
 
 
 class Query(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -57,6 +62,7 @@ class PathQuery(Query, kw_only=True, frozen=True):
 
 class AuditQuery(Query, kw_only=True, frozen=True):
     since: float = 0.0
+    tail: Annotated[int, msgspec.Meta(ge=0, le=MAX_AUDIT_TAIL)] | None = None
 
 
 class NameQuery(Query, kw_only=True, frozen=True):

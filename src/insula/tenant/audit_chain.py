@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -93,6 +94,11 @@ def _judge(line: bytes, *, before: Head | None) -> tuple[str, Head | None]:
     if before is None and number == 1 and prev != FIRST_PREV:
         return "the first line names one before it", None
     return "", Head(number, hashlib.sha256(text).hexdigest())
+
+
+def last_entries(path: Path, *, tenant: str | None, since: float, count: int) -> Iterator[bytes]:
+    """Yield what `entries` does, only the last `count` of it."""
+    yield from deque(entries(path, tenant=tenant, since=since), maxlen=count)
 
 
 def entries(path: Path, *, tenant: str | None, since: float) -> Iterator[bytes]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from insula.model.errors import AuditUnavailable, Denied
 from insula.model.grant import Action, Principal
 from insula.tenant.audit import Audit, Entry
-from insula.tenant.audit_chain import entries, files_of, verify
+from insula.tenant.audit_chain import entries, files_of, last_entries, verify
 
 
 def entry(path: str = "/v1/containers", *, tenant: str = "alice", result: str = "ok") -> Entry:
@@ -117,6 +117,12 @@ def test_a_tenant_reads_its_own_part(tmp_path: Path) -> None:
     assert len(list(entries(path, tenant="alice", since=0.0))) == 2
     assert len(list(entries(path, tenant=None, since=0.0))) == 3
     assert not list(entries(path, tenant=None, since=4e9))
+
+
+@pytest.mark.parametrize(("count", "numbers"), [(0, []), (1, [10]), (3, [8, 9, 10]), (99, [*range(1, 11)])])
+def test_the_last_lines_are_the_last(tmp_path: Path, count: int, numbers: list[int]) -> None:
+    found = last_entries(written(tmp_path), tenant="alice", since=0.0, count=count)
+    assert [json.loads(line)["n"] for line in found] == numbers
 
 
 def test_syslog_gets_each_line(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ def arguments(parser: ArgumentParser) -> None:
     )
     add = verbs["ls"].add_argument
     add("--since", default="1h", metavar="TIME", help="10m, 2026-01-31T12:00:00Z (default: 1h)")
+    add("-n", "--tail", type=int, metavar="N", help="only the last N (default: all)")
     add("--lines", action="store_true", help="the lines as they stand in the log, JSON")
     add_options(verbs["ls"])
 
@@ -50,7 +51,10 @@ def run(options: Namespace, client: Client) -> int:
             raise Conflict(f"the audit log is not as it was written: {found['problem']}")
         print(f"{found['lines']} lines in {found['files']} files are as they were written")
         return 0
-    rows = client.follow("/v1/audit", {"since": parse_moment(options.since)})
+    query = {"since": parse_moment(options.since)}
+    if options.tail is not None:
+        query["tail"] = str(options.tail)
+    rows = client.follow("/v1/audit", query)
     if options.lines:
         for row in rows:
             print(json.dumps(row, ensure_ascii=False))
