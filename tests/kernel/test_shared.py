@@ -188,6 +188,18 @@ def test_image_with_a_page_that_was_not_sent_is_not_spared(area: Area, carry: Ca
     assert carried.source.held_images(carried.images) == {}
 
 
+def test_what_a_round_sent_is_what_the_next_one_is_expected_to(area: Area, carry: Carry) -> None:
+    carried, chance = carry(LIMIT_BYTES), random.Random(6)
+    for page in range(PAGES):
+        area.write(page, chance)
+    carried.round()
+    assert carried.source.dirty_estimate() == 0, "the first one sends all, which says nothing"
+    for count in (30, 20, 0, 10):
+        for page in range(count):
+            area.write(page, chance)
+        assert carried.source.dirty_estimate() != carried.round() == carried.source.dirty_estimate()
+
+
 def test_area_beyond_the_limit_is_left_to_criu(area: Area, carry: Carry) -> None:
     carried, chance = carry(2 * CHUNK_BYTES), random.Random(4)
     for page in range(PAGES):

@@ -62,6 +62,7 @@ class SharedSource:
         self._limit_bytes = limit_bytes
         self._areas: dict[int, _Area] = {}
         self._stands = False
+        self._is_first = True
         self._last_bytes = 0
         self.work_bytes = 0
         """What the last round sent."""
@@ -78,7 +79,7 @@ class SharedSource:
         self._stands = True
 
     def dirty_estimate(self) -> int:
-        """Return what the last round sent: the next one will send about as much."""
+        """Return what the last round sent: the next one will send about as much.  0 after the first, which sends all."""
         return self._last_bytes
 
     @property
@@ -90,18 +91,17 @@ class SharedSource:
         """Send what differs from what was sent.  Returns: its bytes.  Raises: MigrationFailed; OSError."""
         if not self._stands:
             self._find_areas()
-        is_first = not self._last_bytes
-        self._last_bytes = 0
+        sent = 0
         for inode, area in self._areas.items():
             if not area.is_dropped:
                 for runs in _batches(self._changes(area)):
                     pieces = tuple((offset, len(pages)) for offset, pages in runs)
                     wire.send(SharedPages(area=inode, pieces=pieces))
                     wire.send_stream(b"".join(pages) for _offset, pages in runs)
-                    self._last_bytes += _bytes_of(runs)
-        sent = self.work_bytes = self._last_bytes
-        if is_first:
-            self._last_bytes = 0
+                    sent += _bytes_of(runs)
+        self.work_bytes = sent
+        self._last_bytes = 0 if self._is_first else sent
+        self._is_first = False
         return sent
 
     def look(self) -> int:
