@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from insula.image.tarball import MAX_DEPTH
 from insula.kernel import libc
 from insula.migrate.edits import Attributes, Link, Make, Move, Open, Record, Remove, Write, encode
 from insula.migrate.fileapply import FileTarget
@@ -370,3 +371,16 @@ def test_noise_is_refused_or_means_nothing(noise: bytes) -> None:
         os.close(opened)
     out.close()
     taken.close()
+
+
+def test_folders_that_are_too_deep_are_refused_before_the_other_side_is(place: Path) -> None:
+    source, target = place / "source", place / "target"
+    for each in (source, target):
+        each.mkdir()
+    (source / ("a/" * MAX_DEPTH)).mkdir(parents=True)
+    with Rounds(source, target, seen=None) as rounds:
+        rounds.go()
+    assert described(source) == described(target)
+    (source / ("a/" * 900)).mkdir(parents=True)
+    with Rounds(source, target, seen=None) as rounds, pytest.raises(MigrationFailed, match="deeper than"):
+        rounds.go()

@@ -12,6 +12,7 @@ from insula.image.host import HOST_IMAGE
 from insula.kernel.cgroup.room import memory_room
 from insula.migrate.processor import processor_flags
 from insula.migrate.reserved import refuse_reserved
+from insula.migrate.snapshot import refuse_depth
 from insula.model.errors import (
     IncompatibleCpu,
     MigrationFailed,
@@ -100,10 +101,10 @@ def _network_need(runtime: Runtime, record: ContainerRecord) -> NetworkNeed | No
 
 
 def tree_bytes(folder: Path) -> int:
-    """Return what the files below a folder occupy."""
+    """Return what the files below a folder occupy.  Raises: MigrationFailed for what lies too deep."""
     total = 0
     for directory, _folders, files, descriptor in os.fwalk(folder, follow_symlinks=False):
-        del directory
+        refuse_depth(os.fsencode(directory.removeprefix(f"{folder}/")))
         for name in files:
             total += os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_blocks * 512
     return total

@@ -14,7 +14,9 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from insula.image.tarball import MAX_DEPTH
 from insula.kernel.paths import open_beneath
+from insula.model.errors import MigrationFailed
 
 TICK_NS = 20_000_000
 """More than a tick of any kernel's coarse clock."""
@@ -81,6 +83,16 @@ def join(folder: bytes, name: bytes) -> bytes:
     return folder + b"/" + name if folder else name
 
 
+def refuse_depth(name: bytes) -> None:
+    """Refuse what lies too deep for the other side (`fileapply.py`), and for walks on this one.  Raises: MigrationFailed."""
+    if name.count(b"/") >= MAX_DEPTH:
+        shown = name[:40].decode(errors="replace")
+        raise MigrationFailed(
+            f"cannot send `{shown}…`: it lies deeper than {MAX_DEPTH} folders",
+            hint="remove it in the container, or pack it there into an archive",
+        )
+
+
 class Snapshot:
     """A folder as it was last seen.  The root has the empty name."""
 
@@ -121,6 +133,7 @@ class Snapshot:
         return {name for inode in inodes for name in self.by_inode.get(inode, ())}
 
     def _look_at_one(self, name: bytes, edits: Edits, *, young: set[bytes], has_all: bool) -> None:
+        refuse_depth(name)
         above = os.path.dirname(name)
         if name and above not in self.names and above not in edits:
             self._look_at_one(above, edits, young=young, has_all=has_all)
@@ -145,7 +158,6 @@ class Snapshot:
                 self._look_into(name, edits, young=young, has_all=has_all or is_another)
 
     def _look_into(self, folder: bytes, edits: Edits, *, young: set[bytes], has_all: bool) -> None:
-        # Depth is bounded by PATH_MAX: deeper ones cannot be opened by name.
         known = self.folders.setdefault(folder, set())
         found = {join(folder, name) for name in self._list(folder)}
         for name in sorted(found | set(known)):
