@@ -6,6 +6,7 @@ Out of scope: what is in them, and shared memory (`shared.py`).
 """
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 
 from insula.migrate.wire import Wire
@@ -14,6 +15,7 @@ from insula.model.migration import Files
 from insula.runtime.dump import IMAGE_MODE, INVENTORY, INVENTORY_KEPT
 
 _PIECE = 1 << 20
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -39,9 +41,9 @@ def receive_images(
 
     is_inventory_kept: CRIU waits for the inventory already (`runtime/dump.py`).  Raises: ProtocolError.
     """
-    for name, _size in message.files:
-        if "/" in name or name.startswith("."):
-            raise ProtocolError(f"cannot take image `{name[:80]}`: no plain name")
+    for name, size in message.files:
+        if not _NAME.fullmatch(name) or size < 0:
+            raise ProtocolError(f"cannot take image `{name[:80]}`: no plain name, or no size")
     left = iter(stream)
     rest = memoryview(b"")
     for name, size in message.files:

@@ -52,6 +52,10 @@ def test_what_comes_again_replaces_what_was(tmp_path: Path, folder: int) -> None
         ((("a", 1),), b"12"),
         ((("../a", 1),), b"1"),
         (((".shared-1", 1),), b"1"),
+        ((("", 1),), b"1"),
+        ((("a\0", 1),), b"1"),
+        ((("a" * 300, 1),), b"1"),
+        ((("a", -1),), b""),
     ],
 )
 def test_what_cannot_be(folder: int, files: tuple[tuple[str, int], ...], data: bytes) -> None:
