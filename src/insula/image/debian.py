@@ -8,7 +8,6 @@ Source: mmdebstrap(1); Debian policy 5.6.1 (package names).
 
 import os
 import re
-import select
 import shutil
 import signal
 import subprocess
@@ -20,6 +19,7 @@ from typing import IO
 
 from insula.image.layers import Layers
 from insula.image.tarball import Limits
+from insula.kernel.readable import wait_readable
 from insula.model.errors import (
     Cancelled,
     ImageTooLarge,
@@ -171,7 +171,7 @@ class _Output:
         if pipe is None:
             return b""
         self._check()
-        while not select.select([pipe], [], [], _STALL_CHECK_S)[0]:
+        while not wait_readable(pipe.fileno(), seconds=_STALL_CHECK_S):
             self._progress(Progress(phase="unpack" if self._done else "packages", done=self._done))
             self._check()
         piece = os.read(pipe.fileno(), size)

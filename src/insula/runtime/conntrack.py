@@ -28,6 +28,7 @@ from typing import ClassVar, Self
 
 from insula.kernel import ptrace, seccomp
 from insula.kernel.inotify import Inotify
+from insula.kernel.readable import wait_readable
 
 LOG = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ class SparedWalk:
 
     def _dumps_processes(self, folder: Inotify) -> bool:
         """Wait until CRIU begins with the images.  Returns: False if the dump has ended before."""
-        while self._over not in select.select((folder.fileno(), self._over), (), ())[0]:
+        while self._over not in wait_readable(folder.fileno(), self._over):
             if any(each.name.startswith(_FIRST_IMAGES) for each in folder.drain()):
                 return True
         return False

@@ -12,7 +12,6 @@ Out of scope: where the pages come from (`migrate/memory.py`).  Source: CRIU's `
 """
 
 import os
-import select
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +22,7 @@ from typing import Self
 
 from insula.boot.engine import FIRST_INHERITED_FD
 from insula.kernel import criu_images, userfault_permit
+from insula.kernel.readable import wait_readable
 from insula.model.errors import CheckpointFailed, RestoreFailed, Unsupported
 from insula.model.record import ContainerRecord
 from insula.runtime.context import Runtime
@@ -67,7 +67,7 @@ def wait_filled(runtime: Runtime, record: ContainerRecord, *, seconds: float) ->
             return
         try:
             left = deadline - time.monotonic()
-            if left <= 0 or not select.select([pidfd], [], [], left)[0]:
+            if not wait_readable(pidfd, seconds=left):
                 raise CheckpointFailed(
                     f"cannot checkpoint `{record.name}`: {filling.left_bytes >> 20} MiB of its memory are still on"
                     " their way",
@@ -91,7 +91,7 @@ def wait_for_filler(runtime: Runtime, container_id: str, *, seconds: float) -> b
     if pidfd < 0:
         return True
     try:
-        return bool(select.select([pidfd], [], [], seconds)[0])
+        return bool(wait_readable(pidfd, seconds=seconds))
     finally:
         os.close(pidfd)
 

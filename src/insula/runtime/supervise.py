@@ -9,7 +9,6 @@ import itertools
 import logging
 import os
 import queue
-import select
 import socket
 import struct
 import subprocess
@@ -27,6 +26,7 @@ from insula.boot.protocol import AttachPlan, Failure, ProgramPlan, StartPlan
 from insula.kernel import held_sockets
 from insula.kernel.cgroup import Hierarchies
 from insula.kernel.cgroup.hierarchy import parse
+from insula.kernel.readable import wait_readable
 from insula.model.errors import InsulaError, SpawnerGone
 from insula.runtime.translate import from_failure
 
@@ -160,7 +160,7 @@ class SpawnerClient:
         old = os.pidfd_open(int(hello["pid"]))
         try:
             self.shutdown()
-            if not select.select([old], [], [], READY_SECONDS)[0]:
+            if not wait_readable(old, seconds=READY_SECONDS):
                 raise SpawnerGone("cannot replace the spawner: it does not end", hint=f"see `{self._log}`")
         finally:
             os.close(old)
@@ -428,7 +428,7 @@ class SpawnerClient:
             except ProcessLookupError:
                 continue
             try:
-                if not select.select([pidfd], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                if not wait_readable(pidfd, seconds=deadline - time.monotonic()):
                     return False
             finally:
                 os.close(pidfd)

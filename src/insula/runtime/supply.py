@@ -5,13 +5,13 @@ Source of the messages: `boot/supply.py`.  Out of scope: how pages come here (`m
 """
 
 import os
-import select
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
 from insula.boot.supply import MAX_MESSAGE, REQUEST, Word
+from insula.kernel.readable import wait_readable
 from insula.runtime.context import Runtime
 
 
@@ -41,7 +41,7 @@ class Link:
 
     def wait(self, seconds: float) -> bool:
         """Wait until there is something to be heard, if only its end."""
-        return bool(select.select([self._socket], [], [], seconds)[0])
+        return bool(wait_readable(self._socket.fileno(), seconds=seconds))
 
     def take(self) -> Request | None:
         """Return what is asked for; None: nothing new.  Raises: EOFError: the filler has ended."""
