@@ -270,3 +270,21 @@ def test_all_groups_together_weigh_what_is_said() -> None:
             assert Path(hierarchies.v2.base, parent, "cpu.weight").read_text().strip() == "300"
     finally:
         delete_parent(hierarchies, parent)
+
+
+def test_a_glance_says_what_stats_say(group: Group) -> None:
+    child = start(group, spin)
+    deadline = soon()
+    while group.glance().cpu_usage_us < 20_000 and time.monotonic() < deadline:
+        select.poll().poll(5)
+    before, glance, after = group.stats(), group.glance(), group.stats()
+    assert before.cpu_usage_us <= glance.cpu_usage_us <= after.cpu_usage_us
+    assert glance.pids == after.pids == 1
+    assert abs(glance.memory_bytes - after.memory_bytes) < MEBIBYTE
+    assert (glance.pressure.cpu_us is None) == (after.pressure.cpu_us is None)
+    end(group, child)
+
+
+def test_a_glance_at_a_group_that_is_gone_is_an_error() -> None:
+    with pytest.raises(FileNotFoundError):
+        Group(Hierarchies.detect(), "insula-test-none", "none").glance()

@@ -19,7 +19,7 @@ from insula.api.gate import Gate
 from insula.api.lanes import Lanes
 from insula.api.standing import Judge, Standing
 from insula.api.verbs import Operations, Pairing, Policy, Users, Verbs
-from insula.api.watch import Monitor, Profiles, RuleBook
+from insula.api.watch import HistoryBook, Monitor, Profiles, RuleBook
 from insula.model.errors import BadRequest, InvalidSpec
 from insula.model.grant import Action, Grant
 from insula.model.record import ContainerRecord
@@ -66,6 +66,7 @@ class Api:
     policy: Policy
     changes: Changes
     monitor: Monitor
+    history: HistoryBook
     profiles: Profiles
     rules: RuleBook
     audit: Audit

@@ -7,8 +7,9 @@ from typing import Any
 import msgspec
 
 from insula.api import bodies
+from insula.api.history import HistoryQuery, SpanQuery
 from insula.api.monitor import TraceQuery
-from insula.model import change, monitor, profile, quota, record, spec, users
+from insula.model import change, history, monitor, profile, quota, record, spec, users
 from insula.monitor.rules import Rule
 
 
@@ -115,6 +116,8 @@ DESCRIBED: dict[str, Described] = {
     f"POST {_C}/exec": Described(words="run another program in it", body=spec.ExecSpec, example=spec.ExecSpec(command=("id",)), form=Answer.STREAM, status=101),
     f"GET {_C}/stats": _get("what it uses", record.ContainerStats, query=bodies.StreamQuery, may_stream=True),
     "GET /v1/stats": _get("what all that run use", list[record.ContainerStats], query=bodies.StreamQuery, may_stream=True),
+    f"GET {_C}/history": _get("what it used during the last hour, in spans of so many seconds", list[history.Usage], query=HistoryQuery),
+    "GET /v1/history": _get("what each used during the last so many seconds of the hour that is kept", list[history.Usage], query=SpanQuery),
     f"GET {_C}/trace": _get("what it asks of the kernel, as it happens, also after it has moved", monitor.TraceLine, query=TraceQuery, **_LINES),
     f"GET {_C}/calls": _get("its system calls, counted while this is open", list[monitor.ContainerCounts], query=bodies.StreamQuery, may_stream=True),
     "GET /v1/calls": _get("system calls of all that run, counted while this is open", list[monitor.ContainerCounts], query=bodies.StreamQuery, may_stream=True),

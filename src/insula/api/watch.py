@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the API asks of `daemon/watching.py` and `daemon/profiles.py`.  Blocking; called in threads."""
+"""What the API asks of `daemon/watching.py` and its neighbours.  Blocking; called in threads."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 from insula.model.grant import Grant
+from insula.model.history import Usage
 from insula.model.monitor import ContainerCounts, TraceLine, TraceWish
 from insula.model.profile import ApplyWish, Profile
 from insula.monitor.rules import Rule
@@ -31,6 +32,14 @@ class Monitor(Protocol):
     ) -> AbstractContextManager[Trace]: ...
     def counts(self, grant: Grant) -> list[ContainerCounts]: ...
     def counting(self, grant: Grant, ref: str) -> AbstractContextManager[Counting]: ...
+
+
+class HistoryBook(Protocol):
+    """What containers used during the last hour: `daemon/sampler.py`."""
+
+    def usage(self, grant: Grant, ref: str, *, seconds: float, step_s: float) -> list[Usage]: ...
+    def totals(self, grant: Grant, *, seconds: float) -> list[Usage]: ...
+    def close(self) -> None: ...
 
 
 class Profiles(Protocol):

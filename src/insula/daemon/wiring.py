@@ -21,6 +21,7 @@ from insula.daemon.pki import Pki
 from insula.daemon.profiles import ProfileDesk
 from insula.daemon.recover import recover_operations
 from insula.daemon.rights import PolicyFile, Rights
+from insula.daemon.sampler import Sampler
 from insula.daemon.tenants import Limits, Tenants
 from insula.daemon.things import Things
 from insula.daemon.uid_ranges import UidRanges
@@ -32,6 +33,7 @@ from insula.kernel.criu_find import find_criu
 from insula.migrate.pull import resume_pulls
 from insula.migrate.settle import settle_all
 from insula.monitor.collect import Collector
+from insula.monitor.history import History
 from insula.network.attach import Networks
 from insula.network.names import NameServers
 from insula.runtime import init
@@ -77,6 +79,7 @@ class Daemon:
         self.runtime.spawner.close()
         self.images.host.close()
         self.api.rules.close()
+        self.api.history.close()
         self.collector.close()
         self.api.close()
         self.api.audit.close()
@@ -189,6 +192,8 @@ def _api(
     runtime.before_start = profiles.before_start
     guard = Guard(runtime, collector, watching, folder=options.rules, announce=changes.announce)
     store.subscribe(guard.note)
+    sampler = Sampler(runtime, collector, watching, history=History(options.state / "history.sqlite"))
+    store.subscribe(sampler.note)
     runtime.on_phase = watching.note_phase
     desk = UserDesk(
         store, ground.pki, host=options.name, address=options.listen, on_change=standing.review_soon
@@ -201,6 +206,7 @@ def _api(
         pairing=PairingDesk(store, ground.pki, name=options.name, address=options.listen),
         changes=changes,
         monitor=watching,
+        history=sampler,
         profiles=profiles,
         rules=guard,
         audit=Audit(options.state / "audit.log", syslog=options.syslog),

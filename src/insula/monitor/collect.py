@@ -121,6 +121,11 @@ class Collector:
                 return []
             return Counts(self._probes, self._names).of(subjects)
 
+    @property
+    def is_counting(self) -> bool:
+        """Whether somebody counts any container's system calls."""
+        return bool(self._counting)
+
     def watchers(self, container: str) -> list[Subscription]:
         """Return who watches a container here."""
         with self._lock:

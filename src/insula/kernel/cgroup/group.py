@@ -15,7 +15,7 @@ from typing import NamedTuple
 from insula.kernel import bpf
 from insula.kernel.cgroup import files, pressure, v1, v2
 from insula.kernel.cgroup.hierarchy import Hierarchies
-from insula.kernel.cgroup.values import HARMLESS_DEVICES, CpuStats, Limits, MemoryStats, Stats, check
+from insula.kernel.cgroup.values import HARMLESS_DEVICES, CpuStats, Glance, Limits, MemoryStats, Stats, check
 
 #: How often a removal is tried again while the kernel still counts a dead process.
 _RETRY_MS = 1
@@ -186,7 +186,7 @@ class Group:
     def stats(self) -> Stats:
         """Read use and limits.  What this host does not count is 0.  Raises: OSError: ENOENT if the group is gone."""
         cpu, memory = self.cpu_stats(), self._memory_stats()
-        read, written = self._io_bytes()
+        read, written = self.io_bytes()
         directory = self._directory_of("pids")
         return Stats(
             cpu_usage_us=cpu.usage_us,
@@ -204,6 +204,19 @@ class Group:
             pressure=pressure.read(self._v2) if self._v2 is not None else pressure.NONE,
         )
 
+    def glance(self) -> Glance:
+        """Read what is wanted of many groups every few seconds.  Raises: OSError: ENOENT or ENODEV if the group is gone."""
+        if "cpuacct" in self._directories or self._v2 is None:
+            used_us = self._short("cpuacct", v1_name="cpuacct.usage", v2_name="") // 1000
+        else:
+            used_us = v2.cpu_usage_us(self._v2)
+        return Glance(
+            used_us,
+            self._short("memory", v1_name="memory.usage_in_bytes", v2_name="memory.current"),
+            self._short("pids", v1_name="pids.current", v2_name="pids.current"),
+            pressure.read(self._v2) if self._v2 is not None else pressure.NONE,
+        )
+
     def cpu_stats(self) -> CpuStats:
         """Read what processor time was used and withheld.  Raises: OSError: ENOENT if the group is gone."""
         if "cpuacct" in self._directories or self._v2 is None:
@@ -218,6 +231,15 @@ class Group:
         if controller in self._directories:
             return self._directories[controller]
         return self._v2 if self._v2 and v2.has(self._v2, controller) else None
+
+    def _short(self, controller: str, *, v1_name: str, v2_name: str) -> int:
+        """Read one number; 0 where v2 has no such controller.  A v1 directory that is not there is an OSError."""
+        if controller in self._directories:
+            return int(files.read_short(self._directories[controller], v1_name))
+        try:
+            return int(files.read_short(self._v2, v2_name)) if self._v2 is not None else 0
+        except FileNotFoundError:
+            return 0
 
     def _limit(self, controller: str, limits: Limits, *, is_asked: bool) -> None:
         directory = self._directory_of(controller)
@@ -260,7 +282,8 @@ class Group:
             return MemoryStats(0, None, 0, 0)
         return v1.memory_stats(directory) if "memory" in self._directories else v2.memory_stats(directory)
 
-    def _io_bytes(self) -> tuple[int, int]:
+    def io_bytes(self) -> tuple[int, int]:
+        """Return bytes that were read from disks and written to them.  Raises: OSError: ENOENT if the group is gone."""
         if self._v2 is not None and v2.has(self._v2, "io"):
             return v2.io_bytes(self._v2)
         # v1's blkio does not count buffered writes; the processes do, with the children that they have waited for.

@@ -27,10 +27,9 @@ def read(directory: str) -> Pressure:
 
 def _waited_us(directory: str, name: str) -> int | None:
     try:
-        text = files.read(directory, f"{name}.pressure")
+        text = files.read_short(directory, f"{name}.pressure")
     except OSError:  # ENOENT without CONFIG_PSI, EOPNOTSUPP if it is off
         return None
-    for line in text.splitlines():
-        if line.startswith("some "):
-            return int(line.rpartition("total=")[2])
-    return None
+    # some avg10=0.00 avg60=0.00 avg300=0.00 total=1234
+    some, _, _ = text.partition(b"\n")
+    return int(some.rpartition(b"=")[2]) if some.startswith(b"some ") else None

@@ -148,6 +148,12 @@ def _or_max(value: int | None) -> str:
     return "max" if value is None else str(value)
 
 
+def cpu_usage_us(directory: str) -> int:
+    """Read the processor time used; the first line of cpu.stat."""
+    first, _, _ = files.read_short(directory, "cpu.stat").partition(b"\n")
+    return int(first.removeprefix(b"usage_usec "))
+
+
 def cpu_stats(directory: str) -> CpuStats:
     """Read processor time."""
     text = files.read(directory, "cpu.stat")

@@ -40,6 +40,15 @@ class Stats(NamedTuple):
     pressure: Pressure
 
 
+class Glance(NamedTuple):
+    """The few figures that are looked at every few seconds, as in `Stats`."""
+
+    cpu_usage_us: int
+    memory_bytes: int
+    pids: int
+    pressure: Pressure
+
+
 class CpuStats(NamedTuple):
     usage_us: int
     user_us: int

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Looks at all running containers each few seconds and keeps what it sees for an hour: the API's history.
+
+Costs little when containers rest: five short files each, one for all interfaces, and disks only of those that used a
+processor.  No program in the kernel is attached for this: system calls are kept while somebody counts them anyway.
+"""
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from insula.daemon.watching import Watching
+from insula.kernel.cgroup import Group
+from insula.kernel.net_dev import NOTHING, Traffic, traffic
+from insula.model.errors import InsulaError, WrongState
+from insula.model.grant import Grant
+from insula.model.history import INTERVAL_S, CallShare, Sample, Usage
+from insula.model.lifecycle import ALIVE
+from insula.model.monitor import ContainerCounts
+from insula.model.record import ContainerRecord
+from insula.monitor.collect import Collector
+from insula.monitor.history import History
+from insula.runtime.context import Runtime
+from insula.tenant.check import scope
+
+LOG = logging.getLogger(__name__)
+
+TOP_CALLS = 8
+"""Of each sample: system calls, and failures, that are kept by name."""
+
+
+class _Look(NamedTuple):
+    """All counters of a container at one moment: they began at 0 with its start."""
+
+    cpu_us: int
+    waits: tuple[int | None, int | None, int | None]
+    disk: tuple[int, int]
+    traffic: Traffic
+    calls: dict[tuple[str, str], int] | None = None
+    """(call, error) → count; None: nobody counts them."""
+
+
+_BIRTH = _Look(0, (0, 0, 0), (0, 0), NOTHING)
+
+
+@dataclass(slots=True)
+class _Watched:
+    """A running container."""
+
+    record: ContainerRecord
+    group: Group
+    before: _Look | None = None
+    """None: it ran already when this insulad began, and was not looked at yet."""
+
+
+class Sampler:
+    """The `HistoryBook` of `api/watch.py`."""
+
+    def __init__(
+        self, runtime: Runtime, collector: Collector, watching: Watching, *, history: History
+    ) -> None:
+        self._runtime = runtime
+        self._collector = collector
+        self._watching = watching
+        self._history = history
+        self._watched: dict[str, _Watched] = {}
+        self._gone: set[str] = set()
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._sampled_at = time.monotonic()
+        self._is_failing = False
+        self._has_begun = False
+        records = runtime.store.list_containers()
+        self._gone.update(history.known() - {record.id for record in records})
+        for record in records:
+            self.note(record.id, record)
+        self._has_begun = True
+        self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
+        self._thread.start()
+
+    def note(self, container_id: str, record: ContainerRecord | None) -> None:
+        """Take a change of a container."""
+        with self._lock:
+            if record is None:
+                self._gone.add(container_id)
+            if record is None or record.status not in ALIVE:
+                self._watched.pop(container_id, None)
+                return
+            watched = self._watched.get(container_id)
+            if watched is not None and watched.record.pid == record.pid:
+                watched.record = record
+            else:
+                before = _BIRTH if self._has_begun else None
+                self._watched[container_id] = _Watched(record, self._runtime.group(record), before)
+
+    def usage(self, grant: Grant, ref: str, *, seconds: float, step_s: float) -> list[Usage]:
+        """Return what a container used during the last `seconds`, in spans of `step_s`; 0: as it was sampled.
+
+        Raises: ContainerNotFound.
+        """
+        record = self._runtime.find(grant, ref)
+        return self._history.usage({record.id: record.name}, since=time.time() - seconds, step_s=step_s)
+
+    def totals(self, grant: Grant, *, seconds: float) -> list[Usage]:
+        """Return what each container that the caller may see used during the last `seconds`."""
+        names = {record.id: record.name for record in self._runtime.store.list_containers(scope(grant))}
+        return self._history.usage(names, since=time.time() - seconds, step_s=math.inf)
+
+    def close(self) -> None:
+        """Sample no more."""
+        self._closing.set()
+        self._thread.join()
+        self._history.close()
+
+    def _run(self) -> None:
+        while not self._closing.wait(INTERVAL_S):
+            try:
+                self._sample()
+            except InsulaError as error:
+                if not self._is_failing:
+                    LOG.warning("no history is kept", extra={"fields": {"reason": error.message}})
+                self._is_failing = True
+            else:
+                self._is_failing = False
+
+    def _sample(self) -> None:
+        with self._lock:
+            watched = list(self._watched.values())
+            gone, self._gone = self._gone, set()
+        self._history.forget(gone)
+        now = time.monotonic()
+        seconds, self._sampled_at = now - self._sampled_at, now
+        interfaces, counts = traffic(), self._counts(watched)
+        samples = []
+        for each in watched:
+            try:
+                found = _look(each, interfaces=interfaces, counts=counts)
+            except OSError:  # it has just ended
+                each.before = None
+                continue
+            if found is not None:
+                samples.append(found)
+        self._history.add(samples, at=time.time(), seconds=seconds)
+
+    def _counts(self, watched: Iterable[_Watched]) -> dict[str, ContainerCounts]:
+        if not self._collector.is_counting:
+            return {}
+        subjects = []
+        for each in watched:
+            try:
+                subjects.append(self._watching.subject(each.record))
+            except WrongState:
+                continue
+        return {each.id: each for each in self._collector.counts(subjects)}
+
+
+def _look(
+    watched: _Watched, *, interfaces: dict[str, Traffic], counts: dict[str, ContainerCounts]
+) -> Sample | None:
+    """Return what a container used since the last look; None: this was the first.  Raises: OSError if it is gone."""
+    record, before = watched.record, watched.before
+    glance = watched.group.glance()
+    has_rested = before is not None and before.cpu_us == glance.cpu_usage_us
+    attachment = record.attachment
+    counted = counts.get(record.id)
+    now = _Look(
+        cpu_us=glance.cpu_usage_us,
+        waits=glance.pressure,
+        disk=before.disk if before is not None and has_rested else watched.group.io_bytes(),
+        traffic=interfaces.get(attachment.interface, NOTHING) if attachment is not None else NOTHING,
+        calls=_calls_of(counted) if counted is not None else None,
+    )
+    watched.before = now
+    if before is None:
+        return None
+    calls, failures, shares = _counted(now.calls, before.calls)
+    return Sample(
+        container=record.id,
+        cpu_us=now.cpu_us - before.cpu_us,
+        memory_bytes=glance.memory_bytes,
+        pids=glance.pids,
+        cpu_wait_us=_grown(now.waits[0], before.waits[0]),
+        memory_wait_us=_grown(now.waits[1], before.waits[1]),
+        io_wait_us=_grown(now.waits[2], before.waits[2]),
+        # Where the processes themselves are asked, those that ended take theirs along.
+        read_bytes=max(0, now.disk[0] - before.disk[0]),
+        written_bytes=max(0, now.disk[1] - before.disk[1]),
+        # The host's end sends what the container receives; it may get another interface.
+        received_bytes=max(0, now.traffic.sent_bytes - before.traffic.sent_bytes),
+        sent_bytes=max(0, now.traffic.received_bytes - before.traffic.received_bytes),
+        calls=calls,
+        failures=failures,
+        shares=shares,
+    )
+
+
+def _grown(now: int | None, before: int | None) -> int | None:
+    return None if now is None or before is None else max(0, now - before)
+
+
+def _calls_of(counts: ContainerCounts) -> dict[tuple[str, str], int]:
+    found = {}
+    for each in counts.calls:
+        found[each.call, ""] = each.calls
+        for error, count in each.errors.items():
+            found[each.call, error] = count
+    return found
+
+
+def _counted(
+    now: dict[tuple[str, str], int] | None, before: dict[tuple[str, str], int] | None
+) -> tuple[int | None, int | None, tuple[CallShare, ...]]:
+    """Return how many calls there were, how many failed, and the most frequent of both."""
+    if now is None or before is None:
+        return None, None, ()
+    grown = {key: count - before.get(key, 0) for key, count in now.items()}
+    shares = sorted(
+        (CallShare(*key, count) for key, count in grown.items() if count > 0), key=lambda each: -each.times
+    )
+    calls = [each for each in shares if not each.error]
+    errors = [each for each in shares if each.error]
+    return (
+        sum(each.times for each in calls),
+        sum(each.times for each in errors),
+        (*calls[:TOP_CALLS], *errors[:TOP_CALLS]),
+    )
