@@ -25,9 +25,10 @@ MAY_IMPORT = {
     "tenant": "model",
     "cluster": "model",
     "monitor": "kernel model",
+    "export": "model",
     "migrate": "runtime image network kernel model",
     "api": "tenant cluster monitor migrate runtime image network model",
-    "daemon": "api tenant cluster monitor migrate runtime boot image network kernel model",
+    "daemon": "api tenant cluster monitor export migrate runtime boot image network kernel model",
     "client": "model",
     "cli": "client model",
 }
@@ -47,13 +48,14 @@ SHARED_MODULES = {
 #: Third-party package → the packages or modules of insula that may import it.
 DOORS = {
     "aiohttp": "api client daemon migrate",
-    "msgspec": "model api client daemon migrate runtime tenant cluster image network cli monitor",
+    "msgspec": "model api client daemon migrate runtime tenant cluster image network cli monitor export",
     "cryptography": "daemon migrate tenant runtime.seal",
     "isal": "image.decompress",
     "zstandard": "image.zstd",
     "typing_extensions": "image.decompress",  # for the type checker only
     "dns": "network.names",
     "prometheus_client": "monitor.metrics",
+    "opentelemetry": "export.otlp",
 }
 
 #: Module of the standard library → the only module that may import it, and why.

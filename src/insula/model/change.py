@@ -2,6 +2,7 @@
 """What `insula events` tells: a change in the life of a container.  Pure."""
 
 from insula.model.lifecycle import Status
+from insula.model.monitor import Event, in_words
 from insula.model.record import ContainerRecord, Fact
 
 #: Status before (None: there was none) and after → what has happened.  Other pairs are named after the status that they end in.
@@ -30,6 +31,28 @@ class Change(Fact, kw_only=True, frozen=True):
     """created, started, paused, unpaused, exited, moved, arriving, restored, removed, renamed …"""
     detail: str = ""
     """An exit code, the other host, the new name."""
+
+
+class Alarm(Change, kw_only=True, frozen=True):
+    """A rule has found something."""
+
+    rule: str
+    seen: Event
+
+
+def alarm_of(whose: ContainerRecord | Alarm, *, rule: str, seen: Event) -> Alarm:
+    """Return the alarm of a rule about a container, or of another alarm: its words are made of what was seen."""
+    container = whose.container if isinstance(whose, Alarm) else whose.id
+    return Alarm(
+        at=seen.at,
+        container=container,
+        name=whose.name,
+        tenant=whose.tenant,
+        event="alarm",
+        detail=f"{rule}: {in_words(seen)}",
+        rule=rule,
+        seen=seen,
+    )
 
 
 def change_of(before: ContainerRecord | None, after: ContainerRecord | None, *, at: float) -> Change | None:

@@ -61,6 +61,10 @@ class InvalidRule(BadRequest):
     code = "invalid_rule"
 
 
+class InvalidExport(BadRequest):
+    code = "invalid_export"
+
+
 class InvalidImage(BadRequest):
     code = "invalid_image"
 

@@ -11,6 +11,9 @@ import msgspec
 
 from insula.model.record import Fact
 
+MAX_WORDS = 500
+"""Characters of an event in one line."""
+
 
 class EventKind(StrEnum):
     """What an event tells of."""
@@ -63,6 +66,12 @@ class Event(Fact, kw_only=True, frozen=True, tag="event", omit_defaults=True):
     """Of a program that was started; at most 1,023 bytes of them."""
     detail: str = ""
     """In words: flags, a signal and its target, a capability, how it ended."""
+
+
+def in_words(event: Event) -> str:
+    """Return an event in one line."""
+    what = " ".join(event.arguments) or event.path or event.address or event.detail
+    return f"{event.command}[{event.pid}] {event.call or event.kind.value} {what}"[:MAX_WORDS]
 
 
 class Lost(Fact, kw_only=True, frozen=True, tag="lost"):

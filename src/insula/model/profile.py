@@ -33,6 +33,8 @@ class Profile(Fact, kw_only=True, frozen=True):
     """It was recorded from the container's start on: what a start needs is in it."""
     lost_events: int = 0
     """Paths and addresses may be missing then; calls and capabilities are counted without loss."""
+    is_redacted: bool = False
+    """Whether folders were hidden from who reads this (`tenant/redaction.py`)."""
 
 
 class ApplyWish(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):

@@ -23,7 +23,7 @@ from insula.monitor.counts import Counts
 from insula.monitor.describe import call_names
 from insula.monitor.layout import CGROUP, Kind
 from insula.monitor.probes import Probes
-from insula.monitor.subscription import Subject, Subscription
+from insula.monitor.subscription import Redact, Subject, Subscription, as_it_is
 from insula.monitor.throttling import Throttling
 
 BATCH = 8192
@@ -58,7 +58,12 @@ class Collector:
 
     @contextmanager
     def subscribe(
-        self, subject: Subject, wish: TraceWish, *, notify: Callable[[], None]
+        self,
+        subject: Subject,
+        wish: TraceWish,
+        *,
+        notify: Callable[[], None],
+        redact: Redact = as_it_is,
     ) -> Iterator[Subscription]:
         """Watch a container while the block runs.  `notify` is called, from another thread, when there is more to read.
 
@@ -66,7 +71,9 @@ class Collector:
         """
         clock = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
         cgroup = subject.cgroup
-        subscription = Subscription(subject, wish, calls=self._names, clock=clock, notify=notify)
+        subscription = Subscription(
+            subject, wish, calls=self._names, clock=clock, notify=notify, redact=redact
+        )
         with self._lock:
             probes = self._ready()
             self._lost.setdefault(cgroup, probes.lost_events(cgroup))

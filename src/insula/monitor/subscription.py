@@ -8,8 +8,9 @@ the thread that empties the ring.
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from insula.kernel.cgroup import Group
 from insula.model.monitor import Ended, Event, EventKind, Lost, TraceLine, TraceWish
@@ -19,6 +20,21 @@ from insula.monitor.layout import Kind, Raw, unpack
 MAX_WAITING = 200_000
 """Events that wait for one watcher: some 50 MB."""
 ANY_ERROR = "any"
+
+Redact: TypeAlias = Callable[[Event], Event]
+"""Takes away what the watcher may not see."""
+
+
+def as_it_is(event: Event) -> Event:
+    return event
+
+
+class Scope(Enum):
+    """What of files and the network a watcher must be told; more may come if another one wants it."""
+
+    EVERYTHING = "everything"
+    CHANGES = "changes"
+    """What changes files, and what goes out."""
 
 
 class Subject(NamedTuple):
@@ -56,14 +72,18 @@ class Subscription:
         calls: Mapping[int, str],
         clock: float,
         notify: Callable[[], None],
+        redact: Redact = as_it_is,
+        scope: Scope = Scope.EVERYTHING,
     ) -> None:
         self.subject = subject
+        self.scope = scope
         self.kinds = kinds_of(wish)
         self.wants_throttling = not wish.kinds or EventKind.THROTTLE in wish.kinds
         self.wish = wish
         self._calls = calls
         self._clock = clock
         self._notify = notify
+        self._redact = redact
         self._numbers = frozenset(number for number, name in calls.items() if name in wish.calls)
         self.is_elsewhere = False
         """What it watches has moved, and is told of from there: its end here is not the end."""
@@ -89,10 +109,20 @@ class Subscription:
         lines: list[TraceLine] = [Lost(events=lost)] if lost else []
         while self._waiting and len(lines) < at_most:
             record = self._waiting.popleft()
-            line = record if not isinstance(record, bytes) else self._event(unpack(record))
+            line = self._event(unpack(record)) if isinstance(record, bytes) else self._told_event(record)
             if line is not None:
                 lines.append(line)
         return lines
+
+    def is_wished(self, event: Event) -> bool:
+        """Tell whether an event that the kernel does not know of is one of those that are watched."""
+        wish = self.wish
+        return (
+            (not wish.kinds or event.kind in wish.kinds)
+            and (not wish.calls or event.call in wish.calls)
+            and (not wish.errors or event.error in wish.errors)
+            and (not wish.commands or event.command in wish.commands)
+        )
 
     def on_close(self, closer: Callable[[], None]) -> None:
         """Have something called when nobody reads this any more."""
@@ -128,6 +158,15 @@ class Subscription:
             clock=self._clock,
             inner_user=subject.inner_user,
         )
+        return self._told(event)
+
+    def _told_event(self, line: TraceLine) -> TraceLine | None:
+        """As `_told`, of a line that came in words already."""
+        return self._told(line) if isinstance(line, Event) else line
+
+    def _told(self, event: Event) -> Event | None:
+        """Return what the watcher may see of an event, or None if nothing of that is wished for."""
+        wish, event = self.wish, self._redact(event)
         if wish.paths and not _matches((event.path, event.other_path), wish.paths):
             return None
         if wish.addresses and not _matches((event.address,), wish.addresses):

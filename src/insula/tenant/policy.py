@@ -6,14 +6,23 @@
     capabilities = ["NET_ADMIN"]   # in place of the usual list
     low_ports = [80, 443]          # ports below 1024 that they may publish
     uplinks = ["eth1"]             # interfaces that their networks may be joined to
+    hide_arguments = ["password=*", "--token *"]    # of programs, from who watches containers
+    hide_paths = ["/srv/secret"]                    # what is below these folders
 
     [tenant.web]                   # …  [group.staff]  [user.alice]  with the same keys
+
+    [role.operator]                # … with the keys `hide_…` only; [role.export]: what leaves the host unasked
+    hide_arguments = ["*"]
 
 Key by key the most particular section counts: user, then group (several: what any of them gives), then tenant, then
 default, then what is built in.  Admins may everything.  There are no keys for devices, privileged containers and
 namespaces of the host: nobody gets these.
+
+Of the keys `hide_…` user, group and role are those of who reads, an admin, too, and the tenant is the container's.
+What they hide: `redaction.py`.
 """
 
+import posixpath
 import re
 import tomllib
 from collections.abc import Iterable
@@ -23,14 +32,23 @@ from typing import TypeVar
 import msgspec
 
 from insula.model.errors import InvalidPolicy
+from insula.model.grant import Role
 from insula.model.permit import DEFAULT_CAPABILITIES, FIRST_HIGH_PORT, HOME, FileUser, Permit
 from insula.tenant.identity import TENANT_NAME
+from insula.tenant.redaction import Redaction
 
 MAX_BYTES = 1 << 20
 LOW_PORTS = frozenset(range(1, FIRST_HIGH_PORT))
 _CAPABILITY = re.compile(r"[A-Z][A-Z_0-9]*")
 _INTERFACE = re.compile(r"[^\s/]{1,15}")
-_NAMES = {"user": TENANT_NAME, "tenant": TENANT_NAME, "group": re.compile(r"[^\s/:@]{1,32}")}
+EXPORT = "export"
+"""In place of a role: what leaves the host without a reader who asks (exports, webhooks, insulad's log)."""
+_NAMES = {
+    "user": TENANT_NAME,
+    "tenant": TENANT_NAME,
+    "group": re.compile(r"[^\s/:@]{1,32}"),
+    "role": re.compile("|".join((*Role, EXPORT))),
+}
 _KEY_IN_ERROR = re.compile(r" - at `\$\.(\w+)")
 _UNKNOWN = re.compile(r"unknown field `(\w+)`")
 
@@ -42,6 +60,11 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     capabilities: tuple[str, ...] | None = None
     low_ports: tuple[int, ...] | None = None
     uplinks: tuple[str, ...] | None = None
+    hide_arguments: tuple[str, ...] | None = None
+    hide_paths: tuple[str, ...] | None = None
+
+
+_OF_ROLES = frozenset({"hide_arguments", "hide_paths"})
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -51,6 +74,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     user: dict[str, Rule] = {}
     group: dict[str, Rule] = {}
     tenant: dict[str, Rule] = {}
+    role: dict[str, Rule] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +101,11 @@ def parse(text: str, *, known_capabilities: frozenset[str]) -> Rules:
         ) from error
     for section, value in words.items():
         if section not in Rules.__struct_fields__ or not isinstance(value, dict):
-            raise _wrong(text, (section,), "neither `[default]` nor `[user.…]`, `[group.…]` or `[tenant.…]`")
+            raise _wrong(
+                text,
+                (section,),
+                "neither `[default]` nor `[user.…]`, `[group.…]`, `[tenant.…]` or `[role.…]`",
+            )
     sections = {kind: dict[str, Rule]() for kind in _NAMES}
     for kind, rules in sections.items():
         for name, value in words.get(kind, {}).items():
@@ -86,6 +114,38 @@ def parse(text: str, *, known_capabilities: frozenset[str]) -> Rules:
             rules[name] = _rule(text, (kind, name), value=value, capabilities=known_capabilities)
     default = _rule(text, ("default",), value=words.get("default", {}), capabilities=known_capabilities)
     return Rules(default=default, **sections)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reader:
+    """Who is told what was seen of containers."""
+
+    role: str
+    """A `Role`, or EXPORT."""
+    name: str = ""
+    groups: frozenset[str] = frozenset()
+    """Names of the Unix groups."""
+
+
+def redaction(rules: Rules, reader: Reader, *, tenant: str) -> Redaction:
+    """Return what is hidden from a reader of what containers of a tenant do."""
+    groups = [rules.group[name] for name in sorted(reader.groups) if name in rules.group]
+    sections = [
+        [rules.user.get(reader.name, Rule())],
+        groups,
+        [rules.role.get(reader.role, Rule())],
+        [rules.tenant.get(tenant, Rule())],
+        [rules.default],
+    ]
+
+    def pick(key: str) -> tuple[str, ...]:
+        for section in sections:
+            said = [value for rule in section if (value := getattr(rule, key)) is not None]
+            if said:
+                return tuple(sorted({one for value in said for one in value}))
+        return ()
+
+    return Redaction(arguments=pick("hide_arguments"), paths=pick("hide_paths"))
 
 
 def permit(rules: Rules, asker: Asker) -> Permit:
@@ -124,6 +184,7 @@ def _rule(text: str, section: tuple[str, ...], *, value: object, capabilities: f
 
 
 def _check(text: str, section: tuple[str, ...], *, rule: Rule, known_capabilities: frozenset[str]) -> None:
+    _check_hidden(text, section, rule=rule)
     for folder in rule.binds or ():
         if folder != HOME and (not folder.startswith("/") or ".." in folder.split("/") or "\0" in folder):
             raise _wrong(text, (*section, "binds"), f"`{folder}` is neither `~` nor an absolute path")
@@ -136,6 +197,26 @@ def _check(text: str, section: tuple[str, ...], *, rule: Rule, known_capabilitie
     for interface in rule.uplinks or ():
         if not _INTERFACE.fullmatch(interface):
             raise _wrong(text, (*section, "uplinks"), f"`{interface}` cannot be an interface")
+
+
+def _check_hidden(text: str, section: tuple[str, ...], *, rule: Rule) -> None:
+    if section[0] == "role":
+        for key in rule.__struct_fields__:
+            if key not in _OF_ROLES and getattr(rule, key) is not None:
+                raise _wrong(text, (*section, key), "a role has `hide_arguments` and `hide_paths` only")
+    for pattern in rule.hide_arguments or ():
+        option, space, value = pattern.partition(" ")
+        if not option or (space and value != "*"):
+            raise _wrong(
+                text,
+                (*section, "hide_arguments"),
+                f"`{pattern}` is no pattern of one argument, nor `PATTERN *`",
+            )
+    for folder in rule.hide_paths or ():
+        if not folder.startswith("/") or posixpath.normpath(folder) != folder:
+            raise _wrong(
+                text, (*section, "hide_paths"), f"`{folder}` is no absolute path in its shortest form"
+            )
 
 
 def _refused(text: str, section: tuple[str, ...], message: str) -> InvalidPolicy:

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What of a container's arguments and paths is told to whom: the one place that every event passes on its way to a reader.
+
+    hide_arguments = ["password=*", "--token=*", "--key *"]      hide_paths = ["/srv/secret"]
+      mysql password=x --token=y --key z  → mysql password=[hidden] --token=[hidden] --key [hidden]
+      /srv/secret/a/b                     → /srv/secret/[hidden]
+
+What stands before a pattern's first wildcard is told, the rest of the argument is not; of a pattern of two words the
+first is about one argument, and the next argument is hidden.  A relative path may lie anywhere: where any folder is
+hidden it is, too, like an argument in which a hidden folder is named.  Filters look at what is told, so that nobody can
+guess the rest by asking for it.  Pure.
+"""
+
+import posixpath
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from msgspec.structs import replace
+
+from insula.model.change import Alarm, Change, alarm_of
+from insula.model.monitor import Event
+from insula.model.profile import Profile
+
+HIDDEN = "[hidden]"
+_UNIX = "unix:"
+_WILDCARD = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Redaction:
+    """What is hidden."""
+
+    arguments: tuple[str, ...] = ()
+    """Shell patterns of one argument, or `PATTERN *` for the one after it."""
+    paths: tuple[str, ...] = ()
+    """Folders and files: they themselves can be told, what is below cannot."""
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.arguments and not self.paths
+
+    def event(self, event: Event) -> Event:
+        """Return what may be told of an event."""
+        if self.is_empty:
+            return event
+        return replace(
+            event,
+            arguments=self._arguments(event.arguments),
+            path=self.path(event.path),
+            other_path=self.path(event.other_path),
+            address=self._address(event.address),
+        )
+
+    def change(self, change: Change) -> Change:
+        """Return what may be told of a change."""
+        if self.is_empty or not isinstance(change, Alarm):
+            return change
+        return alarm_of(change, rule=change.rule, seen=self.event(change.seen))
+
+    def profile(self, profile: Profile) -> Profile:
+        """Return what may be told of a profile."""
+        if self.is_empty:
+            return profile
+        written = self._counted(profile.written)
+        return replace(profile, written=written, is_redacted=written != profile.written)
+
+    def words(self, arguments: Iterable[str]) -> tuple[str, ...]:
+        """Return what may be told of a command line."""
+        return self._arguments(tuple(arguments))
+
+    def path(self, path: str) -> str:
+        """Return what may be told of a path as a program gave it."""
+        if not self.paths or not path:
+            return path
+        if not path.startswith("/"):
+            return HIDDEN
+        plain = "/" + posixpath.normpath(path).lstrip("/")
+        above = [each for each in self.paths if _is_below(plain, each)]
+        return posixpath.join(min(above, key=len), HIDDEN) if above else path
+
+    def _address(self, address: str) -> str:
+        name = address.removeprefix(_UNIX)
+        if name == address or not name or name.startswith("@"):
+            return address
+        return _UNIX + self.path(name)
+
+    def _arguments(self, arguments: tuple[str, ...]) -> tuple[str, ...]:
+        told: list[str] = []
+        is_next = False
+        for argument in arguments:
+            told.append(HIDDEN if is_next else self._argument(argument))
+            is_next = any(
+                fnmatchcase(argument, option)
+                for pattern in self.arguments
+                for option, space, _ in (pattern.partition(" "),)
+                if space
+            )
+        return tuple(told)
+
+    def _argument(self, argument: str) -> str:
+        if any(_names(argument, folder) for folder in self.paths):
+            return HIDDEN
+        shown = [
+            _before_wildcard(pattern)
+            for pattern in self.arguments
+            if " " not in pattern and fnmatchcase(argument, pattern)
+        ]
+        return min(shown, key=len) + HIDDEN if shown else argument
+
+    def _counted(self, paths: Mapping[str, int]) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for path, count in paths.items():
+            told = self.path(path)
+            found[told] = found.get(told, 0) + count
+        return found
+
+
+NOTHING_HIDDEN = Redaction()
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return path.startswith(folder.rstrip("/") + "/")
+
+
+def _names(argument: str, folder: str) -> bool:
+    """Tell whether an argument names something below a folder, however it is written."""
+    plain = re.sub(r"/(\./|/)+", "/", argument)
+    return folder.rstrip("/") + "/" in plain or any(
+        _is_below(posixpath.normpath(word), folder) for word in re.findall(r"/[^\s:;,=\"']*", plain)
+    )
+
+
+def _before_wildcard(pattern: str) -> str:
+    found = _WILDCARD.search(pattern)
+    return pattern[: found.start()] if found else ""

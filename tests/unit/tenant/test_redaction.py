@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What of arguments and paths is told."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from insula.model.change import Alarm
+from insula.model.monitor import Event, EventKind
+from insula.model.profile import Profile
+from insula.tenant.policy import EXPORT, Reader, Rules, parse, redaction
+from insula.tenant.redaction import Redaction
+
+SECRET = Redaction(
+    arguments=("password=*", "--token=*", "--key *", "[sS]esame"), paths=("/srv/secret", "/home")
+)
+
+
+def event(**fields: object) -> Event:
+    return Event(**{"at": 1.0, "container": "c1", "name": "web", "kind": EventKind.EXEC} | fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (("mysql", "password=x", "db"), ("mysql", "password=[hidden]", "db")),
+        (("curl", "--token=abc"), ("curl", "--token=[hidden]")),
+        (("login", "--key", "abc", "web"), ("login", "--key", "[hidden]", "web")),
+        (("login", "--key"), ("login", "--key")),
+        (("open", "Sesame", "sesame seeds"), ("open", "[hidden]", "sesame seeds")),
+        (("cat", "/srv/secret/a"), ("cat", "[hidden]")),
+        (("cat", "--file=/srv//secret/./a"), ("cat", "[hidden]")),
+        (("cat", "/srv/x/../secret/a"), ("cat", "[hidden]")),
+        (("sh", "-c", "cat </srv/secret/a"), ("sh", "-c", "[hidden]")),
+        (("ls", "/srv/secret", "/srv/secrets/a"), ("ls", "/srv/secret", "/srv/secrets/a")),
+        ((), ()),
+    ],
+)
+def test_arguments(given: tuple[str, ...], told: tuple[str, ...]) -> None:
+    assert SECRET.event(event(arguments=given)).arguments == told
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("/srv/secret/a/b", "/srv/secret/[hidden]"),
+        ("//srv/secret/a", "/srv/secret/[hidden]"),
+        ("/srv/x/../secret/a", "/srv/secret/[hidden]"),
+        ("/srv/secret", "/srv/secret"),
+        ("/srv/secrets", "/srv/secrets"),
+        ("secret/a", "[hidden]"),
+        ("", ""),
+    ],
+)
+def test_paths(given: str, told: str) -> None:
+    seen = SECRET.event(event(path=given, other_path=given, address=f"unix:{given}"))
+    assert (seen.path, seen.other_path, seen.address) == (told, told, f"unix:{told}")
+
+
+def test_other_addresses_are_told() -> None:
+    for address in ("192.0.2.1:80", "unix:@abstract", ""):
+        assert SECRET.event(event(address=address)).address == address
+
+
+def test_whole_command_lines_can_be_hidden() -> None:
+    seen = Redaction(arguments=("*",)).event(event(arguments=("a", "b=c"), path="x"))
+    assert (seen.arguments, seen.path) == (("[hidden]", "[hidden]"), "x")
+
+
+def test_an_alarm_has_the_words_of_what_may_be_told() -> None:
+    seen = event(command="sh", pid=7, arguments=("sh", "password=x"))
+    alarm = Alarm(at=1.0, container="c1", name="web", tenant="alice", event="alarm", rule="shell", seen=seen)
+    told = SECRET.change(alarm)
+    assert told.detail == "shell: sh[7] exec sh password=[hidden]"
+    assert "=x" not in str(told)
+
+
+def test_a_profile_counts_what_is_hidden_together() -> None:
+    profile = Profile(
+        name="p",
+        calls={},
+        capabilities={},
+        written={"/srv/secret/a": 1, "/srv/secret/b": 2, "/tmp": 1},
+        outgoing={},
+        listening={},
+    )
+    told = SECRET.profile(profile)
+    assert told.written == {"/srv/secret/[hidden]": 3, "/tmp": 1}
+    assert told.is_redacted
+    assert not Redaction(paths=("/nothing",)).profile(profile).is_redacted
+
+
+@given(st.text("/.ab", max_size=12))
+def test_nothing_below_a_hidden_folder_is_told(path: str) -> None:
+    told = Redaction(paths=("/a",)).path(path)
+    assert told in (path, "/a/[hidden]", "[hidden]")
+    if told == path and path:
+        assert not path.replace("./", "").lstrip("/").startswith("a/b")
+
+
+POLICY = """
+[default]
+hide_arguments = ["password=*"]
+[tenant.web]
+hide_paths = ["/srv"]
+hide_arguments = ["token=*"]
+[role.operator]
+hide_arguments = ["*"]
+[role.export]
+hide_paths = ["/home"]
+[user.ann]
+hide_arguments = []
+[group.staff]
+hide_arguments = ["a"]
+[group.more]
+hide_arguments = ["b"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("reader", "tenant", "arguments", "paths"),
+    [
+        (Reader(role="user", name="bob"), "bob", ("password=*",), ()),
+        (Reader(role="user", name="bob"), "web", ("token=*",), ("/srv",)),
+        (Reader(role="operator", name="bob"), "web", ("*",), ("/srv",)),
+        (Reader(role="operator", name="ann"), "web", (), ("/srv",)),
+        (Reader(role="user", groups=frozenset({"staff", "more"})), "web", ("a", "b"), ("/srv",)),
+        (Reader(role=EXPORT), "web", ("token=*",), ("/home",)),
+    ],
+)
+def test_the_most_particular_section_counts(
+    reader: Reader, tenant: str, arguments: tuple[str, ...], paths: tuple[str, ...]
+) -> None:
+    found = redaction(parse(POLICY, known_capabilities=frozenset()), reader, tenant=tenant)
+    assert (found.arguments, found.paths) == (arguments, paths)
+
+
+def test_nothing_is_hidden_that_nobody_hides() -> None:
+    assert redaction(Rules(), Reader(role="viewer"), tenant="web").is_empty
