@@ -10,14 +10,16 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
+from insula.kernel import syscalls
 from insula.kernel.cgroup import Group, Hierarchies, Limits, delete_parent
 from insula.model.monitor import Event, EventKind, Lost, TraceLine, TraceWish
 from insula.monitor.collect import Collector
 from insula.monitor.probes import Probes
-from insula.monitor.subscription import Subject, Subscription
+from insula.monitor.subscription import Scope, Subject, Subscription
 
 WITHIN_S = 20
 
@@ -313,3 +315,75 @@ def test_with_the_last_watcher_nothing_stays_attached(bench: Bench) -> None:
         with bench.collector.counting(bench.subjects["other"]):
             assert "on_enter" in bench.collector.attached
     assert not bench.collector.attached
+
+
+def test_a_path_is_told_from_the_root_wherever_it_begins(bench: Bench, tmp_path: Path) -> None:
+    wish = TraceWish(kinds=(EventKind.FILE,), paths=(f"{tmp_path}/*",))
+    with ExitStack() as stack:
+        seen = bench.watch(stack, "one", wish)
+        bench.python("one", f"""
+import os
+os.mkdir({str(tmp_path / "in")!r})
+os.chdir({str(tmp_path / "in")!r})
+open("relative", "w").close()
+folder = os.open("..", os.O_RDONLY)
+os.rename("relative", "beside", src_dir_fd=os.open(".", os.O_RDONLY), dst_dir_fd=folder)
+os.unlink("beside", dir_fd=folder)
+""")  # fmt: skip
+        lines = bench.until(seen, lambda event: event.call == "unlinkat")
+    told = [(each.call, each.path, each.other_path) for each in lines if isinstance(each, Event)]
+    assert ("openat", f"{tmp_path}/in/relative", "") in told
+    assert ("unlinkat", f"{tmp_path}/beside", "") in told
+    assert (
+        "renameat",
+        f"{tmp_path}/in/relative",
+        "beside",
+    ) in told  # begins in another folder, which is not told
+
+
+def test_addresses_of_messages_and_their_protocol_are_told(bench: Bench) -> None:
+    with ExitStack() as stack:
+        seen = bench.watch(stack, "one", TraceWish(kinds=(EventKind.NETWORK,), calls=("sendmsg", "bind")))
+        bench.python("one", """
+import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind(("127.0.0.1", 0))
+t, other = socket.socketpair()
+t.sendmsg([b"to whom it is connected"])
+s.sendmsg([b"x"], [], 0, ("127.0.0.9", 9))
+""")  # fmt: skip
+        lines = bench.until(seen, lambda event: event.call == "sendmsg")
+    *_, sent = [each for each in lines if isinstance(each, Event)]
+    assert [each.call for each in lines if isinstance(each, Event)] == ["bind", "sendmsg"]
+    assert (sent.address, sent.detail) == ("127.0.0.9:9", "udp")
+    assert sent.port > 0
+
+
+def test_who_asks_for_changes_is_told_nothing_else(bench: Bench, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        wish = TraceWish(kinds=(EventKind.FILE,), paths=(f"{tmp_path}/*",))
+        seen = stack.enter_context(
+            bench.collector.subscribe(
+                bench.subjects["one"], wish, notify=bench.ready.set, scope=Scope.CHANGES
+            )
+        )
+        path = str(tmp_path / "file")
+        bench.python(
+            "one", f"open({path!r}, 'w').close(); open({path!r}).close(); __import__('os').unlink({path!r})"
+        )
+        lines = bench.until(seen, lambda event: event.call == "unlink")
+    assert [each.call for each in lines if isinstance(each, Event)] == ["openat", "unlink"]
+
+
+def test_a_call_that_is_not_known_is_told_once_and_counted(bench: Bench) -> None:
+    subject = bench.subjects["one"]
+    usual = frozenset(syscalls.numbers(os.uname().machine)) - {"getsid"}
+    with ExitStack() as stack:
+        stack.enter_context(bench.collector.knowing(subject, usual))
+        seen = bench.watch(stack, "one", TraceWish(kinds=(EventKind.DRIFT, EventKind.EXIT)))
+        bench.python("one", "import os; [os.getsid(0) for _ in range(5)]")
+        lines = bench.until(seen, lambda event: event.kind is EventKind.EXIT)
+        assert bench.collector.strange(subject) == {"getsid": 5}
+    drifts = [each for each in lines if isinstance(each, Event) and each.kind is EventKind.DRIFT]
+    assert [each.call for each in drifts] == ["getsid"]
+    assert bench.collector.strange(subject) == {}

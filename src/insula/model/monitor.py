@@ -36,6 +36,8 @@ class EventKind(StrEnum):
     """Modules, eBPF, ptrace, keys, clocks: what servers do not need."""
     THROTTLE = "throttle"
     """The CPU limit held the container back."""
+    DRIFT = "drift"
+    """What the profile lacks that the container is held to; the first of each."""
 
 
 class Event(Fact, kw_only=True, frozen=True, tag="event", omit_defaults=True):
@@ -65,7 +67,9 @@ class Event(Fact, kw_only=True, frozen=True, tag="event", omit_defaults=True):
     arguments: tuple[str, ...] = ()
     """Of a program that was started; at most 1,023 bytes of them."""
     detail: str = ""
-    """In words: flags, a signal and its target, a capability, how it ended."""
+    """In words: flags, a signal and its target, a capability, a protocol, how it ended."""
+    port: int = 0
+    """Of kind `network`: the socket's own, if it has one."""
 
 
 def in_words(event: Event) -> str:

@@ -13,17 +13,19 @@ import os
 import select
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from insula.kernel import syscalls
 from insula.model.errors import Unsupported
 from insula.model.monitor import ContainerCounts, Event, TraceWish
+from insula.monitor import layout
 from insula.monitor.counts import Counts
 from insula.monitor.describe import call_names
 from insula.monitor.layout import CGROUP, Kind
 from insula.monitor.probes import Probes
-from insula.monitor.subscription import Redact, Subject, Subscription, as_it_is
+from insula.monitor.subscription import Redact, Scope, Subject, Subscription, as_it_is
 from insula.monitor.throttling import Throttling
 
 BATCH = 8192
@@ -45,8 +47,8 @@ class Collector:
         self._subscriptions: dict[int, list[Subscription]] = {}
         self._counting: dict[int, int] = {}
         """cgroup → by how many it is counted."""
-        self._newborn: set[int] = set()
-        """cgroups of which what happens before the seccomp filter is left out."""
+        self._newborn: Counter[int] = Counter()
+        """cgroups of which what happens before the seccomp filter is left out → for how many."""
         self._lost: dict[int, int] = {}
         """cgroup → losses that were handed out."""
         self._ending: list[tuple[Subscription, str]] = []
@@ -64,15 +66,17 @@ class Collector:
         *,
         notify: Callable[[], None],
         redact: Redact = as_it_is,
+        scope: Scope = Scope.EVERYTHING,
     ) -> Iterator[Subscription]:
         """Watch a container while the block runs.  `notify` is called, from another thread, when there is more to read.
 
+        scope: what at least is told.
         Raises: Unsupported where eBPF cannot be used, with the cure.
         """
         clock = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
         cgroup = subject.cgroup
         subscription = Subscription(
-            subject, wish, calls=self._names, clock=clock, notify=notify, redact=redact
+            subject, wish, calls=self._names, clock=clock, notify=notify, redact=redact, scope=scope
         )
         with self._lock:
             probes = self._ready()
@@ -114,12 +118,38 @@ class Collector:
         """Leave out, while the block runs, what the container's tasks do before they have their seccomp filter."""
         cgroup = subject.cgroup
         with self._lock:
-            self._newborn.add(cgroup)
+            self._newborn[cgroup] += 1
         try:
             yield
         finally:
             with self._lock:
-                self._newborn.discard(cgroup)
+                self._newborn[cgroup] -= 1
+                if not self._newborn[cgroup]:
+                    del self._newborn[cgroup]
+
+    @contextmanager
+    def knowing(self, subject: Subject, calls: frozenset[str]) -> Iterator[None]:
+        """Have a container's system calls other than these told as drift while the block runs.  Raises: as `subscribe`."""
+        with self._lock:
+            probes = self._ready()
+            probes.know(subject.cgroup, [number for number, name in self._names.items() if name in calls])
+        try:
+            yield
+        finally:
+            with self._lock:
+                probes.know(subject.cgroup, None)
+
+    def strange(self, subject: Subject) -> dict[str, int]:
+        """Return system call → how often, of those that a container is not known to make."""
+        with self._lock:
+            found = self._probes.strange(subject.cgroup) if self._probes is not None else {}
+        return {self._names.get(number, f"syscall {number}"): count for number, count in found.items()}
+
+    def tell(self, subject: Subject, events: list[Event]) -> None:
+        """Give a container's watchers events that the kernel does not know of."""
+        with self._lock:
+            for each in self._subscriptions.get(subject.cgroup, ()):
+                each.give([event for event in events if each.is_wished(event)])
 
     def counts(self, subjects: list[Subject]) -> list[ContainerCounts]:
         """Return what was counted of containers since somebody began to, and as long as somebody does."""
@@ -178,13 +208,17 @@ class Collector:
             *(each.kinds for each in self._subscriptions.get(cgroup, ()))
         )
         if self._probes is not None:
-            self._probes.watch(
-                cgroup,
-                wanted,
-                is_counted=cgroup in self._counting,
-                is_confined_only=cgroup in self._newborn,
-            )
+            self._probes.watch(cgroup, wanted, is_counted=cgroup in self._counting, flags=self._flags(cgroup))
             os.eventfd_write(self._wake, 1)
+
+    def _flags(self, cgroup: int) -> int:
+        flags = layout.CONFINED_ONLY if self._newborn[cgroup] else 0
+        of_calls = [
+            each for each in self._subscriptions.get(cgroup, ()) if each.kinds & {Kind.FILE, Kind.NETWORK}
+        ]
+        if all(each.scope is Scope.CHANGES for each in of_calls):
+            flags |= layout.CHANGES_ONLY
+        return flags
 
     def _ready(self) -> Probes:
         if self._probes is None:

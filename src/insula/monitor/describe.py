@@ -26,8 +26,11 @@ _FLAGS = tuple(
         "O_CREAT", "O_EXCL", "O_TRUNC", "O_APPEND", "O_NONBLOCK", "O_DIRECTORY", "O_NOFOLLOW", "O_TMPFILE", "O_PATH",
     )
 )  # fmt: skip
-_FLAGS_AT = {"open": 1, "openat": 2}
+_FLAGS_AT = {"open": 1, "openat": 2, "openat2": 2}
 """Place of the flags among the arguments, from 0."""
+_PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmp"}
+_LOW = 0xFFFFFFFF
+"""Of a descriptor: the kernel takes an int."""
 
 
 def call_names(numbers: Mapping[str, int]) -> dict[int, str]:
@@ -99,6 +102,8 @@ def _detail(raw: Raw, call: str) -> str:
             return f"{capability_name(raw.arguments[0])} {'granted' if raw.result == 0 else 'refused'}"
         case Kind.FILE:
             return _flags(raw, call)
+        case Kind.NETWORK:
+            return _PROTOCOLS.get(raw.protocol, "")
         case _:
             return ""
 
@@ -120,6 +125,7 @@ def describe(
     is_call = kind >= Kind.SECCOMP
     call = calls.get(raw.number, f"syscall {raw.number}") if is_call else ""
     is_address = kind is Kind.NETWORK
+    folder = folder_of(raw.folder)
     is_exec = kind is Kind.EXEC
     return Event(
         at=clock + raw.nanoseconds / 1e9,
@@ -133,14 +139,32 @@ def describe(
         command=text_of(raw.command),
         result=raw.result,
         error=error_name(raw.result) if is_call else "",
-        path=text_of(raw.other) if is_exec else "" if is_address else text_of(raw.text),
-        other_path="" if is_exec else text_of(raw.other),
+        path=text_of(raw.other) if is_exec else "" if is_address else _path_of(text_of(raw.text), folder),
+        other_path="" if is_exec else _path_of(text_of(raw.other), folder if _is_in_same(raw, call) else ""),
         address=address_of(raw.text) if is_address else "",
         arguments=tuple(text_of(word) for word in raw.text.removesuffix(b"\0").split(b"\0"))
         if is_exec
         else (),
         detail=_detail(raw, call),
+        port=raw.port if is_address and call not in ("accept", "accept4") else 0,
     )
+
+
+def folder_of(names: bytes) -> str:
+    """Return a folder's path from its names, innermost first."""
+    found = [text_of(each) for each in names.split(b"\0")[:-1]]
+    return "/" + "/".join(reversed(found)) if names else ""
+
+
+def _path_of(path: str, folder: str) -> str:
+    return os.path.join(folder, path) if path and folder else path
+
+
+def _is_in_same(raw: Raw, call: str) -> bool:
+    """Tell whether the second path of a call begins in the same folder as the first; what a link says begins in none."""
+    if call.startswith("symlink"):
+        return False
+    return call in ("rename", "link") or raw.arguments[0] & _LOW == raw.arguments[2] & _LOW
 
 
 def is_writing(event: Event) -> bool:

@@ -5,6 +5,7 @@
 """
 
 import struct
+from collections.abc import Iterable
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -26,9 +27,12 @@ CALL_KEY = struct.Struct("=QII")
 DURATIONS = struct.Struct(f"=QQ{STEPS}I")
 DETAIL_KEY = struct.Struct("=QII")
 DETAIL = struct.Struct("=Q")
-SHAPE = struct.Struct("=BBBBBxxx")
-HEAD = struct.Struct("=QQ6QqIIIHHHH16s4x")
+SHAPE = struct.Struct("=BBBBBBBB")
+KNOWN = struct.Struct(f"={SYSCALLS // 64}Q")
+HEAD = struct.Struct("=QQ6QqIIIHHHH16sHHH6x")
 HEAD_BYTES = HEAD.size
+CONFINED_ONLY, CHANGES_ONLY = 1, 2
+"""Of a watch: WATCH_… of the header."""
 
 
 class Kind(IntEnum):
@@ -46,6 +50,7 @@ class Kind(IntEnum):
     MOUNT = 10
     IDENTITY = 11
     KERNEL = 12
+    DRIFT = 13
 
 
 class Raw(NamedTuple):
@@ -66,6 +71,11 @@ class Raw(NamedTuple):
     command: bytes
     text: bytes
     other: bytes
+    folder: bytes = b""
+    """That a path begins in: its names, innermost first, NUL after each."""
+    protocol: int = 0
+    port: int = 0
+    """Of a socket: IPPROTO_…, and its own port."""
 
 
 def unpack(record: bytes) -> Raw:
@@ -88,8 +98,12 @@ def unpack(record: bytes) -> Raw:
         text,
         other,
         command,
+        folder,
+        protocol,
+        port,
     ) = HEAD.unpack_from(record)
     end = HEAD_BYTES + text
+    last = end + other
     return Raw(
         nanoseconds,
         cgroup,
@@ -102,8 +116,17 @@ def unpack(record: bytes) -> Raw:
         number,
         command.split(b"\0", 1)[0],
         record[HEAD_BYTES:end],
-        record[end : end + other],
+        record[end:last],
+        record[last : last + folder],
+        protocol,
+        port,
     )
+
+
+def known(numbers: Iterable[int]) -> bytes:
+    """Return what the map `known` holds of a container."""
+    bits = sum({1 << number for number in numbers if number < SYSCALLS})
+    return bits.to_bytes(KNOWN.size, "little")
 
 
 class Count(NamedTuple):

@@ -9,7 +9,7 @@ who watches (`collect.py`).  Not for several threads at once.
 import errno
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from insula.kernel import syscalls
@@ -22,7 +22,9 @@ OBJECT = Path(__file__).parent / "programs/watch.bpf.o"
 RING_BYTES = 16 << 20
 """Holds about 80,000 events: what comes while a reader is held up for 0.4 s at 200,000 a second."""
 
-_OF_CALLS = frozenset({Kind.FILE, Kind.NETWORK, Kind.MOUNT, Kind.IDENTITY, Kind.KERNEL, Kind.SECCOMP})
+_OF_CALLS = frozenset(
+    {Kind.FILE, Kind.NETWORK, Kind.MOUNT, Kind.IDENTITY, Kind.KERNEL, Kind.SECCOMP, Kind.DRIFT}
+)
 _PROGRAMS = {
     Kind.EXEC: "on_exec",
     Kind.FORK: "on_fork",
@@ -57,8 +59,9 @@ class Probes:
         )
         self._details = {
             name: Map(fd(name), key_bytes=layout.DETAIL_KEY.size, value_bytes=layout.DETAIL.size)
-            for name in ("errors", "capabilities", "losses")
+            for name in ("errors", "capabilities", "losses", "strange")
         }
+        self._known = Map(fd("known"), key_bytes=layout.CGROUP.size, value_bytes=layout.KNOWN.size)
         self.ring = Ring(fd("ring"), ring_bytes=ring_bytes)
         self._generation = Map(fd("generation"), key_bytes=4, value_bytes=layout.GENERATION.size)
         table = Map(fd("shapes"), key_bytes=4, value_bytes=layout.SHAPE.size)
@@ -71,12 +74,11 @@ class Probes:
         self.is_timing = False
         self._wishes: dict[int, tuple[frozenset[Kind], bool]] = {}
 
-    def watch(
-        self, cgroup: int, kinds: frozenset[Kind], *, is_counted: bool, is_confined_only: bool = False
-    ) -> None:
+    def watch(self, cgroup: int, kinds: frozenset[Kind], *, is_counted: bool, flags: int = 0) -> None:
         """Watch a container from now on as told, in place of what was told before; nothing at all ends it.
 
-        is_confined_only: leave out what a task does before it has its seccomp filter.
+        flags: `layout.CONFINED_ONLY`: leave out what a task does before it has its seccomp filter; `CHANGES_ONLY`: of
+        files only what changes them, of the network not what is accepted.
         """
         key = layout.CGROUP.pack(cgroup)
         self._serial += 1
@@ -85,12 +87,25 @@ class Probes:
             slot = self._slot(cgroup) if is_counted else layout.NO_SLOT
             self._wishes[cgroup] = (kinds, is_counted)
             self._attach()
-            self._watched.put(key, layout.WATCH.pack(bits, slot, self._serial, is_confined_only))
+            self._watched.put(key, layout.WATCH.pack(bits, slot, self._serial, flags))
         else:
             self._wishes.pop(cgroup, None)
             self._watched.drop(key)
             self._attach()
         self._generation.put(bytes(4), layout.GENERATION.pack(self._serial))
+
+    def know(self, cgroup: int, calls: Iterable[int] | None) -> None:
+        """Have calls told, as drift, that are not among these; None: none.  Their counts begin anew."""
+        key = layout.CGROUP.pack(cgroup)
+        _drop(self._details["strange"], cgroup)
+        if calls is None:
+            self._known.drop(key)
+        else:
+            self._known.put(key, layout.known(calls))
+
+    def strange(self, cgroup: int) -> dict[int, int]:
+        """Return number of the system call → how often, of those that a container is not known to make."""
+        return {number: count for group, number, _, count in self._read("strange") if group == cgroup}
 
     def time_calls(self, *, is_on: bool) -> None:
         """Time the calls of those that are counted from now on, or no more."""
@@ -173,9 +188,8 @@ class Probes:
             self._counts.drop(slot.to_bytes(4, sys.byteorder))
             os.close(own)
             self._read_before.pop(cgroup, None)
-        for table in (self._timed, *self._details.values()):
-            for key in [key for key, _ in table.items() if layout.CGROUP.unpack_from(key)[0] == cgroup]:
-                table.drop(key)
+        for table in (self._timed, *(self._details[name] for name in ("errors", "capabilities", "losses"))):
+            _drop(table, cgroup)
 
     def close(self) -> None:
         """Take everything out of the kernel."""
@@ -183,3 +197,8 @@ class Probes:
         for _, own in self._slots.values():
             os.close(own)
         self._object.close()
+
+
+def _drop(table: Map, cgroup: int) -> None:
+    for key in [key for key, _ in table.items() if layout.CGROUP.unpack_from(key)[0] == cgroup]:
+        table.drop(key)

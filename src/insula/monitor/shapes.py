@@ -21,43 +21,58 @@ class Shape:
     address: int = 0
     """A struct sockaddr, whose length is the next argument."""
     is_accept: bool = False
+    folder: int = 0
+    """A descriptor of the folder that `path` begins in."""
+    flags: int = 0
+    """Of open(2)."""
+    is_behind: bool = False
+    """At the place of `address` or `flags` stands a pointer to a struct that begins with them."""
 
     def pack(self) -> bytes:
         """Return what the map `shapes` holds."""
-        return SHAPE.pack(self.kind, self.path, self.other_path, self.address, self.is_accept)
+        return SHAPE.pack(
+            self.kind, self.path, self.other_path, self.address, self.is_accept, self.folder, self.flags, self.is_behind,
+        )  # fmt: skip
 
 
 _FILE, _NETWORK, _MOUNT = Kind.FILE, Kind.NETWORK, Kind.MOUNT
 
 SHAPES: Mapping[str, Shape] = {
-    "open": Shape(_FILE, 1),
-    "openat": Shape(_FILE, 2),
-    "openat2": Shape(_FILE, 2),
+    "open": Shape(_FILE, 1, flags=2),
+    "openat": Shape(_FILE, 2, folder=1, flags=3),
+    "openat2": Shape(_FILE, 2, folder=1, flags=3, is_behind=True),
     "creat": Shape(_FILE, 1),
     "unlink": Shape(_FILE, 1),
-    "unlinkat": Shape(_FILE, 2),
+    "unlinkat": Shape(_FILE, 2, folder=1),
     "rmdir": Shape(_FILE, 1),
     "rename": Shape(_FILE, 1, 2),
-    "renameat": Shape(_FILE, 2, 4),
-    "renameat2": Shape(_FILE, 2, 4),
+    "renameat": Shape(_FILE, 2, 4, folder=1),
+    "renameat2": Shape(_FILE, 2, 4, folder=1),
     "mkdir": Shape(_FILE, 1),
-    "mkdirat": Shape(_FILE, 2),
+    "mkdirat": Shape(_FILE, 2, folder=1),
     "link": Shape(_FILE, 1, 2),
-    "linkat": Shape(_FILE, 2, 4),
+    "linkat": Shape(_FILE, 2, 4, folder=1),
     "symlink": Shape(_FILE, 2, 1),
-    "symlinkat": Shape(_FILE, 3, 1),
+    "symlinkat": Shape(_FILE, 3, 1, folder=2),
     "mknod": Shape(_FILE, 1),
-    "mknodat": Shape(_FILE, 2),
+    "mknodat": Shape(_FILE, 2, folder=1),
     "truncate": Shape(_FILE, 1),
     "chmod": Shape(_FILE, 1),
-    "fchmodat": Shape(_FILE, 2),
-    "fchmodat2": Shape(_FILE, 2),
+    "fchmodat": Shape(_FILE, 2, folder=1),
+    "fchmodat2": Shape(_FILE, 2, folder=1),
     "chown": Shape(_FILE, 1),
     "lchown": Shape(_FILE, 1),
-    "fchownat": Shape(_FILE, 2),
+    "fchownat": Shape(_FILE, 2, folder=1),
+    "utimensat": Shape(_FILE, 2, folder=1),
+    "setxattr": Shape(_FILE, 1),
+    "lsetxattr": Shape(_FILE, 1),
+    "removexattr": Shape(_FILE, 1),
+    "lremovexattr": Shape(_FILE, 1),
     "connect": Shape(_NETWORK, address=2),
     "bind": Shape(_NETWORK, address=2),
     "sendto": Shape(_NETWORK, address=5),
+    "sendmsg": Shape(_NETWORK, address=2, is_behind=True),
+    "sendmmsg": Shape(_NETWORK, address=2, is_behind=True),
     "accept": Shape(_NETWORK, is_accept=True),
     "accept4": Shape(_NETWORK, is_accept=True),
     "mount": Shape(_MOUNT, 2, 1),

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What of the kernel's own structures is read: the members we use, no more.  The loader (libbpf) moves every access to
  * where the member lies in the kernel that runs (CO-RE, by the kernel's BTF), so order and size here mean nothing.
- * Sources: include/linux/sched.h, sched/signal.h, pid.h, mm_types.h, binfmts.h, fdtable.h, net/sock.h.
+ * Sources: include/linux/sched.h, sched/signal.h, pid.h, mm_types.h, binfmts.h, fdtable.h, dcache.h, fs/mount.h, net/sock.h.
  */
 #ifndef INSULA_KERNEL_H
 #define INSULA_KERNEL_H
@@ -40,8 +40,37 @@ struct mm_struct {
 	unsigned long arg_start, arg_end;
 };
 
+struct qstr {
+	const unsigned char *name;
+};
+
+struct dentry {
+	struct dentry *d_parent;
+	struct qstr d_name;
+};
+
+struct vfsmount {
+	struct dentry *mnt_root;
+};
+
+struct mount {
+	struct mount *mnt_parent;
+	struct dentry *mnt_mountpoint;
+	struct vfsmount mnt;
+};
+
+struct path {
+	struct vfsmount *mnt;
+	struct dentry *dentry;
+};
+
+struct fs_struct {
+	struct path pwd;
+};
+
 struct file {
 	void *private_data;
+	struct path f_path;
 };
 
 struct fdtable {
@@ -64,6 +93,7 @@ struct task_struct {
 	struct pid *thread_pid;
 	struct signal_struct *signal;
 	struct mm_struct *mm;
+	struct fs_struct *fs;
 	struct files_struct *files;
 	struct seccomp seccomp;
 	const struct cred *real_cred;
@@ -81,11 +111,13 @@ struct sock_common {
 	unsigned short skc_family;
 	__u32 skc_daddr;
 	__u16 skc_dport;
+	__u16 skc_num;
 	struct net_address skc_v6_daddr;
 };
 
 struct sock {
 	struct sock_common __sk_common;
+	__u16 sk_protocol;
 };
 
 struct socket {

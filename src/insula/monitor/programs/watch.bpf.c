@@ -21,6 +21,9 @@ char LICENSE[] SEC("license") = "GPL"; /* the helpers that read memory ask for i
 #define ERRNO_MAX 4095
 #define AF_INET 2
 #define AF_INET6 10
+#define AT_FDCWD -100
+#define O_CHANGES 01103 /* O_WRONLY, O_RDWR, O_CREAT, O_TRUNC */
+#define FOLDERS 32 /* names of a folder's path that are told: the innermost */
 #define DEPTHS 16 /* how far below the root a container's group may lie */
 
 struct {
@@ -79,6 +82,20 @@ struct {
 	__type(key, struct detail_key);
 	__type(value, __u64);
 } losses SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u64);
+	__type(value, struct known);
+} known SEC(".maps"); /* of containers that are held to a profile */
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct detail_key);
+	__type(value, __u64);
+} strange SEC(".maps"); /* calls that are not known: how often */
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -160,7 +177,7 @@ static __always_inline int is_left_out(const struct watch *watch)
 {
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 
-	return watch->is_confined_only && !BPF_CORE_READ(task, seccomp.mode);
+	return watch->flags & WATCH_CONFINED_ONLY && !BPF_CORE_READ(task, seccomp.mode);
 }
 
 /* The watched container that runs now, or 0. */
@@ -211,6 +228,9 @@ static __always_inline struct event *begin(enum room room, enum kind kind, __u64
 	event->number = 0;
 	event->text_bytes = 0;
 	event->other_bytes = 0;
+	event->folder_bytes = 0;
+	event->protocol = 0;
+	event->port = 0;
 	bpf_get_current_comm(event->command, sizeof(event->command));
 	return event;
 }
@@ -228,7 +248,7 @@ static __always_inline void add_one(void *map, struct detail_key *key)
 
 static __always_inline void finish(struct event *event)
 {
-	__u64 size = EVENT_HEAD + event->text_bytes + event->other_bytes;
+	__u64 size = EVENT_HEAD + event->text_bytes + event->other_bytes + event->folder_bytes;
 
 	if (size > sizeof(*event))
 		size = sizeof(*event);
@@ -304,40 +324,113 @@ static __always_inline __u16 read_path(struct event *event, __u32 at, __u8 place
 {
 	long bytes;
 
+	barrier_var(at); /* the compiler knows that it is small, the verifier must be shown */
 	if (!place || place > 6 || at > ARGUMENTS)
 		return 0;
 	bytes = bpf_probe_read_user_str(event->text + at, TEXT, (void *)event->arguments[(place - 1) & 7]);
 	return bytes > 0 && bytes <= TEXT ? bytes : 0;
 }
 
-static __always_inline __u16 read_address(struct event *event, __u8 place)
+static __always_inline __u16 read_address(struct event *event, struct shape *shape)
 {
+	struct { __u64 name; __u32 bytes; } head = {}; /* of struct msghdr */
+	__u8 place = shape->address;
 	__u64 size;
 
 	if (!place || place > 5)
 		return 0;
-	size = event->arguments[place & 7];
+	head.name = event->arguments[(place - 1) & 7];
+	head.bytes = event->arguments[place & 7];
+	if (shape->is_behind && bpf_probe_read_user(&head, sizeof(head), (void *)head.name))
+		return 0;
+	size = head.bytes;
 	if (size > 128)
 		size = 128;
-	if (bpf_probe_read_user(event->text, size & 0xff, (void *)event->arguments[(place - 1) & 7]))
+	if (!head.name || bpf_probe_read_user(event->text, size & 0xff, (void *)head.name))
 		return 0;
 	return size;
+}
+
+static __always_inline struct file *file_of(long descriptor)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	struct fdtable *table = BPF_CORE_READ(task, files, fdt);
+	struct file **slots = BPF_CORE_READ(table, fd);
+	struct file *file = 0;
+
+	if (descriptor >= 0 && descriptor < BPF_CORE_READ(table, max_fds))
+		bpf_probe_read_kernel(&file, sizeof(file), slots + descriptor);
+	return file;
+}
+
+/* The folder that a path begins in, as the task sees it: its names, from the innermost to the root.  A function of its own,
+ * and how far it is kept in the event, so that the verifier looks at each level once and not at each way to it. */
+__noinline int read_folder(struct event *event, int descriptor)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	struct file *file = descriptor == AT_FDCWD ? 0 : file_of(descriptor);
+	struct dentry *dentry = file ? BPF_CORE_READ(file, f_path.dentry) : BPF_CORE_READ(task, fs, pwd.dentry);
+	struct vfsmount *inner = file ? BPF_CORE_READ(file, f_path.mnt) : BPF_CORE_READ(task, fs, pwd.mnt);
+	volatile __u16 *told;
+
+	if (!event)
+		return 0;
+	told = &event->folder_bytes;
+	for (int level = 0; level < FOLDERS; level++) {
+		if (dentry == BPF_CORE_READ(inner, mnt_root)) {
+			struct mount *mount = (void *)inner - bpf_core_field_offset(struct mount, mnt);
+			struct mount *parent = BPF_CORE_READ(mount, mnt_parent);
+
+			if (parent == mount)
+				break;
+			dentry = BPF_CORE_READ(mount, mnt_mountpoint);
+			inner = (void *)parent + bpf_core_field_offset(struct mount, mnt);
+		} else {
+			__u32 end = event->text_bytes + event->other_bytes + *told;
+			long bytes;
+
+			barrier_var(end);
+			if (end > ARGUMENTS)
+				break;
+			bytes = bpf_probe_read_kernel_str(event->text + end, TEXT, BPF_CORE_READ(dentry, d_name.name));
+			if (bytes <= 0)
+				break;
+			*told += bytes;
+			dentry = BPF_CORE_READ(dentry, d_parent);
+		}
+	}
+	return 0;
+}
+
+static __always_inline void read_socket(struct event *event)
+{
+	struct file *file = file_of((int)event->arguments[0]);
+	struct socket *socket = BPF_CORE_READ(file, private_data);
+	struct sock *sock = BPF_CORE_READ(socket, sk);
+
+	event->protocol = BPF_CORE_READ(sock, sk_protocol);
+	event->port = BPF_CORE_READ(sock, __sk_common.skc_num);
+}
+
+/* Whether a call that succeeds changes files; puts the flags of openat2(2) where openat(2) has them. */
+static __always_inline int is_change(struct event *event, struct shape *shape)
+{
+	__u64 *flags = &event->arguments[(shape->flags - 1) & 7];
+
+	if (!shape->flags)
+		return !shape->is_accept;
+	return (*flags & O_CHANGES) != 0;
 }
 
 /* Whom an accepted connection comes from: the program need not have asked, the socket knows.  As a struct sockaddr. */
 static __always_inline __u16 read_peer(struct event *event, long descriptor)
 {
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
-	struct fdtable *table = BPF_CORE_READ(task, files, fdt);
-	struct file **slots = BPF_CORE_READ(table, fd);
-	struct file *file;
+	struct file *file = file_of(descriptor);
 	struct socket *socket;
 	struct sock *sock;
 	__u16 family, port;
 
-	if (descriptor < 0 || descriptor >= BPF_CORE_READ(table, max_fds))
-		return 0;
-	if (bpf_probe_read_kernel(&file, sizeof(file), slots + descriptor) || !file)
+	if (!file)
 		return 0;
 	socket = BPF_CORE_READ(file, private_data);
 	sock = BPF_CORE_READ(socket, sk);
@@ -354,7 +447,7 @@ static __always_inline __u16 read_peer(struct event *event, long descriptor)
 }
 
 static __always_inline void tell(struct shape *shape, struct pt_regs *regs, __u64 cgroup,
-				 __u32 number, long result, enum kind kind)
+				 __u32 number, long result, enum kind kind, __u32 flags)
 {
 	struct event *event = begin(ROOM_TASK, kind, cgroup);
 
@@ -363,16 +456,39 @@ static __always_inline void tell(struct shape *shape, struct pt_regs *regs, __u6
 	event->number = number;
 	event->result = result;
 	SYSCALL_ARGUMENTS(regs, event->arguments);
-	if (shape->address && !event->arguments[(shape->address - 1) & 7])
-		return; /* sendto(2) of what is connected */
+	if (shape->flags && shape->is_behind)
+		bpf_probe_read_user(&event->arguments[(shape->flags - 1) & 7], sizeof(__u64),
+				    (void *)event->arguments[(shape->flags - 1) & 7]);
+	if (flags & WATCH_CHANGES_ONLY && kind != KIND_DRIFT && !is_change(event, shape))
+		return;
 	if (shape->is_accept && result >= 0)
 		event->text_bytes = read_peer(event, result);
 	else if (shape->address)
-		event->text_bytes = read_address(event, shape->address);
+		event->text_bytes = read_address(event, shape);
 	else
 		event->text_bytes = read_path(event, 0, shape->path);
+	if (shape->address && !event->text_bytes && kind == KIND_NETWORK)
+		return; /* sent to whom it is connected */
+	if (shape->address)
+		read_socket(event);
 	event->other_bytes = read_path(event, event->text_bytes, shape->other_path);
+	if (kind == KIND_FILE && event->text[0] != '/')
+		read_folder(event, shape->folder ? (int)event->arguments[(shape->folder - 1) & 7] : AT_FDCWD);
 	finish(event);
+}
+
+/* A call that the container is not known to make, for the first time: those that follow are counted only. */
+static __always_inline int is_strange(__u64 cgroup, __u32 number)
+{
+	struct known *calls = bpf_map_lookup_elem(&known, &cgroup);
+	struct detail_key key = { .cgroup = cgroup, .number = number };
+	int is_first;
+
+	if (!calls || calls->words[(number >> 6) & (SYSCALLS / 64 - 1)] >> (number & 63) & 1)
+		return 0;
+	is_first = !bpf_map_lookup_elem(&strange, &key);
+	add_one(&strange, &key);
+	return is_first;
 }
 
 SEC("tp_btf/sys_exit")
@@ -404,11 +520,13 @@ int BPF_PROG(on_exit, struct pt_regs *regs, long result)
 	shape = bpf_map_lookup_elem(&shapes, &number);
 	if (!shape)
 		return 0;
+	if (kinds & 1u << KIND_DRIFT && is_strange(cgroup, number))
+		tell(shape, regs, cgroup, number, result, KIND_DRIFT, 0);
 	/* seccomp answers before the entry is traced: an exit without an entry, of a task whose entries are. */
 	if (kinds & 1u << KIND_SECCOMP && !was_inside && task->seen == task->watch.number)
-		tell(shape, regs, cgroup, number, result, KIND_SECCOMP);
+		tell(shape, regs, cgroup, number, result, KIND_SECCOMP, 0);
 	else if (shape->kind && kinds & 1u << (shape->kind & 31))
-		tell(shape, regs, cgroup, number, result, shape->kind);
+		tell(shape, regs, cgroup, number, result, shape->kind, task->watch.flags);
 	return 0;
 }
 

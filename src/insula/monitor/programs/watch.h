@@ -18,7 +18,15 @@ struct watch {
 	__u32 kinds;
 	__u32 slot;   /* of the map `counts`, or NO_SLOT */
 	__u32 number; /* of the watch: no other has it */
-	__u32 is_confined_only; /* leave out what a task does before it has its seccomp filter: its making, not its own */
+	__u32 flags;  /* WATCH_… */
+};
+
+#define WATCH_CONFINED_ONLY 1 /* leave out what a task does before it has its seccomp filter: its making, not its own */
+#define WATCH_CHANGES_ONLY 2  /* of files: only what changes them; of the network: not what was accepted */
+
+/* The system calls that a container is known to make: bit n of them is number n. */
+struct known {
+	__u64 words[SYSCALLS / 64];
 };
 
 /* By number of the system call, in a map of the container's own. */
@@ -61,11 +69,12 @@ enum kind {
 	KIND_MOUNT,
 	KIND_IDENTITY, /* setuid and its like */
 	KIND_KERNEL,   /* modules, bpf, ptrace, keys, clocks: what servers do not need */
+	KIND_DRIFT,    /* a system call that is not in `known`; the first of each alone */
 };
 
 #define CALL_KINDS                                                                                \
 	(1u << KIND_SECCOMP | 1u << KIND_FILE | 1u << KIND_NETWORK | 1u << KIND_MOUNT |           \
-	 1u << KIND_IDENTITY | 1u << KIND_KERNEL)
+	 1u << KIND_IDENTITY | 1u << KIND_KERNEL | 1u << KIND_DRIFT)
 
 /* Which argument of a system call is what; 0 none, else its place counted from 1. */
 struct shape {
@@ -74,7 +83,9 @@ struct shape {
 	__u8 other_path;
 	__u8 address; /* a struct sockaddr; its length is the next argument */
 	__u8 is_accept;
-	__u8 zero[3];
+	__u8 folder;    /* a descriptor of the folder that `path` begins in */
+	__u8 flags;     /* of open(2) */
+	__u8 is_behind; /* the place of `address` or `flags` leads to a struct that begins with them */
 };
 
 struct event {
@@ -90,8 +101,11 @@ struct event {
 	__u16 text_bytes;
 	__u16 other_bytes;
 	char command[16];
-	__u32 zero;
-	char text[ARGUMENTS + TEXT]; /* `text_bytes`, then `other_bytes` */
+	__u16 folder_bytes;
+	__u16 protocol; /* IPPROTO_…, of a socket */
+	__u16 port;     /* its own */
+	__u16 zero[3];
+	char text[ARGUMENTS + TEXT]; /* `text_bytes`, `other_bytes`, then `folder_bytes`: names, innermost first */
 };
 
 #define EVENT_HEAD (sizeof(struct event) - (ARGUMENTS + TEXT))
