@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from insula.model.errors import InsulaError
 from insula.model.history import INTERVAL_S, KEPT_S, CallShare, Sample, Usage
@@ -43,15 +44,28 @@ _SCHEMA = f"""
     COMMIT;
 """
 _INSERT = f"INSERT INTO samples VALUES ({', '.join('?' * 14)})"
-#: `+`: the index of `samples` is used tick by tick.  Of a step of 0 seconds each tick is a span.
-_SPANS = """
-    SELECT max(t.at), sum(t.seconds), sum(cpu_us), max(cpu_us / t.seconds), avg(memory_bytes), max(memory_bytes), max(pids),
-        sum(cpu_wait_us), sum(memory_wait_us), sum(io_wait_us), sum(read_bytes), sum(written_bytes), sum(received_bytes),
-        sum(sent_bytes), sum(CASE WHEN calls IS NULL THEN 0.0 ELSE t.seconds END), sum(calls), sum(failures), min(t.tick), max(t.tick)
-    FROM ticks t CROSS JOIN samples s ON s.tick = t.tick AND s.container = :container
+_SUMS = "cpu_wait_us memory_wait_us io_wait_us read_bytes written_bytes received_bytes sent_bytes"
+#: Field of `Usage` → how the samples of a span become it.
+_FIELDS = {
+    "at": "max(t.at)",
+    "seconds": "round(sum(t.seconds), 3)",
+    "cpu_us": "sum(cpu_us)",
+    "cpu_peak_percent": "round(max(cpu_us / t.seconds) / 1e4, 2)",
+    "memory_bytes": "CAST(avg(memory_bytes) AS INTEGER)",
+    "memory_peak_bytes": "max(memory_bytes)",
+    "pids_peak": "max(pids)",
+    **{name: f"sum({name})" for name in _SUMS.split()},
+    "counted_seconds": "round(sum(iif(calls IS NULL, 0.0, t.seconds)), 3)",
+    "calls": "coalesce(sum(calls), 0)",
+    "failures": "coalesce(sum(failures), 0)",
+}
+#: Tick by tick, then by the index of `samples`.  Where a step has no length each tick is a span.
+_SPANS = f"""
+    SELECT s.container, min(t.tick), max(t.tick), {", ".join(_FIELDS.values())}
+    FROM ticks t CROSS JOIN samples s ON s.tick = t.tick AND s.container IN (%s)
     WHERE t.at > :since AND t.seconds > 0
-    GROUP BY CASE WHEN :step > 0 THEN CAST(t.at / :step AS INTEGER) ELSE t.tick END
-    ORDER BY 1
+    GROUP BY s.container, CASE WHEN :step > 0 THEN CAST(t.at / :step AS INTEGER) ELSE t.tick END
+    ORDER BY s.container, max(t.at)
 """
 _SHARES = """
     SELECT call, error, sum(count) FROM ticks t CROSS JOIN shares s ON s.tick = t.tick AND s.container = ?
@@ -120,24 +134,24 @@ class History:
 
         step_s: 0: as they were sampled; infinite: one span.  names: of the containers that are meant, by their ids.
         """
-        return [
-            span
-            for container, name in names.items()
-            if (number := self._numbers.get(container)) is not None
-            for span in self._usage(container, name, number=number, since=since, step_s=step_s)
-        ]
-
-    def _usage(
-        self, container: str, name: str, *, number: int, since: float, step_s: float
-    ) -> Iterator[Usage]:
+        meant = {number: each for each in names if (number := self._numbers.get(each)) is not None}
+        if not meant:
+            return []
+        statement = _SPANS % ", ".join(map(str, meant))
         with self._reading, _translated():
-            rows = self._reader.execute(
-                _SPANS, {"container": number, "since": since, "step": step_s}
-            ).fetchall()
-            for row in rows:
-                is_counted = row[14] > 0
-                shares = self._shares(number, first=row[17], last=row[18]) if is_counted else []
-                yield _usage_of(container, name, row=row, shares=shares)
+            rows = self._reader.execute(statement, {"since": since, "step": step_s}).fetchall()
+            return [self._span(meant[row[0]], names[meant[row[0]]], row=row) for row in rows]
+
+    def _span(self, container: str, name: str, *, row: Sequence[Any]) -> Usage:
+        number, first, last, *values = row
+        fields = dict(zip(_FIELDS, values, strict=True))
+        top_calls: dict[str, int] = {}
+        top_errors: dict[str, int] = {}
+        for share in self._shares(number, first=first, last=last) if fields["counted_seconds"] else ():
+            top, key = (top_errors, f"{share.call} {share.error}") if share.error else (top_calls, share.call)
+            if len(top) < MAX_SHARES:
+                top[key] = share.times
+        return Usage(id=container, name=name, top_calls=top_calls, top_errors=top_errors, **fields)
 
     def _shares(self, number: int, *, first: int, last: int) -> list[CallShare]:
         return [CallShare(*row) for row in self._reader.execute(_SHARES, (number, first, last))]
@@ -185,39 +199,6 @@ class History:
             # Numbers that were given within it are no more.
             self._numbers = dict(self._writer.execute("SELECT id, number FROM containers"))
             raise
-
-
-def _usage_of(container: str, name: str, *, row: Sequence[float], shares: Iterable[CallShare]) -> Usage:
-    whole = [None if each is None else int(each) for each in row[7:10]]
-    top_calls: dict[str, int] = {}
-    top_errors: dict[str, int] = {}
-    for share in shares:
-        top, key = (top_errors, f"{share.call} {share.error}") if share.error else (top_calls, share.call)
-        if len(top) < MAX_SHARES:
-            top[key] = share.times
-    return Usage(
-        id=container,
-        name=name,
-        at=row[0],
-        seconds=round(row[1], 3),
-        cpu_us=int(row[2]),
-        cpu_peak_percent=round(row[3] / 1e4, 2),
-        memory_bytes=int(row[4]),
-        memory_peak_bytes=int(row[5]),
-        pids_peak=int(row[6]),
-        cpu_wait_us=whole[0],
-        memory_wait_us=whole[1],
-        io_wait_us=whole[2],
-        read_bytes=int(row[10]),
-        written_bytes=int(row[11]),
-        received_bytes=int(row[12]),
-        sent_bytes=int(row[13]),
-        counted_seconds=round(row[14], 3),
-        calls=int(row[15] or 0),
-        failures=int(row[16] or 0),
-        top_calls=top_calls,
-        top_errors=top_errors,
-    )
 
 
 def _open_or_begin(path: Path) -> sqlite3.Connection:
