@@ -8,7 +8,9 @@ import os
 import shutil
 import signal
 import socket
+import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -16,9 +18,10 @@ import pytest
 from insula.boot import engine, protocol
 from insula.boot.engine import FIRST_INHERITED_FD, IMAGES_FD, RPC_FD
 from insula.kernel import criu
+from insula.kernel.cgroup import Group
 from insula.kernel.criu_find import find_criu
 from insula.model import stream
-from spawned import PYTHON, Spawned, Started, is_alive, status_of, wait_until
+from spawned import PYTHON, Refused, Spawned, Started, is_alive, status_of, wait_until
 
 IMAGES = f"/proc/self/fd/{IMAGES_FD}"
 
@@ -37,9 +40,12 @@ def _engine(host: Spawned, images: int, **body: object) -> tuple[socket.socket, 
     program = find_criu()
     assert program is not None, "no CRIU: run scripts/setup"
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs:
-        argv = [*program.argv, "swrk", str(RPC_FD)]
-        answer = host.client.ask("criu", descriptors=(theirs.fileno(), images), argv=argv, **body)
+    with ExitStack() as undo:
+        undo.callback(ours.close)
+        with theirs:
+            argv = [*program.argv, "swrk", str(RPC_FD)]
+            answer = host.client.ask("criu", descriptors=(theirs.fileno(), images), argv=argv, **body)
+        undo.pop_all()
     ours.settimeout(60)
     return ours, answer["external"]
 
@@ -202,6 +208,16 @@ def test_program_as_a_user_with_a_volume(host: Spawned, images: int) -> None:
     before = int(container.logged().split()[-1].removeprefix("at-"))
     _wait_logged(container, f"at-{before + 5}\n")
     assert host.execute_shell(container, "test -d /usr/bin && id -u", user="user").out == "1000\n"
+
+
+def test_what_lies_in_a_tmpfs_is_packed_and_not_compressed(host: Spawned, images: int) -> None:
+    container = host.start("/bin/sh", "-c", f"head -c 3000000 /dev/urandom > /dev/shm/kept; {LOOP}")
+    _wait_logged(container, "at-1\n")
+    _carry(host, container, images)
+    found = sorted((host.run.parent / "images").glob("tmpfs-dev-*"), key=lambda each: each.stat().st_size)
+    with tarfile.open(found[-1], mode="r:") as packed:
+        assert [each.size for each in packed if each.name == "./kept"] == [3_000_000]
+    assert host.execute_shell(container, "stat -c %s /dev/shm/kept").out == "3000000\n"
 
 
 def test_a_users_stdout_can_be_opened_again_after_a_restore(host: Spawned, images: int) -> None:
@@ -458,3 +474,18 @@ def test_room_that_is_discarded_leaves_nothing(host: Spawned) -> None:
     host.client.ask("discard", key=plan.key)
     assert len(os.listdir(f"/proc/{host.process.pid}/fd")) == before
     assert not host.group(Started(plan, 0)).exists()
+
+
+def test_a_restore_that_cannot_begin_leaves_no_mount_behind(host: Spawned, images: int) -> None:
+    def held_after_a_refusal() -> int:
+        with pytest.raises(Refused, match=plan.key):
+            _engine(host, images, restore=protocol.encode(plan))
+        return len(os.listdir(f"/proc/{host.process.pid}/fd"))
+
+    plan = host.plan("/bin/true")
+    host.client.ask("prepare", plan=protocol.encode(plan))
+    Group(host.hierarchies, host.parent, plan.key).delete(0.0)
+    try:
+        assert held_after_a_refusal() == held_after_a_refusal()
+    finally:
+        host.client.ask("discard", key=plan.key)

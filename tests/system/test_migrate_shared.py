@@ -136,9 +136,9 @@ def test_shared_memory_of_each_kind_is_the_same_after_the_move(pair: Pair) -> No
 
 def test_files_in_dev_shm_count_for_the_pause(pair: Pair) -> None:
     talk = Conversation(pair.world, pair.run("packed"))
-    assert talk.run("open('/dev/shm/large', 'wb').write(os.urandom(64 << 20))") is None
+    assert talk.run("open('/dev/shm/large', 'wb').write(os.urandom(128 << 20))") is None
     with pytest.raises(PauseTooLong):
-        pair.act("alpha", "packed", "migrate", target="beta", max_pause_ms=500)
-    assert talk.run("answer = os.stat('/dev/shm/large').st_size") == 64 << 20
+        pair.act("alpha", "packed", "migrate", target="beta", max_pause_ms=300)
+    assert talk.run("answer = os.stat('/dev/shm/large').st_size") == 128 << 20
     talk.close()
     pair.remove("packed")

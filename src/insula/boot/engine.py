@@ -20,7 +20,7 @@ import fcntl
 import os
 from typing import Any, NoReturn
 
-from insula.boot import birth, blind, build, child
+from insula.boot import birth, blind, build, child, packer
 from insula.boot.jobs import Container, Host, child_pids
 from insula.boot.loop import Task
 from insula.boot.protocol import StartPlan, decode
@@ -37,8 +37,6 @@ FIRST_INHERITED_FD = 5
 #: the container's root, who cannot pass through folders of the host that are root's alone.
 ROOT = "/run/root"
 EXTERNAL = "/run/external"
-
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Room:
@@ -109,27 +107,27 @@ def launch(host: Host, body: dict[str, Any], descriptors: list[int]) -> birth.An
     restore = "restore" in body
     plan = decode(StartPlan, body["restore"]) if restore else None
     room = _rooms[plan.key] if plan is not None else None
-    prepared = build.prepare(plan, host.maps) if plan is not None else None
     inherited = list(descriptors)
     page_maps = inherited.pop() if body.get("page_maps") else -1
     if room is not None:
         inherited += [each for each in room.inner if each >= 0]
     host.renew_engine_run(blind=page_maps >= 0)
-    doors = room.group.open_doors() if room is not None else Doors(-1, ())
-    born = namespace.spawn(0, cgroup_fd=doors.v2)
-    if born.pid == 0:
-        _become_criu(
-            host,
-            body["argv"],
-            plan=plan,
-            doors=doors,
-            prepared=prepared,
-            inherited=inherited,
-            page_maps=page_maps,
-        )
-    doors.close()
-    if prepared is not None:
-        prepared.close()
+    with contextlib.ExitStack() as held:
+        doors, prepared = Doors(-1, ()), None
+        if plan is not None and room is not None:
+            prepared = held.enter_context(contextlib.closing(build.prepare(plan, host.maps)))
+            doors = held.enter_context(contextlib.closing(room.group.open_doors()))
+        born = namespace.spawn(0, cgroup_fd=doors.v2)
+        if born.pid == 0:
+            _become_criu(
+                host,
+                body["argv"],
+                plan=plan,
+                doors=doors,
+                prepared=prepared,
+                inherited=inherited,
+                page_maps=page_maps,
+            )
     host.watch_engine(born)
     return {"pid": born.pid, "external": external_paths(plan) if plan is not None else {}}, []
 
@@ -167,6 +165,7 @@ def _become_criu(
         libc.unshare(namespace.CLONE_NEWNS)
         mount.set_propagation("/", propagation=mount.MS_PRIVATE)
         mount.attach(host.engine_run, "/run")
+        packer.place()
         if plan is not None and prepared is not None:
             _stage(plan, prepared)
             doors.enter()
@@ -175,7 +174,7 @@ def _become_criu(
             blind.cover_page_maps(page_maps, argv=argv)
         _place_descriptors(inherited)
         os.chdir("/")
-        os.execve(argv[0], argv, {"PATH": _PATH, "LANG": "C"})
+        os.execve(argv[0], argv, {"PATH": packer.PATH, "LANG": "C"})
     except BaseException as error:  # noqa: BLE001  the spawner's log is all that is left
         os.write(2, f"spawner: {step}: {error!r}\n".encode())
     os._exit(127)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a container has in the memory of its own tmpfs mounts (/dev/shm, --tmpfs): CRIU packs it in the pause.
 
-It does so with `tar --gzip`, and nothing of it can travel ahead, so the pause must be forecast with it: 100 MB that cannot be
-compressed take 3 to 4 s here.  Out of scope: /dev itself, which is made anew on the target.
+It does so with tar (`boot/packer.py`), and nothing of it can travel ahead, so the pause must be forecast with it.
+Out of scope: /dev itself, which is made anew on the target.
 Source: CRIU's `criu/filesystems.c`, `tmpfs_dump`; proc_pid_mountinfo(5).
 """
 

@@ -49,7 +49,8 @@ _USERNS_MAGIC = struct.pack(
 _IMAGES = f"/proc/self/fd/{IMAGES_FD}"
 
 
-STATE_VERSION = 1
+STATE_VERSION = 2
+"""2: what a tmpfs held is packed, not compressed."""
 
 
 class DumpState(Fact, kw_only=True, frozen=True):
