@@ -55,6 +55,23 @@ def test_nothing_of_ours_stays(puppet: Puppet, tracker: Tracker) -> None:
     assert puppet.number("40 + 2") == 42
 
 
+def test_a_process_that_dies_under_our_hands_leaves_no_descriptor_behind(
+    puppet: Puppet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = ptrace.Inside.take
+
+    def take_and_kill(inside: ptrace.Inside, number: int) -> int:
+        handle = take(inside, number)
+        os.kill(puppet.pid, signal.SIGKILL)
+        return handle
+
+    monkeypatch.setattr(ptrace.Inside, "take", take_and_kill)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(OSError, match="ptrace"):
+        userfault.open_in(puppet.pid)
+    assert os.listdir("/proc/self/fd") == before
+
+
 def _state(pid: int) -> tuple[object, ...]:
     status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     kept = re.findall(

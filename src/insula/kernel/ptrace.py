@@ -213,15 +213,21 @@ class Inside:
         # Nothing can be polled for the stop of a thread that is no child of ours.  Only stops are taken, never an end.
         pause = _FIRST_PAUSE_SECONDS
         while True:
-            found = os.waitid(os.P_PID, self.tid, os.WSTOPPED | os.WNOHANG | WALL)
+            try:
+                found = os.waitid(os.P_PID, self.tid, os.WSTOPPED | os.WNOHANG | WALL)
+            except ChildProcessError:
+                raise self._has_ended() from None
             if found is not None:
                 return found.si_status
             if pause >= _LONGEST_PAUSE_SECONDS and _state_of(self.pid, self.tid) in "ZX":
-                raise ProcessLookupError(errno.ESRCH, f"ptrace: thread {self.tid} has ended")
+                raise self._has_ended()
             if time.monotonic() > deadline:
                 raise TimeoutError(errno.ETIMEDOUT, f"ptrace: thread {self.tid} does not stop")
             select.select((), (), (), pause)
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+
+    def _has_ended(self) -> ProcessLookupError:
+        return ProcessLookupError(errno.ESRCH, f"ptrace: thread {self.tid} has ended")
 
     def _get_registers(self) -> dict[str, int]:
         buffer = bytearray(_REGISTERS_FORMAT.size)

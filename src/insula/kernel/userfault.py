@@ -14,6 +14,7 @@ Sources: userfaultfd(2), ioctl_userfaultfd(2); linux/userfaultfd.h; Documentatio
 Since Linux 6.7.
 """
 
+import contextlib
 import fcntl
 import os
 import struct
@@ -38,20 +39,21 @@ def open_in(pid: int, *, deadline_seconds: float = 1.0) -> int:
     Raises: OSError: as ptrace.inside; EMFILE if the process may have no more descriptors; EINVAL without WP_ASYNC.
     """
 
-    def make(inside: ptrace.Inside) -> int:
-        number = inside.call("userfaultfd", os.O_CLOEXEC | os.O_NONBLOCK | UFFD_USER_MODE_ONLY)
-        try:
-            return inside.take(number)
-        finally:
-            inside.call("close", number)
+    with contextlib.ExitStack() as undo:
 
-    handle = ptrace.inside(pid, make, deadline_seconds=deadline_seconds)
-    try:
+        def make(inside: ptrace.Inside) -> int:
+            number = inside.call("userfaultfd", os.O_CLOEXEC | os.O_NONBLOCK | UFFD_USER_MODE_ONLY)
+            try:
+                handle = inside.take(number)
+                undo.callback(os.close, handle)  # the process may die before it is let go
+                return handle
+            finally:
+                inside.call("close", number)
+
+        handle = ptrace.inside(pid, make, deadline_seconds=deadline_seconds)
         features = UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED
         _ioctl(handle, UFFDIO_API, struct.pack("=QQQ", UFFD_API, features, 0), words="no WP_ASYNC")
-    except OSError:
-        os.close(handle)
-        raise
+        undo.pop_all()
     return handle
 
 
