@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A dump whose questions about tracked connections we answer: CRIU takes the answers, and what it restores is whole."""
 
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -113,4 +114,16 @@ def test_the_answers_end_with_criu_without_a_word(
     for _ in range(5):
         _dump(host, container, images, accept=False)
     assert not caplog.records
+    host.end(container)
+
+
+def test_where_nothing_can_be_watched_the_kernel_is_asked(
+    host: Spawned, caplog: pytest.LogCaptureFixture
+) -> None:
+    container = carried.start(host, PROGRAM)
+    before = os.listdir("/proc/self/fd")
+    with SparedWalk() as walk:
+        walk.begin(os.getpid(), first=container.pid, images=-1)  # as at the limit of inotify's instances
+    assert [each.message for each in caplog.records] == ["CRIU walks through all connections"]
+    assert os.listdir("/proc/self/fd") == before
     host.end(container)

@@ -15,6 +15,7 @@ Sources: CRIU's `dump_nf_ct` in `criu/net.c`, `criu/libnetlink.c`; seccomp(2); `
 """
 
 import contextlib
+import functools
 import logging
 import mmap
 import os
@@ -23,6 +24,7 @@ import select
 import socket
 import struct
 import threading
+from collections.abc import Iterator
 from types import TracebackType
 from typing import ClassVar, Self
 
@@ -70,23 +72,21 @@ class SparedWalk:
         """
         if SparedWalk._distrusted or has_connections(first):
             return
-        folder = Inotify()
-        folder.add(images)
-        self._thread = threading.Thread(
-            target=self._run, args=(criu, folder), name=f"conntrack-{criu}", daemon=True
-        )
-        self._thread.start()
+        with _walked_if_refused(), contextlib.ExitStack() as undo:
+            folder = undo.enter_context(contextlib.closing(Inotify()))
+            folder.add(images)
+            undo.pop_all()
+            self._thread = threading.Thread(
+                target=self._run, args=(criu, folder), name=f"conntrack-{criu}", daemon=True
+            )
+            self._thread.start()
 
     def _run(self, criu: int, folder: Inotify) -> None:
-        try:
-            with contextlib.ExitStack() as held:
-                held.callback(folder.close)
-                if self._dumps_processes(folder):
-                    listener = ptrace.inside(criu, _put_under_filter, deadline_seconds=_DEADLINE_SECONDS)
-                    held.callback(os.close, listener)
-                    self._answer(listener, held)
-        except OSError as error:
-            LOG.warning("CRIU walks through all connections", extra={"fields": {"reason": str(error)}})
+        with _walked_if_refused(), contextlib.ExitStack() as held:
+            held.enter_context(contextlib.closing(folder))
+            if self._dumps_processes(folder):
+                put = functools.partial(_put_under_filter, held=held)
+                self._answer(ptrace.inside(criu, put, deadline_seconds=_DEADLINE_SECONDS), held)
 
     def _dumps_processes(self, folder: Inotify) -> bool:
         """Wait until CRIU begins with the images.  Returns: False if the dump has ended before."""
@@ -116,8 +116,16 @@ class SparedWalk:
             LOG.warning("CRIU did not take our answers", extra={"fields": {"reason": str(error)}})
 
 
-def _put_under_filter(inside: ptrace.Inside) -> int:
-    """Returns: the listener."""
+@contextlib.contextmanager
+def _walked_if_refused() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        LOG.warning("CRIU walks through all connections", extra={"fields": {"reason": str(error)}})
+
+
+def _put_under_filter(inside: ptrace.Inside, *, held: contextlib.ExitStack) -> int:
+    """Returns: the listener, which is closed with `held`, also if CRIU dies before it is let go."""
     program = seccomp.notify_of(seccomp.Call("socket", ((0, _AF_NETLINK), (2, _NETLINK_NETFILTER))))
     protection, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     place = inside.call("mmap", 0, mmap.PAGESIZE, protection, flags, _NO_DESCRIPTOR, 0)
@@ -126,6 +134,7 @@ def _put_under_filter(inside: ptrace.Inside) -> int:
     mode, listen = seccomp.SECCOMP_SET_MODE_FILTER, seccomp.SECCOMP_FILTER_FLAG_NEW_LISTENER
     number = inside.call("seccomp", mode, listen, argument)
     listener = inside.take(number)
+    held.callback(os.close, listener)
     inside.call("close", number)
     inside.call("munmap", place, mmap.PAGESIZE)
     return listener
