@@ -22,8 +22,10 @@ _ON = b"1"
 @contextmanager
 def permit(*, setting: str = SETTING, lock: str = LOCK) -> Iterator[None]:
     """Hold the setting on.  Raises: OSError if there is none, or it cannot be written."""
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
+    with contextlib.ExitStack() as held:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        held.callback(os.close, descriptor)
+        held.callback(_put_back, descriptor, setting)
         while True:
             _switch_on(descriptor, setting)
             # To a shared lock: not in one step (flock(2)), so somebody who was last may have put it back in between.
@@ -31,9 +33,6 @@ def permit(*, setting: str = SETTING, lock: str = LOCK) -> Iterator[None]:
             if _read(setting) == _ON:
                 break
         yield
-    finally:
-        _put_back(descriptor, setting)
-        os.close(descriptor)
 
 
 def _switch_on(descriptor: int, setting: str) -> None:

@@ -103,3 +103,13 @@ def test_next_holder_after_a_killed_one_knows_what_it_was(switch: Switch) -> Non
 def test_nothing_to_put_back(switch: Switch) -> None:
     switch.put_back()
     assert switch.value == "0"
+
+
+def test_a_setting_that_cannot_be_written_costs_no_descriptor(tmp_path: Path) -> None:
+    before = os.listdir("/proc/self/fd")
+    with (
+        pytest.raises(OSError, match="Input/output error"),
+        userfault_permit.permit(setting="/proc/version", lock=str(tmp_path / "lock")),
+    ):
+        pass
+    assert os.listdir("/proc/self/fd") == before
