@@ -68,6 +68,19 @@ def test_a_silent_one_is_found_after_it_has_come_back(pair: Pair) -> None:
     again.close()
 
 
+def test_a_log_that_cannot_be_read_does_not_travel_and_the_move_has_succeeded_all_the_same(pair: Pair) -> None:
+    address = pair.run("c")
+    container = pair.find("alpha", "c")
+    assert container is not None
+    older = pair.host("alpha").folder / "state/containers" / container["id"] / "log.1"
+    older.mkdir()  # as a disk that gives an error: EISDIR
+    pair.migrate("c", "alpha", "beta")
+    assert pair.find("alpha", "c") is None
+    after = Conversation(pair.world, address)
+    assert after.count() > 0
+    after.close()
+
+
 FLIPPING = """
 import os, threading, time
 kept, nothing = os.dup(1), os.open('/dev/null', os.O_WRONLY)

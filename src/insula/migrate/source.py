@@ -403,7 +403,7 @@ class Move:
         self.frozen_ms = round((time.monotonic() - self._frozen_at) * 1000, 1)
         self._turn.close()
         fault(Point.SOURCE_RESUMED)
-        with suppress(InsulaError):  # it runs there, whatever becomes of these
+        with suppress(InsulaError, OSError):  # it runs there, whatever becomes of these
             self._send_frames()
             self._wire.send(Logs())
             self._wire.send_stream(export_logs(self._runtime, self._record))
