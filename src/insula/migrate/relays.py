@@ -28,7 +28,7 @@ from insula.network.firewall import ANYWHERE, Relay
 from insula.network.ports import check
 from insula.network.relay import Gone, relays_into_lan
 from insula.runtime.context import Runtime
-from insula.runtime.undo import attempt
+from insula.runtime.undo import attempt, until_done
 
 LOG = logging.getLogger(__name__)
 
@@ -151,10 +151,14 @@ def begin_all(runtime: Runtime, peers: Peers) -> None:
 
 def _ask_on(runtime: Runtime, peers: Peers) -> None:
     while not runtime.closing.wait(LOOK_SECONDS):
-        for container_id in _noted(runtime):
-            if not _is_here(runtime, container_id) and not _is_published(runtime, peers, container_id):
-                LOG.info("ports are not led on any more", extra={"fields": {"container": container_id[:12]}})
-                forget_relay(runtime, container_id)
+        until_done(runtime.closing, lambda: _ask_all(runtime, peers), what="ask where ports lead")
+
+
+def _ask_all(runtime: Runtime, peers: Peers) -> None:
+    for container_id in _noted(runtime):
+        if not _is_here(runtime, container_id) and not _is_published(runtime, peers, container_id):
+            LOG.info("ports are not led on any more", extra={"fields": {"container": container_id[:12]}})
+            forget_relay(runtime, container_id)
 
 
 def _noted(runtime: Runtime) -> list[str]:
