@@ -32,7 +32,7 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("cp", "copy files into or out of a container"),
             ("diff", "list the files that a container changed"),
             ("inspect", "print all that is known of containers, images and so on, as JSON"),
-            ("stats", "show CPU, memory and traffic of containers"),
+            ("stats", "show CPU, memory, pressure and traffic of containers"),
             ("top", "list the processes of a container"),
             ("events", "show what happens to containers, from now on"),
             ("trace", "show what a container asks of the kernel, as it happens"),

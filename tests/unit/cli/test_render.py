@@ -150,8 +150,8 @@ def test_a_planned_move_says_what_there_is_to_carry() -> None:
 
 def test_cpu_is_measured_between_two_samples() -> None:
     first = {"cpu_usage_us": 1_000_000, "sampled_at": 10.0}
-    assert stats.with_cpu(first, None)["cpu_percent"] is None
-    assert stats.with_cpu({"cpu_usage_us": 1_750_000, "sampled_at": 10.5}, first)["cpu_percent"] == 150.0
+    assert stats.with_rates(first, None)["cpu_percent"] is None
+    assert stats.with_rates({"cpu_usage_us": 1_750_000, "sampled_at": 10.5}, first)["cpu_percent"] == 150.0
     assert top.cpu_time(125.678) == "2:05.68"
 
 

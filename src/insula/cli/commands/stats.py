@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`insula stats`: CPU, memory, processes and traffic of running containers, once a second or once."""
+"""`insula stats`: what running containers use, once a second or once, or what all have used in the last minutes."""
 
 from __future__ import annotations
 
 import json
 import sys
 
+from insula.cli.parser import UsageError
 from insula.cli.render import Column, add_options, short, show, table, terminal_width
 from insula.client.http import quote
-from insula.model.units import format_size
+from insula.model.units import format_duration, format_size, parse_duration
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,49 +18,96 @@ if TYPE_CHECKING:
 
     from insula.client.http import Client, Json
 
-HELP = "show CPU, memory and traffic of containers"
+HELP = "show CPU, memory, pressure and traffic of containers"
 HOME_AND_CLEAR = "\x1b[H\x1b[J"
+KEPT_S = 3600.0
+"""As `model/history.py` says, which costs too much to import."""
+WAITS = ("cpu", "memory", "io")
 
 
 def _limit(count: int | None) -> str:
     return "-" if count is None else format_size(count)
 
 
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1f}%"
+
+
+def _pressure(row: Json) -> str:
+    return " / ".join(_percent(row[f"{what}_wait_percent"]) for what in WAITS)
+
+
+_ID = Column("CONTAINER ID", lambda row: short(row["id"]), shrink=1)
+_NAME = Column("NAME", lambda row: str(row["name"]), shrink=2)
+_PRESSURE = Column("WAIT CPU / MEM / IO", _pressure)
+_NET = Column(
+    "NET IN / OUT", lambda row: f"{format_size(row['received_bytes'])} / {format_size(row['sent_bytes'])}"
+)
+_DISK = Column(
+    "READ / WRITTEN", lambda row: f"{format_size(row['read_bytes'])} / {format_size(row['written_bytes'])}"
+)
 COLUMNS = (
-    Column("CONTAINER ID", lambda row: short(row["id"]), shrink=1),
-    Column("NAME", lambda row: str(row["name"]), shrink=2),
-    Column("CPU %", lambda row: "-" if row["cpu_percent"] is None else f"{row['cpu_percent']:.1f}%"),
+    _ID,
+    _NAME,
+    Column("CPU %", lambda row: _percent(row["cpu_percent"])),
     Column(
         "MEM / LIMIT",
         lambda row: f"{format_size(row['memory_bytes'])} / {_limit(row.get('memory_limit_bytes'))}",
     ),
-    Column(
-        "NET IN / OUT", lambda row: f"{format_size(row['received_bytes'])} / {format_size(row['sent_bytes'])}"
-    ),
-    Column(
-        "READ / WRITTEN",
-        lambda row: f"{format_size(row['read_bytes'])} / {format_size(row['written_bytes'])}",
-    ),
+    _PRESSURE,
+    _NET,
+    _DISK,
     Column("PIDS", lambda row: str(row["pids"])),
+)
+PAST_COLUMNS = (
+    _NAME,
+    Column("OVER", lambda row: format_duration(row["seconds"])),
+    Column("CPU / PEAK", lambda row: f"{_percent(row['cpu_percent'])} / {_percent(row['cpu_peak_percent'])}"),
+    Column(
+        "MEM / PEAK",
+        lambda row: f"{format_size(row['memory_bytes'])} / {format_size(row['memory_peak_bytes'])}",
+    ),
+    _PRESSURE,
+    _NET,
+    _DISK,
 )
 
 
 def arguments(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--no-stream", action="store_true", help="print once (it takes a second to measure CPU)"
-    )
+    add = parser.add_argument
+    add("--no-stream", action="store_true", help="print once (it takes a second to measure CPU)")
+    add("--since", metavar="TIME", help="what was used in that time up to now, as 30m; an hour is kept")
     add_options(parser)
-    parser.add_argument(
-        "containers", metavar="CONTAINER", nargs="*", help="name or id (default: all running ones)"
-    )
+    add("containers", metavar="CONTAINER", nargs="*", help="name or id (default: all)")
+    parser.epilog = "WAIT: for how much of the time a process waited for a processor, for memory, for a disk."
 
 
 def run(options: Namespace, client: Client) -> int:
-    before: dict[str, Json] = {}
     wanted = {client.get(f"/v1/containers/{quote(name)}")["id"] for name in options.containers}
+    if options.since is not None:
+        query = {"seconds": str(_seconds(options.since))}
+        rows = [
+            with_shares(row) for row in client.get("/v1/history", query) if not wanted or row["id"] in wanted
+        ]
+        show(rows, PAST_COLUMNS, options=options)
+        return 0
+    return _follow(options, client, wanted=wanted)
+
+
+def _seconds(words: str) -> float:
+    seconds = parse_duration(words)
+    if not 0 < seconds <= KEPT_S:
+        raise UsageError(f"cannot look back `{words}`: an hour is kept", hint="for example --since 30m")
+    return seconds
+
+
+def _follow(options: Namespace, client: Client, *, wanted: set[str]) -> int:
+    before: dict[str, Json] = {}
     is_live = options.format == "table" and sys.stdout.isatty() and not options.no_stream
     for number, samples in enumerate(_samples(client)):
-        rows = [with_cpu(row, before.get(row["id"])) for row in samples if not wanted or row["id"] in wanted]
+        rows = [
+            with_rates(row, before.get(row["id"])) for row in samples if not wanted or row["id"] in wanted
+        ]
         before = {row["id"]: row for row in rows}
         if options.no_stream and number == 0 and rows:
             continue
@@ -79,8 +127,27 @@ def _samples(client: Client) -> Iterator[list[Json]]:
     yield from client.follow("/v1/stats", {"stream": "1"})
 
 
-def with_cpu(row: Json, before: Json | None) -> Json:
-    """Return the sample with `cpu_percent` since the one before; 100 is one whole CPU."""
+def with_rates(row: Json, before: Json | None) -> Json:
+    """Return the sample with `cpu_percent` and `…_wait_percent` since the one before; 100 is one whole CPU."""
     seconds = row["sampled_at"] - before["sampled_at"] if before else 0.0
-    used = (row["cpu_usage_us"] - before["cpu_usage_us"]) / 1e6 if before else 0.0
-    return {**row, "cpu_percent": round(100 * max(0.0, used) / seconds, 2) if seconds > 0 else None}
+    found = {**row, "cpu_percent": _share(row, before, key="cpu_usage_us", seconds=seconds)}
+    for what in WAITS:
+        found[f"{what}_wait_percent"] = _share(row, before, key=f"{what}_wait_us", seconds=seconds)
+    return found
+
+
+def _share(row: Json, before: Json | None, *, key: str, seconds: float) -> float | None:
+    """Return how much of the time a counter of microseconds grew; None: unknown."""
+    now, then = row.get(key), (before or {}).get(key)
+    if now is None or then is None or seconds <= 0:
+        return None
+    return round(max(0.0, (now - then) / 1e4 / seconds), 2)
+
+
+def with_shares(row: Json) -> Json:
+    """Return what was used in a span with `cpu_percent` and `…_wait_percent`, on the average."""
+    found = dict(row)
+    for name, key in (("cpu", "cpu_us"), *((f"{what}_wait", f"{what}_wait_us") for what in WAITS)):
+        used, seconds = row.get(key), row["seconds"]
+        found[f"{name}_percent"] = None if used is None or not seconds else round(used / 1e4 / seconds, 2)
+    return found
