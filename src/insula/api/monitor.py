@@ -11,6 +11,7 @@ from aiohttp import web
 
 from insula.api.bodies import NoQuery, Query, StreamQuery
 from insula.api.call import Call, answer, line, lines
+from insula.api.watch import Counting
 from insula.model.errors import BadRequest
 from insula.model.monitor import Began, Ended, EventKind, TraceWish
 from insula.monitor.metrics import CONTENT_TYPE, exposition
@@ -100,19 +101,29 @@ async def metrics(call: Call) -> web.StreamResponse:
     return web.Response(body=await call.run(scrape), headers={"Content-Type": CONTENT_TYPE})
 
 
+class CallsQuery(StreamQuery, kw_only=True, frozen=True):
+    only: str = ""
+    """Ids with commas between; empty: all."""
+
+
 async def calls(call: Call) -> web.StreamResponse:
-    return await _count(call, call.ref)
+    is_streamed = call.query(StreamQuery).stream
+    return await _count(call, call.api.monitor.counting(call.grant, call.ref), is_streamed=is_streamed)
 
 
 async def all_calls(call: Call) -> web.StreamResponse:
-    return await _count(call, "")
+    query = call.query(CallsQuery)
+    only = frozenset(filter(None, query.only.split(",")))
+    counting = call.api.monitor.counting(call.grant, "", only=only)
+    return await _count(call, counting, is_streamed=query.stream)
 
 
-async def _count(call: Call, ref: str) -> web.StreamResponse:
+async def _count(
+    call: Call, manager: AbstractContextManager[Counting], *, is_streamed: bool
+) -> web.StreamResponse:
     """Count while the request is open: a sample each second; without `stream` one, after a second."""
-    query = call.query(StreamQuery)
-    async with _in_thread(call, call.api.monitor.counting(call.grant, ref)) as counting:
-        if not query.stream:
+    async with _in_thread(call, manager) as counting:
+        if not is_streamed:
             await asyncio.sleep(INTERVAL_S)
             return answer(await call.run(counting.read))
         response = await lines(call)

@@ -51,20 +51,20 @@ class Watching:
         return self._collector.counts(self._counted(grant, ""))
 
     @contextmanager
-    def counting(self, grant: Grant, ref: str) -> Iterator[Counting]:
+    def counting(self, grant: Grant, ref: str, *, only: frozenset[str] = frozenset()) -> Iterator[Counting]:
         """Count the system calls of a container, or of all that the caller may see, while the block runs.
 
-        Raises: ContainerNotFound, WrongState, Unsupported.
+        only: of these, by their ids; empty: of all.  Raises: ContainerNotFound, WrongState, Unsupported.
         """
-        with _Counters(lambda: self._counted(grant, ref), self._collector) as counters:
+        with _Counters(lambda: self._counted(grant, ref, only=only), self._collector) as counters:
             yield counters
 
-    def _counted(self, grant: Grant, ref: str) -> list[Subject]:
+    def _counted(self, grant: Grant, ref: str, *, only: frozenset[str] = frozenset()) -> list[Subject]:
         if ref:
             return [self.subject(self._runtime.find_alive(grant, ref))]
         found = []
         for record in self._runtime.store.list_containers(scope(grant)):
-            if record.status in ALIVE:
+            if record.status in ALIVE and (not only or record.id in only):
                 try:
                     found.append(self.subject(record))
                 except WrongState:

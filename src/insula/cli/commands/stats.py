@@ -141,7 +141,8 @@ def _share(row: Json, before: Json | None, *, key: str, seconds: float) -> float
     now, then = row.get(key), (before or {}).get(key)
     if now is None or then is None or seconds <= 0:
         return None
-    return round(max(0.0, (now - then) / 1e4 / seconds), 2)
+    grown: float = max(0, now - then)
+    return round(grown / 1e4 / seconds, 2)
 
 
 def with_shares(row: Json) -> Json:
