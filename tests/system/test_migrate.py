@@ -68,7 +68,9 @@ def test_a_silent_one_is_found_after_it_has_come_back(pair: Pair) -> None:
     again.close()
 
 
-def test_a_log_that_cannot_be_read_does_not_travel_and_the_move_has_succeeded_all_the_same(pair: Pair) -> None:
+def test_a_log_that_cannot_be_read_does_not_travel_and_the_move_has_succeeded_all_the_same(
+    pair: Pair,
+) -> None:
     address = pair.run("c")
     container = pair.find("alpha", "c")
     assert container is not None

@@ -190,30 +190,22 @@ def mappings_of(pid: int) -> tuple[Range, ...]:
 
 def parse_maps(text: bytes) -> tuple[Range, ...]:
     """Return the private anonymous mappings out of /proc/PID/maps.  Pure."""
-    found = []
-    for low, high in _MAPPING.findall(text):
-        start = int(low, 16)
-        found.append(Range(start, (int(high, 16) - start) // PAGE_BYTES))
-    return tuple(found)
+    return _parse(_MAPPING, text)
 
 
 def private_mappings(text: bytes) -> tuple[Range, ...]:
     """Return all private mappings out of /proc/PID/maps, those of files, too.  Pure."""
-    found = []
-    for low, high in _PRIVATE.findall(text):
-        start = int(low, 16)
-        if start < _VSYSCALL:
-            found.append(Range(start, (int(high, 16) - start) // PAGE_BYTES))
-    return tuple(found)
+    return tuple(each for each in _parse(_PRIVATE, text) if each.start < _VSYSCALL)
 
 
 def file_mappings(text: bytes) -> tuple[Range, ...]:
     """Return the private mappings of files out of /proc/PID/maps.  Pure."""
-    found = []
-    for low, high in _OF_FILES.findall(text):
-        start = int(low, 16)
-        found.append(Range(start, (int(high, 16) - start) // PAGE_BYTES))
-    return tuple(found)
+    return _parse(_OF_FILES, text)
+
+
+def _parse(pattern: "re.Pattern[bytes]", text: bytes) -> tuple[Range, ...]:
+    ends = ((int(low, 16), int(high, 16)) for low, high in pattern.findall(text))
+    return tuple(Range(low, (high - low) // PAGE_BYTES) for low, high in ends)
 
 
 def subtract(ranges: Sequence[Range], others: Sequence[Range]) -> tuple[Range, ...]:

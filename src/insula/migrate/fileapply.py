@@ -17,6 +17,7 @@ import msgspec
 from insula.image.tarball import MAX_DEPTH, MAX_ID
 from insula.kernel.libc import fallocate
 from insula.kernel.paths import open_beneath
+from insula.kernel.whole import write_at
 from insula.migrate.edits import (
     LENGTH,
     MAX_RECORD,
@@ -204,11 +205,9 @@ class FileTarget:
         _check_range(record.offset, record.size)
         position, left = record.offset, record.size
         while left:
-            piece = memoryview(_exactly(stream, min(left, _PIECE)))
-            left -= len(piece)
-            while piece:
-                count = os.pwrite(self._opened(), piece, position)
-                piece, position = piece[count:], position + count
+            piece = _exactly(stream, min(left, _PIECE))
+            write_at(self._opened(), piece, position)
+            position, left = position + len(piece), left - len(piece)
 
     # -- attributes
 

@@ -21,6 +21,7 @@ from insula.kernel.criu_images import PAGE_BYTES
 from insula.kernel.missing_pages import SLOT_BYTES
 from insula.kernel.pagemap import merge
 from insula.kernel.pieces import Pieces
+from insula.kernel.whole import write_at
 from insula.model.errors import ProtocolError
 
 Range = tuple[int, int]
@@ -163,20 +164,13 @@ class Round:
         while view:
             start, end = self._ranges[self._index]
             step = min(len(view), end - self._at)
-            self._write(view[:step])
+            write_at(self._descriptor, view[:step], self._base + self._at)
             view = view[step:]
             self._at += step
             if self._at == end:
                 self._held.add(start, end, source=start)
                 self._index += 1
                 self._at = self._ranges[self._index][0] if self._index < len(self._ranges) else 0
-
-    def _write(self, view: memoryview) -> None:
-        place = self._base + self._at
-        while view:
-            written = os.pwrite(self._descriptor, view, place)
-            view = view[written:]
-            place += written
 
     def finish(self) -> None:
         """Make sure that all has come.  Raises: ProtocolError."""

@@ -15,7 +15,6 @@ Out of scope: the source's side (`lend.py`).
 
 import contextlib
 import logging
-import os
 import threading
 import time
 from collections import deque
@@ -25,6 +24,7 @@ from functools import partial
 
 from insula.kernel.missing_pages import SLOT_BYTES
 from insula.kernel.pagemap import PAGE_BYTES
+from insula.kernel.whole import write_at
 from insula.migrate.fault import Point, fault
 from insula.migrate.wire import ZSTD, Peers, Wire
 from insula.model.errors import ContainerNotFound, InsulaError, MemoryLost, ProtocolError
@@ -219,7 +219,8 @@ class _Lane:
         for piece in wire.receive_stream():
             if place + len(piece) > end:
                 raise ProtocolError("cannot take memory: more bytes than were asked for")
-            place += os.pwrite(self._way.supply.store, piece, place)
+            write_at(self._way.supply.store, piece, place)
+            place += len(piece)
         if place != end:
             raise ProtocolError(f"cannot take memory: {end - place} bytes did not come")
         fault(Point.TARGET_PULL)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from insula.kernel import criu_images
 from insula.kernel.criu_images import PE_PRESENT, Entry
 from insula.kernel.pagemap import PAGE_BYTES, Range, intersect, merge
+from insula.kernel.whole import write_at
 from insula.model.errors import ProtocolError
 from insula.model.migration import SharedPages
 
@@ -97,9 +98,8 @@ class SharedStore:
         start = 0
         for end in range(1, count + 1):
             if end == count or places[end] != places[end - 1] + 1:
-                _write_all(
-                    area.descriptor, view[start * PAGE_BYTES : end * PAGE_BYTES], places[start] * PAGE_BYTES
-                )
+                run = view[start * PAGE_BYTES : end * PAGE_BYTES]
+                write_at(area.descriptor, run, places[start] * PAGE_BYTES)
                 start = end
 
     def make_image(self, number: int) -> None:
@@ -157,10 +157,3 @@ def _runs(area: _Area) -> Iterator[Entry]:
         count += 1
     if count:
         yield Entry(start * PAGE_BYTES, count, PE_PRESENT)
-
-
-def _write_all(descriptor: int, view: memoryview, place: int) -> None:
-    while view:
-        written = os.pwrite(descriptor, view, place)
-        view = view[written:]
-        place += written

@@ -6,18 +6,24 @@
       │ Offer {record, image, what it needs} ─────────────►│  preflight: versions, processor, room, names, addresses
       │◄──────────────── Accept {missing layers} or Refuse │  reserve: record, address, folders, cgroups
       │ Layer {digest} DATA… END, for each missing ───────►│  precopy
-      │ PAGES DATA… while CRIU dumps ─────────────────────►│  freeze, transfer: its page server writes memory as it comes
-      │◄───────────────────────── Answer, when all arrived │
-      │ Tree {what} DATA… END (writable layer, volumes) ──►│
-      │ File {name} DATA… END (CRIU's other images) ──────►│
+      │ in rounds: Memory {process, pages} DATA… END,      │
+      │   SharedPages {area, pages} DATA… END,             │
+      │   FileRound {layer or volume} DATA… END ──────────►│
+      │ Prepare ──────────────────────────────────────────►│  the room for the restore is made
+      │◄─────────────────────────────────────────── Answer │
+      │ the last round, as above ─────────────────────────►│  freeze: while CRIU dumps all but memory
+      │ Files {names} DATA… END, SharedImage {area} ──────►│  transfer: CRIU's images
       │ Restore ──────────────────────────────────────────►│  restore: everything stands, nothing runs
-      │◄─────────────────── Working, from Prepare to Held   │
+      │◄───────────── Missing {pages}: they come as Memory, then Restore again
+      │◄───────────────────── Working, from Restore to Held │
       │◄───────────────────────────────────────────── Held │
       │ (owner: source, n → target, n+1, on disk)          │  commit: the point of no return
-      │ Commit ───────────────────────────────────────────►│  resume: the port joins the bridge, the processes run
+      │ Commit, Frames DATA… END ─────────────────────────►│  resume: the port joins the bridge, the processes run
       │◄────────────────────────────────────────── Resumed │
+      │ Frames DATA… END, Logs DATA… END ─────────────────►│
+      │◄─────────────────────────────────────────── Answer │
       │ ◄─ of post-copy, on connections of its own: Pull {container, generation}, Want {pages}… until all are there
-      │ (the frozen source is ended and removed)           │  cleanup
+      │ (the frozen source is ended and removed) Ended ───►│  cleanup
 
 Before the commit every failure, of whatever side, lets the source run on, connections intact.  A target that holds and
 hears nothing any more asks: `Question` on a new connection, answered by `Owner`.  A host that leads visitors on to where a

@@ -35,6 +35,7 @@ from insula.kernel.pagemap import (
     private_mappings,
     subtract,
 )
+from insula.kernel.whole import write_at
 
 LOG = logging.getLogger(__name__)
 
@@ -95,9 +96,8 @@ class HiddenMemory:
         self._folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.descriptor)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         for pid in self._pids:
-            file = os.open(str(pid), flags, 0o600, dir_fd=self._folder)
-            os.ftruncate(file, _FILE_BYTES)
-            os.close(file)
+            with open(os.open(str(pid), flags, 0o600, dir_fd=self._folder), "wb") as file:
+                file.truncate(_FILE_BYTES)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -133,7 +133,7 @@ class HiddenMemory:
             try:
                 for each in merge(subtract(private_mappings(maps), hidden)):
                     for address, entries in pages.entries(each):
-                        os.pwrite(file_handle, entries, address // PAGE_BYTES * ENTRY_BYTES)
+                        write_at(file_handle, entries, address // PAGE_BYTES * ENTRY_BYTES)
             finally:
                 os.close(file_handle)
         return Seen(hidden, parse_maps(maps), file_mappings(maps))
