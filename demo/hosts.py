@@ -248,6 +248,7 @@ def start_daemon(host: Host, *, program: Sequence[str] = ("-m", "insula.cli")) -
         sys.executable, *program, "daemon", "--name", host.name,
         "--state", f"{host.folder}/state", "--run", f"{host.folder}/run",
         "--listen", f"{host.address}:{PORT}", "--group", GROUP,
+        "--export", f"{host.folder}/export.toml",
         "--cgroup-parent", host.cgroup, "--ready-fd", str(writing),
     ]  # fmt: skip
     source = str(Path(__file__).resolve().parent.parent / "src")

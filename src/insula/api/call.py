@@ -19,10 +19,11 @@ from insula.api.gate import Gate
 from insula.api.lanes import Lanes
 from insula.api.standing import Judge, Standing
 from insula.api.verbs import Operations, Pairing, Policy, Users, Verbs
-from insula.api.watch import HistoryBook, Monitor, Profiles, RuleBook
+from insula.api.watch import Exports, HistoryBook, Monitor, Profiles, RuleBook, Sight
 from insula.model.errors import BadRequest, InvalidSpec
 from insula.model.grant import Action, Grant
 from insula.model.record import ContainerRecord
+from insula.model.span import Tracer
 from insula.runtime.store import Store
 from insula.tenant.audit import Audit
 from insula.tenant.check import check, scope
@@ -69,9 +70,13 @@ class Api:
     history: HistoryBook
     profiles: Profiles
     rules: RuleBook
+    sight: Sight
+    exports: Exports
     audit: Audit
     standing: Standing
     gate: Gate
+    tracer: Tracer = field(default_factory=Tracer)
+    """Where traces of requests begin."""
     threads: Lanes = field(default_factory=lambda: Lanes("verb", width=MAX_THREADS))
     transfers: Lanes = field(default_factory=lambda: Lanes("transfer", width=MAX_TRANSFERS))
     stopping: set[asyncio.Task[bool]] = field(default_factory=set)

@@ -3,7 +3,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from insula.model.change import Change, change_of
@@ -22,6 +22,7 @@ class Changes:
         self._watchers: dict[str, set[Seen]] = {}
         self._known: dict[str, ContainerRecord] = {}
         self._readers: set[asyncio.Queue[Change]] = set()
+        self._listeners: list[Callable[[Change], None]] = []
 
     def know(self, records: Iterable[ContainerRecord]) -> None:
         """Take what was there at the start."""
@@ -47,7 +48,13 @@ class Changes:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._hand_out, change)
 
+    def listen(self, listener: Callable[[Change], None]) -> None:
+        """Have something told of every change, in the loop's thread: it must not wait."""
+        self._listeners.append(listener)
+
     def _hand_out(self, change: Change) -> None:
+        for listener in self._listeners:
+            listener(change)
         for reader in self._readers:
             if reader.full():
                 reader.get_nowait()

@@ -88,7 +88,8 @@ async def events(call: Call) -> web.StreamResponse:
         while True:
             change = await changes.get()
             if tenant in (None, change.tenant):
-                await response.write(line(change))
+                hidden = call.api.sight.of_reader(call.grant.principal, change.tenant)
+                await response.write(line(hidden.change(change)))
 
 
 async def metrics(call: Call) -> web.StreamResponse:
@@ -96,7 +97,11 @@ async def metrics(call: Call) -> web.StreamResponse:
     call.query(NoQuery)
 
     def scrape() -> bytes:
-        return exposition(call.api.verbs.all_stats(call.grant), call.api.monitor.counts(call.grant))
+        # Sinks are the host's business: their names tell where it sends what.
+        sinks = call.api.exports.counts() if call.grant.principal.is_admin else ()
+        return exposition(
+            call.api.verbs.all_stats(call.grant), call.api.monitor.counts(call.grant), sinks=sinks
+        )
 
     return web.Response(body=await call.run(scrape), headers={"Content-Type": CONTENT_TYPE})
 

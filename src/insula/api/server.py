@@ -13,11 +13,13 @@ from aiohttp.typedefs import Middleware
 
 from insula.api import auth
 from insula.api.call import MAX_BODY_BYTES, Api, Call, answer
+from insula.api.checkpoints import ACCEPTED
 from insula.api.errors import CODES, INTERNAL, failure, status_of
 from insula.api.gate import Gate
 from insula.api.routes import ROUTES, Route
 from insula.model.errors import Denied, InsulaError, OperationNotFound, TooManyRequests, from_code
 from insula.model.grant import Action, Principal
+from insula.model.span import Attributes
 from insula.runtime.store import no_container
 from insula.tenant.audit import Entry
 from insula.tenant.check import scope
@@ -30,6 +32,8 @@ IDLE_S = 60.0
 """A connection that asks nothing for so long is closed."""
 LINGER_S = 2.0
 """How long the rest of a refused body is read, so that its sender sees the answer."""
+_UNTRACED = frozenset({Action.READ, Action.OPEN, Action.PEER})
+_OF_CONTAINERS = frozenset({"containers", "streams", "checkpoints", "archive"})
 _HARMLESS = frozenset({Action.READ, Action.OPEN})
 """Actions that are served also while nothing can be written into the audit log."""
 
@@ -78,7 +82,7 @@ def _serve(route: Route, *, api: Api) -> Plain:
             async with api.gate.passed(request, grant):
                 call = await _confined(call)
                 with api.standing.hold(request, judge):
-                    response = await route.handler(call)
+                    response = await _traced(call, route)
             result = "ok"
         except InsulaError as error:
             result = error.code
@@ -92,6 +96,35 @@ def _serve(route: Route, *, api: Api) -> Plain:
         return response
 
     return handle
+
+
+async def _traced(call: Call, route: Route) -> web.StreamResponse:
+    """Have the handler answer.  What changes something is a trace; an operation is one of its own, and this is not told."""
+    if route.action in _UNTRACED or route.method == "GET":
+        return await route.handler(call)
+    parent = call.request.headers.get("traceparent", "")
+    with call.api.tracer.root(_name_of(route), parent=parent, attributes=_attributes(call, route)) as span:
+        response = await route.handler(call)
+        if span is not None and response.status == ACCEPTED:
+            span.drop()
+    return response
+
+
+def _name_of(route: Route) -> str:
+    """Return `create` of a container, `networks.create` of others."""
+    module, verb = route.handler.__module__.rpartition(".")[2], route.handler.__name__
+    return verb if module in _OF_CONTAINERS else f"{module}.{verb}"
+
+
+def _attributes(call: Call, route: Route) -> Attributes:
+    named = {"insula.subject": call.ref} if call.ref else {}
+    return {
+        "http.request.method": route.method,
+        "http.route": route.path,
+        "insula.tenant": call.grant.tenant,
+        "enduser.id": call.grant.principal.name,
+        **named,
+    }
 
 
 def _entry(request: web.Request, principal: Principal, *, route: Route, tenant: str, result: str) -> Entry:

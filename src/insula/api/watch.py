@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the API asks of `daemon/watching.py` and its neighbours.  Blocking; called in threads."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from insula.model.grant import Grant
+from insula.model.export import SinkCounts
+from insula.model.grant import Grant, Principal
 from insula.model.history import Usage
 from insula.model.monitor import ContainerCounts, TraceLine, TraceWish
 from insula.model.profile import ApplyWish, Profile
 from insula.monitor.rules import Rule
+from insula.tenant.redaction import Redaction
 
 
 class Trace(Protocol):
@@ -56,6 +58,19 @@ class Profiles(Protocol):
     def get(self, grant: Grant, name: str) -> Profile: ...
     def put(self, grant: Grant, name: str, *, profile: Profile) -> Profile: ...
     def delete(self, grant: Grant, name: str) -> None: ...
+
+
+class Sight(Protocol):
+    """What of all that is told to whom: `daemon/sight.py`."""
+
+    def of_reader(self, principal: Principal, tenant: str) -> Redaction: ...
+
+
+class Exports(Protocol):
+    """What leaves the host unasked: `daemon/exporting.py`."""
+
+    def counts(self) -> Sequence[SinkCounts]: ...
+    def close(self) -> None: ...
 
 
 class RuleBook(Protocol):

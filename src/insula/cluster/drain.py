@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
+from insula.model import span
 from insula.model.errors import Cancelled, InsulaError, TargetUnreachable
 from insula.model.record import ContainerRecord, PlannedMove
 
@@ -73,6 +74,7 @@ class Part:
         self._whole.check()
 
     def phase(self, name: str) -> None:
+        span.enter_phase(name)
         self._whole.message(f"{self._name}: {name}")
 
     def progress(self, done: int, total: int, *, unit: str = "bytes") -> None:

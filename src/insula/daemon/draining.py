@@ -8,6 +8,7 @@ from insula.cluster.drain import Outcome, Part, carry_all, place
 from insula.migrate.recall import recall
 from insula.migrate.source import migrate
 from insula.migrate.wire import Peers
+from insula.model import span
 from insula.model.errors import Cancelled, ContainerNotFound, InsulaError, MigrationFailed
 from insula.model.grant import Grant
 from insula.model.lifecycle import Status
@@ -40,11 +41,12 @@ class Draining:
 
         Raises: Cancelled; MigrationFailed naming those that stay; HostNotFound, TargetUnreachable.
         """
-        hosts = self._hosts(wish)
+        hosts, whole = self._hosts(wish), span.current()
 
         def carry(move: PlannedMove, part: Part) -> None:
             moving = MigrateWish(target=move.target, max_pause_ms=wish.max_pause_ms)
-            migrate(grant, self.runtime, move.container, wish=moving, peers=self.peers, reporter=part)
+            with span.part_of(whole, "migrate"):
+                migrate(grant, self.runtime, move.container, wish=moving, peers=self.peers, reporter=part)
             self.runtime.store.write_journal(AWAY + move.container, move.target.encode())
 
         reporter.phase("drain")
@@ -76,15 +78,18 @@ class Draining:
             for each in away
         ]
 
+        whole = span.current()
+
         def carry(move: PlannedMove, part: Part) -> None:
             try:
-                recall(
-                    self.peers,
-                    host=move.target,
-                    container=move.container,
-                    max_pause_ms=wish.max_pause_ms,
-                    reporter=part,
-                )
+                with span.part_of(whole, "recall"):
+                    recall(
+                        self.peers,
+                        host=move.target,
+                        container=move.container,
+                        max_pause_ms=wish.max_pause_ms,
+                        reporter=part,
+                    )
             except ContainerNotFound:
                 part.message(f"is no longer on `{move.target}`")
             store.delete_journal(AWAY + move.container)

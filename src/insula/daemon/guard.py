@@ -18,12 +18,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from insula.daemon.sight import Sight
 from insula.daemon.watching import Watching
-from insula.model.change import Change
+from insula.model.change import Change, alarm_of
 from insula.model.errors import InsulaError, InvalidRule, Unsupported, WrongState
 from insula.model.grant import Action, Grant, Principal, Role
 from insula.model.lifecycle import Status
-from insula.model.monitor import Event, Lost, TraceLine
+from insula.model.monitor import Event, Lost, TraceLine, in_words
 from insula.model.record import ContainerRecord
 from insula.model.spec import CheckpointWish
 from insula.monitor.collect import Collector
@@ -69,6 +70,7 @@ class Guard:
         collector: Collector,
         watching: Watching,
         *,
+        sight: Sight,
         folder: Path,
         announce: Callable[[Change], None],
     ) -> None:
@@ -76,6 +78,7 @@ class Guard:
         self._runtime = runtime
         self._collector = collector
         self._watching = watching
+        self._sight = sight
         self._folder = folder
         self._announce = announce
         self._ready = threading.Event()
@@ -190,21 +193,14 @@ class Guard:
         if now - watch.acted.get(rule.name, float("-inf")) < rule.quiet_s:
             return
         watch.acted[rule.name] = now
-        record, what = watch.record, _in_words(event)
+        record = watch.record
+        told = self._sight.of_export(record.tenant).event(event)
+        what = in_words(told)
         LOG.warning("alarm", extra={"fields": {"rule": rule.name, "container": record.name, "event": what}})
-        self._announce(
-            Change(
-                at=event.at,
-                container=record.id,
-                name=record.name,
-                tenant=record.tenant,
-                event="alarm",
-                detail=f"{rule.name}: {what}",
-            )
-        )
+        self._announce(alarm_of(record, rule=rule.name, seen=event))
         if rule.action is not RuleAction.LOG:
             name = f"rule {rule.name}"
-            threading.Thread(target=self._act, args=(rule, record, event), name=name, daemon=True).start()
+            threading.Thread(target=self._act, args=(rule, record, told), name=name, daemon=True).start()
 
     def _act(self, rule: Rule, record: ContainerRecord, event: Event) -> None:
         grant = Grant(
@@ -238,11 +234,6 @@ class Guard:
                 self._watches.pop(container_id).held.close()
 
 
-def _in_words(event: Event) -> str:
-    what = " ".join(event.arguments) or event.path or event.address or event.detail
-    return f"{event.command}[{event.pid}] {event.call or event.kind.value} {what}"[:500]
-
-
 def _post(rule: Rule, record: ContainerRecord, *, event: Event) -> None:
     alarm = {
         "rule": rule.name,
@@ -251,7 +242,7 @@ def _post(rule: Rule, record: ContainerRecord, *, event: Event) -> None:
         "name": record.name,
         "tenant": record.tenant,
         "at": event.at,
-        "event": _in_words(event),
+        "event": in_words(event),
     }
     request = urllib.request.Request(  # http or https: `monitor/rules.py` has looked
         rule.url, data=json.dumps(alarm).encode(), headers={"Content-Type": "application/json"}

@@ -18,8 +18,10 @@ from msgspec.structs import replace
 
 from insula.api.errors import body_of
 from insula.api.verbs import Reporter, Result, Work
+from insula.model import span
 from insula.model.errors import Cancelled, InsulaError, OperationNotFound, WrongState
 from insula.model.record import ErrorBody, OperationRecord, OperationStatus, Progress
+from insula.model.span import Tracer
 from insula.runtime.ledger import Ledger
 
 LOG = logging.getLogger(__name__)
@@ -57,6 +59,7 @@ class OperationReporter:
 
     def phase(self, name: str) -> None:
         """Begin a new phase; its progress is 0 of unknown."""
+        span.enter_phase(name)
         self._change(lambda record: replace(record, progress=Progress(phase=name)), persist=True)
 
     def progress(self, done: int, total: int, *, unit: str = "bytes") -> None:
@@ -87,7 +90,10 @@ class OperationReporter:
 class OperationRegistry:
     """All operations of this host."""
 
-    def __init__(self, store: Ledger, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, store: Ledger, loop: asyncio.AbstractEventLoop, *, tracer: Tracer | None = None
+    ) -> None:
+        self._tracer = tracer or Tracer()
         self._store = store
         self._loop = loop
         self.lock = threading.RLock()
@@ -109,13 +115,18 @@ class OperationRegistry:
             self._store.save_operation(record)
             self._running[record.id] = running
         name = f"{kind} {record.id}"
-        threading.Thread(target=self._run, args=(running, work), name=name, daemon=True).start()
+        asked_by = span.origin()
+        threading.Thread(target=self._run, args=(running, work, asked_by), name=name, daemon=True).start()
         return record
 
-    def _run(self, running: _Running, work: Work) -> None:
+    def _run(self, running: _Running, work: Work, asked_by: str) -> None:
         reporter: Reporter = OperationReporter(self, running)
         try:
-            self._end(running, OperationStatus.DONE, result=work(reporter))
+            self._end(
+                running,
+                OperationStatus.DONE,
+                result=self._traced(running.record, work, reporter=reporter, asked_by=asked_by),
+            )
         except Cancelled as error:
             self._end(running, OperationStatus.CANCELLED, error=body_of(error))
         except InsulaError as error:
@@ -124,6 +135,17 @@ class OperationRegistry:
             LOG.exception("operation failed", extra={"fields": {"operation": running.record.id}})
             body = ErrorBody(code=InsulaError.code, message="internal error", hint="see the daemon's log")
             self._end(running, OperationStatus.FAILED, error=body)
+
+    def _traced(self, record: OperationRecord, work: Work, *, reporter: Reporter, asked_by: str) -> Result:
+        attributes = {
+            "insula.operation": record.id,
+            "insula.tenant": record.tenant,
+            "insula.subject": record.subject,
+        }
+        with self._tracer.root(record.kind, parent=asked_by, attributes=attributes):
+            result = work(reporter)
+            span.note({f"insula.{name}": value for name, value in result.items()})
+            return result
 
     def _end(
         self,

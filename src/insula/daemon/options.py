@@ -26,9 +26,12 @@ class Options:
     cgroup_parent: str
     admins: frozenset[str]
     policy: Path
-    rules: Path
-    syslog: str
     """What users may ask for; no such file: what everybody may."""
+    rules: Path
+    exports: Path
+    """What leaves the host unasked; no such file: nothing."""
+    syslog: str
+    """Where the audit's lines go, too."""
     ready_fd: int | None
     teardown: bool
     """Take the host down instead of serving."""
@@ -43,6 +46,7 @@ def parse(arguments: Sequence[str]) -> Options:
     """Read the command line.  Ends the process with a message if it makes no sense."""
     parser = argparse.ArgumentParser(prog="insula daemon", description="run insulad, the daemon of this host")
     _add_places(parser)
+    _add_files(parser)
     _add_rights_and_limits(parser)
     return _options_of(parser.parse_args(arguments))
 
@@ -88,26 +92,6 @@ def _add_rights_and_limits(parser: argparse.ArgumentParser) -> None:
         help="a user with root's rights here; repeatable",
     )
     add(
-        "--policy",
-        metavar="FILE",
-        type=Path,
-        default=Path("/etc/insula/policy.toml"),
-        help="what users may ask for (default: %(default)s)",
-    )
-    add(
-        "--rules",
-        metavar="FOLDER",
-        type=Path,
-        default=Path("/etc/insula/rules.d"),
-        help="which events are an alarm, in *.toml (default: %(default)s)",
-    )
-    add(
-        "--syslog",
-        metavar="ADDRESS",
-        default="",
-        help="a socket, as /dev/log, or HOST:PORT (UDP), that gets the audit's lines, too",
-    )
-    add(
         "--pool",
         metavar="SUBNET",
         type=IPv4Network,
@@ -130,6 +114,37 @@ def _add_rights_and_limits(parser: argparse.ArgumentParser) -> None:
     add("--verbose", action="store_true", help="log also what went as usual")
 
 
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--policy",
+        metavar="FILE",
+        type=Path,
+        default=Path("/etc/insula/policy.toml"),
+        help="what users may ask for (default: %(default)s)",
+    )
+    add(
+        "--rules",
+        metavar="FOLDER",
+        type=Path,
+        default=Path("/etc/insula/rules.d"),
+        help="which events are an alarm, in *.toml (default: %(default)s)",
+    )
+    add(
+        "--export",
+        metavar="FILE",
+        type=Path,
+        default=Path("/etc/insula/export.toml"),
+        help="where events and traces are exported to: OpenTelemetry, files, syslog (default: %(default)s)",
+    )
+    add(
+        "--syslog",
+        metavar="ADDRESS",
+        default="",
+        help="/dev/log, udp://HOST:PORT or tcp://HOST:PORT that gets the audit's lines, too",
+    )
+
+
 def _options_of(words: argparse.Namespace) -> Options:
     return Options(
         state=words.state.absolute(),
@@ -142,6 +157,7 @@ def _options_of(words: argparse.Namespace) -> Options:
         admins=frozenset(words.admin),
         policy=words.policy.absolute(),
         rules=words.rules.absolute(),
+        exports=words.export.absolute(),
         syslog=words.syslog,
         ready_fd=words.ready_fd,
         teardown=words.teardown,

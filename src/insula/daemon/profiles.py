@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from insula.daemon.sight import Sight
 from insula.daemon.watching import Watching
 from insula.model.errors import InvalidSpec, NameTaken, ProfileNotFound, Unsupported, WrongState
 from insula.model.grant import Grant
@@ -34,7 +35,10 @@ _NAME = re.compile(PROFILE_NAME)
 class ProfileDesk:
     """The `Profiles` of `api/watch.py`."""
 
-    def __init__(self, runtime: Runtime, collector: Collector, watching: Watching, *, folder: Path) -> None:
+    def __init__(
+        self, runtime: Runtime, collector: Collector, watching: Watching, *, sight: Sight, folder: Path
+    ) -> None:
+        self._sight = sight
         self._runtime = runtime
         self._collector = collector
         self._watching = watching
@@ -86,7 +90,7 @@ class ProfileDesk:
     def recorded(self, grant: Grant, ref: str) -> Profile:
         """Return what has been recorded of a container so far.  Raises: WrongState if it is not recorded."""
         record = self._runtime.find(grant, ref)
-        return self._recording(record).profile(record.name)
+        return self._told(grant, record.tenant, self._recording(record).profile(record.name))
 
     def _recording(self, record: ContainerRecord) -> Recording:
         with self._lock:
@@ -110,7 +114,11 @@ class ProfileDesk:
         with self._lock:
             self._recordings.pop(record.id, None)
         recording.close()
-        return profile
+        return self._told(grant, record.tenant, profile)
+
+    def _told(self, grant: Grant, tenant: str, profile: Profile) -> Profile:
+        """Return what the caller may see of a profile."""
+        return self._sight.of_reader(grant.principal, tenant).profile(profile)
 
     def apply(self, grant: Grant, ref: str, *, wish: ApplyWish) -> None:
         """Hold a container to a kept profile from its next start on.  Raises: ContainerNotFound, ProfileNotFound."""
@@ -127,19 +135,24 @@ class ProfileDesk:
         tenants = sorted(os.listdir(self._folder)) if self._folder.exists() else []
         wanted = [each for each in tenants if grant.tenant in (EVERY_TENANT, each)]
         return [
-            self._read(tenant, path.stem)
+            self._told(grant, tenant, self._read(tenant, path.stem))
             for tenant in wanted
             for path in sorted((self._folder / tenant).glob("*.json"))
         ]
 
     def get(self, grant: Grant, name: str) -> Profile:
         """Return a profile.  Raises: ProfileNotFound."""
-        return self._read(grant.tenant, name)
+        return self._told(grant, grant.tenant, self._read(grant.tenant, name))
 
     def put(self, grant: Grant, name: str, *, profile: Profile) -> Profile:
         """Keep a profile that another host told.  Raises: InvalidSpec, NameTaken."""
         if profile.name != name or not _NAME.fullmatch(name):
             raise InvalidSpec(f"cannot keep profile `{profile.name}` as `{name}`", hint="both names are one")
+        if profile.is_redacted:
+            raise InvalidSpec(
+                f"cannot keep profile `{name}`: folders in it were hidden from who read it",
+                hint="have it read by somebody from whom the policy hides nothing",
+            )
         self._keep(grant.tenant, profile)
         return profile
 

@@ -6,7 +6,6 @@ A missing file is an empty policy.  What the keys mean: `tenant/policy.py`.
 """
 
 import logging
-import os
 import pwd
 import threading
 from dataclasses import replace
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from insula.api import auth
 from insula.api.bodies import PolicyView
+from insula.daemon.config_file import read_roots_file
 from insula.kernel import caps
 from insula.model.errors import Denied, InvalidPolicy
 from insula.model.grant import Grant, Principal
@@ -35,27 +35,8 @@ class PolicyFile:
         self._text, self.rules = self._read()
 
     def _read(self) -> tuple[str, policy.Rules]:
-        try:
-            with open(self.path, "rb") as file:
-                self._require_roots(file.fileno())
-                data = file.read(policy.MAX_BYTES + 1)
-            if len(data) > policy.MAX_BYTES:
-                raise InvalidPolicy(f"cannot use the policy: more than {policy.MAX_BYTES >> 20} MiB")
-            text = data.decode()
-        except FileNotFoundError:
-            text = ""
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "no UTF-8"
-            raise InvalidPolicy(f"cannot read policy `{self.path}`: {reason}") from error
+        text = read_roots_file(self.path, name="policy", max_bytes=policy.MAX_BYTES, error=InvalidPolicy)
         return text, self.parse(text)
-
-    def _require_roots(self, descriptor: int) -> None:
-        found = os.fstat(descriptor)
-        if found.st_uid != 0 or found.st_mode & 0o022:
-            raise InvalidPolicy(
-                f"cannot use policy `{self.path}`: others than root may write it",
-                hint=f"chown root {self.path}; chmod 644 {self.path}",
-            )
 
     def parse(self, text: str) -> policy.Rules:
         """Read a policy's text.  Raises: InvalidPolicy with line and reason."""

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from insula.api.watch import Counting, Trace
 from insula.daemon.pki import Pki
 from insula.daemon.relay import Relays
+from insula.daemon.sight import Sight
 from insula.model.errors import WrongState
 from insula.model.grant import Grant
 from insula.model.lifecycle import ALIVE, Status
@@ -24,13 +25,15 @@ from insula.runtime.context import Runtime
 from insula.tenant.check import scope
 from insula.tenant.idmap import RANGE_WIDTH
 
-_WATCHABLE = ALIVE | {Status.RESTORING}
+WATCHABLE = ALIVE | {Status.RESTORING}
+"""Of these there is something to watch, or soon will be."""
 
 
 class Watching:
     """The `Monitor` of `api/watch.py`."""
 
-    def __init__(self, runtime: Runtime, collector: Collector, *, pki: Pki) -> None:
+    def __init__(self, runtime: Runtime, collector: Collector, *, pki: Pki, sight: Sight) -> None:
+        self._sight = sight
         self._runtime = runtime
         self._collector = collector
         self._relays = Relays(collector, store=runtime.store, pki=pki)
@@ -41,9 +44,12 @@ class Watching:
     ) -> Iterator[Trace]:
         """Watch a container while the block runs.  Raises: ContainerNotFound, WrongState, Unsupported."""
         record = self._runtime.find(grant, ref)
-        if record.status not in _WATCHABLE:
+        if record.status not in WATCHABLE:
             raise WrongState(f"container `{record.name}` is not running: it is {record.status.value}")
-        with self._collector.subscribe(self.subject(record), wish, notify=notify) as subscription:
+        redact = self._sight.redact(grant.principal, record.tenant)
+        with self._collector.subscribe(
+            self.subject(record), wish, notify=notify, redact=redact
+        ) as subscription:
             yield subscription
 
     def counts(self, grant: Grant) -> list[ContainerCounts]:

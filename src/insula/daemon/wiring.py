@@ -2,6 +2,7 @@
 """Build every object of the daemon and tie them together: the only place that knows all."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from insula import __version__
@@ -9,9 +10,11 @@ from insula.api.call import Api, HostIdentity
 from insula.api.changes import Changes
 from insula.api.gate import Gate
 from insula.api.standing import Standing
+from insula.daemon import exporting
 from insula.daemon.arrivals import Arrivals
 from insula.daemon.containers import Containers
 from insula.daemon.draining import Draining
+from insula.daemon.exporting import Exporter
 from insula.daemon.guard import Guard
 from insula.daemon.operations import OperationRegistry
 from insula.daemon.options import Options
@@ -22,6 +25,7 @@ from insula.daemon.profiles import ProfileDesk
 from insula.daemon.recover import recover_operations
 from insula.daemon.rights import PolicyFile, Rights
 from insula.daemon.sampler import Sampler
+from insula.daemon.sight import Sight
 from insula.daemon.tenants import Limits, Tenants
 from insula.daemon.things import Things
 from insula.daemon.uid_ranges import UidRanges
@@ -32,6 +36,7 @@ from insula.kernel.cgroup.hierarchy import Hierarchies
 from insula.kernel.criu_find import find_criu
 from insula.migrate.pull import resume_pulls
 from insula.migrate.settle import settle_all
+from insula.model.record import ContainerRecord
 from insula.monitor.collect import Collector
 from insula.monitor.history import History
 from insula.network.attach import Networks
@@ -79,6 +84,7 @@ class Daemon:
         self.runtime.spawner.close()
         self.images.host.close()
         self.api.rules.close()
+        self.api.exports.close()
         self.api.history.close()
         self.collector.close()
         self.api.close()
@@ -131,6 +137,11 @@ def build(options: Options, *, loop: asyncio.AbstractEventLoop) -> Daemon:
     ground = _Ground.open(options)
     recover_operations(ground.store)
     runtime = _runtime(options, ground)
+    sight = Sight(ground.policy)
+    exporter = Exporter(
+        exporting.read(options.exports), host=options.name, sight=sight, audit_to=options.syslog
+    )
+    runtime.tracer = exporter.tracer
     peers = PairedHosts(ground.store, ground.pki)
     settle_all(runtime, peers)
     resume_pulls(runtime, peers)
@@ -150,7 +161,16 @@ def build(options: Options, *, loop: asyncio.AbstractEventLoop) -> Daemon:
         count_streams=gate.open_of,
     )
     collector = Collector()
-    api = _api(options, ground, verbs=verbs, gate=gate, collector=collector, loop=loop)
+    api = _api(
+        options,
+        ground,
+        verbs=verbs,
+        gate=gate,
+        collector=collector,
+        exporter=exporter,
+        sight=sight,
+        loop=loop,
+    )
     arrivals = Arrivals(
         ground.pki.server_context(),
         find_host=ground.store.find_host_by_fingerprint,
@@ -178,19 +198,23 @@ def _api(
     verbs: DaemonVerbs,
     gate: Gate,
     collector: Collector,
+    exporter: Exporter,
+    sight: Sight,
     loop: asyncio.AbstractEventLoop,
 ) -> Api:
     store, runtime = ground.store, verbs.runtime
     changes = Changes(loop)
     changes.know(store.list_containers())
     store.subscribe(changes.tell)
+    changes.listen(exporter.take_change)
     standing = Standing(loop, streams=runtime.spawner)
-    watching = Watching(runtime, collector, pki=ground.pki)
+    watching = Watching(runtime, collector, pki=ground.pki, sight=sight)
     store.subscribe(watching.note)
-    profiles = ProfileDesk(runtime, collector, watching, folder=options.state / "profiles")
+    profiles = ProfileDesk(runtime, collector, watching, sight=sight, folder=options.state / "profiles")
     store.subscribe(profiles.note)
-    runtime.before_start = profiles.before_start
-    guard = Guard(runtime, collector, watching, folder=options.rules, announce=changes.announce)
+    exporter.follow(runtime, collector, watching)
+    runtime.before_start = _each(profiles.before_start, exporter.before_start)
+    guard = Guard(runtime, collector, watching, sight=sight, folder=options.rules, announce=changes.announce)
     store.subscribe(guard.note)
     sampler = Sampler(runtime, collector, watching, history=History(options.state / "history.sqlite"))
     store.subscribe(sampler.note)
@@ -202,19 +226,30 @@ def _api(
         identity=_identity(options, ground.pki),
         store=store,
         verbs=verbs,
-        operations=OperationRegistry(store, loop),
+        operations=OperationRegistry(store, loop, tracer=exporter.tracer),
         pairing=PairingDesk(store, ground.pki, name=options.name, address=options.listen),
         changes=changes,
         monitor=watching,
         history=sampler,
         profiles=profiles,
         rules=guard,
-        audit=Audit(options.state / "audit.log", syslog=options.syslog),
+        sight=sight,
+        exports=exporter,
+        tracer=exporter.tracer,
+        audit=Audit(options.state / "audit.log", tell=exporter.tell_audit),
         standing=standing,
         policy=ground.policy,
         users=desk,
         gate=gate,
     )
+
+
+def _each(*hooks: Callable[[ContainerRecord], None]) -> Callable[[ContainerRecord], None]:
+    def call(record: ContainerRecord) -> None:
+        for hook in hooks:
+            hook(record)
+
+    return call
 
 
 def _runtime(options: Options, ground: _Ground) -> Runtime:

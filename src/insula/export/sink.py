@@ -90,10 +90,14 @@ class Sink(Generic[Item]):
 
     def close(self, *, within_s: float = CLOSE_S) -> None:
         """Carry what is left, if that goes at once, and end."""
+        self.begin_close()
+        self._thread.join(within_s)
+
+    def begin_close(self) -> None:
+        """Take no more time than what is left needs."""
         with self._changed:
             self._is_closing = True
             self._changed.notify()
-        self._thread.join(within_s)
 
     def _run(self) -> None:
         while batch := self._next_batch():

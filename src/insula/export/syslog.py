@@ -7,12 +7,15 @@ Sources: RFC 5424, 6 (the line); RFC 5426 (one a datagram); RFC 6587, 3.4.1 (TCP
 
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Generic, TypeVar
 
 from insula.export.sink import Unavailable
 from insula.model.errors import InvalidSpec
+
+Item = TypeVar("Item", contravariant=True)
 
 SEND_S = 5.0
 """A local socket, or a TCP peer, that takes nothing for so long is down."""
@@ -79,19 +82,30 @@ def line_of(line: Line, *, host: str, facility: Facility, message_id: str) -> by
     return (head + line.text).encode("utf-8", "backslashreplace")[:MAX_BYTES]
 
 
-class Syslog:
-    """A `Carrier` of lines."""
+class Syslog(Generic[Item]):
+    """A `Carrier` of what can be put into a line."""
 
-    def __init__(self, address: Address, *, host: str, facility: Facility, message_id: str) -> None:
+    def __init__(
+        self,
+        address: Address,
+        words: Callable[[Item], Line],
+        *,
+        host: str,
+        facility: Facility,
+        message_id: str,
+    ) -> None:
         self._address = address
+        self._words = words
         self._host = host
         self._facility = facility
         self._message_id = message_id
         self._connection: socket.socket | None = None
 
-    def carry(self, items: Sequence[Line]) -> int:
+    def carry(self, items: Sequence[Item]) -> int:
         for number, each in enumerate(items):
-            data = line_of(each, host=self._host, facility=self._facility, message_id=self._message_id)
+            data = line_of(
+                self._words(each), host=self._host, facility=self._facility, message_id=self._message_id
+            )
             if self._address.is_tcp:
                 data = b"%d %s" % (len(data), data)
             try:
@@ -122,7 +136,7 @@ class Syslog:
             self._connection = None
 
 
-def _connected_to(connection: socket.socket, place: str | tuple[str | int, ...]) -> socket.socket:
+def _connected_to(connection: socket.socket, place: str | tuple[str | int | bytes, ...]) -> socket.socket:
     connection.settimeout(SEND_S)
     try:
         connection.connect(place)

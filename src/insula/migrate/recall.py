@@ -15,6 +15,7 @@ from typing import Protocol
 
 from insula.migrate.source import migrate
 from insula.migrate.wire import Peers, Wire
+from insula.model import span
 from insula.model.errors import ContainerNotFound, ProtocolError
 from insula.model.grant import Grant
 from insula.model.migration import Recall, Recalled, Working
@@ -42,7 +43,7 @@ def recall(
     """
     wire = Wire(peers.open(peers.find(host)))
     try:
-        wire.send(Recall(container=container, max_pause_ms=max_pause_ms))
+        wire.send(Recall(container=container, max_pause_ms=max_pause_ms, traceparent=span.traceparent()))
         while True:
             match wire.receive():
                 case Working(what=what):
@@ -66,7 +67,8 @@ def serve_recall(
     if record.came_from != peer:
         raise ContainerNotFound(f"cannot find container `{message.container[:12]}`")
     wish = MigrateWish(target=peer, max_pause_ms=message.max_pause_ms)
-    migrate(grant, runtime, record.id, wish=wish, peers=peers, reporter=_Telling(wire))
+    with runtime.tracer.root("migrate", parent=message.traceparent, attributes=span.about(record)):
+        migrate(grant, runtime, record.id, wish=wish, peers=peers, reporter=_Telling(wire))
     wire.send(Recalled())
 
 
@@ -84,6 +86,7 @@ class _Telling:
         return
 
     def phase(self, name: str) -> None:
+        span.enter_phase(name)
         self._tell(name)
 
     def message(self, text: str) -> None:

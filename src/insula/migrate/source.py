@@ -34,6 +34,7 @@ from insula.migrate.relays import note_relay
 from insula.migrate.shared import SharedSource
 from insula.migrate.trees import open_trees
 from insula.migrate.wire import ZSTD, Peers, Wire
+from insula.model import span
 from insula.model.errors import (
     Cancelled,
     CheckpointBusy,
@@ -97,8 +98,13 @@ def migrate(
     with runtime.locked(found.id), ExitStack() as held:
         record = runtime.store.get_container(found.id)
         status = after(record.status, Event.MIGRATE, name=record.name)
+        span.note({**span.about(record), "insula.target": host.name, "insula.mode": wish.mode.value})
         reporter.phase(Phase.PREFLIGHT)
-        offer = replace(describe(runtime, record), is_later=wish.mode is Mode.POST_COPY)
+        offer = replace(
+            describe(runtime, record),
+            is_later=wish.mode is Mode.POST_COPY,
+            traceparent=span.traceparent(),
+        )
         wire = held.enter_context(_connected(peers, host))
         group = runtime.group(record)
         tracker = open_tracker(runtime, record, mode=wish.mode)

@@ -26,6 +26,7 @@ from insula.migrate.relays import answer_published, begin_relay, forget_relay
 from insula.migrate.settle import answer_question, forget_taken_later, learn_commit
 from insula.migrate.sharedstore import SharedStore
 from insula.migrate.wire import ZSTD, Peers, Socket, StreamFile, Wire
+from insula.model import span
 from insula.model.errors import InsulaError, MigrationFailed, NameTaken, ProtocolError
 from insula.model.grant import Grant
 from insula.model.lifecycle import Event, Status, after
@@ -43,6 +44,7 @@ from insula.model.migration import (
     Memory,
     Missing,
     Offer,
+    Phase,
     Prepare,
     Probe,
     Published,
@@ -84,7 +86,7 @@ def receive(grant: Grant, runtime: Runtime, *, connection: Socket, peers: Peers)
         first = wire.receive()
         match first:
             case Offer():
-                _receive_container(runtime, first, wire=wire, peer=grant.principal.name, peers=peers)
+                _receive_traced(runtime, first, wire=wire, peer=grant.principal.name, peers=peers)
             case Pull():
                 serve_pull(runtime, first, wire=wire, peer=grant.principal.name)
             case Question():
@@ -106,6 +108,13 @@ def receive(grant: Grant, runtime: Runtime, *, connection: Socket, peers: Peers)
         wire.close()
 
 
+def _receive_traced(runtime: Runtime, offer: Offer, *, wire: Wire, peer: str, peers: Peers) -> None:
+    attributes = {**span.about(offer.record), "insula.source": peer}
+    with runtime.tracer.root("receive", parent=offer.traceparent, attributes=attributes):
+        span.enter_phase(Phase.RESERVE)
+        _receive_container(runtime, offer, wire=wire, peer=peer, peers=peers)
+
+
 def _receive_container(runtime: Runtime, offer: Offer, *, wire: Wire, peer: str, peers: Peers) -> None:
     check_identity(runtime, offer)
     with runtime.locked(offer.record.id), ExitStack() as undo:
@@ -115,6 +124,7 @@ def _receive_container(runtime: Runtime, offer: Offer, *, wire: Wire, peer: str,
             fault(Point.TARGET_RESERVED)
             missing = runtime.images.missing_layers(record.layers)
             can_pull = runtime.spawner.can_fill_later
+            span.enter_phase(Phase.PRECOPY)
             wire.send(Accept(missing_layers=missing, unpacks=(ZSTD,), can_pull=can_pull, ports=record.ports))
             _take_in(runtime, record, offer=offer, wire=wire, undo=undo, peers=peers)
         except InsulaError as error:
@@ -259,6 +269,7 @@ class Arrival:
                 case Prepare(stdio=stdio):
                     self._make_room(stdio)
                     fault(Point.TARGET_PREPARED)
+                    span.enter_phase(Phase.TRANSFER)
                     self._wire.send(Answer())
                 case FileRound():
                     self._tree(message.volume).receive(message, self._wire)
@@ -299,6 +310,7 @@ class Arrival:
         self._plan = start_plan(self._runtime, self._record)
         self._runtime.spawner.prepare(self._plan)
         self._undo.callback(attempt, self._runtime.spawner.discard, self._record.id)
+        self._runtime.before_start(self._record)
         if stdio:
             self._engine = dump.ask_ahead(
                 self._runtime, self._engines, images=self._images, plan=self._plan, stdio=stdio
@@ -351,6 +363,7 @@ class Arrival:
             raise ProtocolError("cannot restore: it was not told to prepare")
         try:
             with self._heart:
+                span.enter_phase(Phase.RESTORE)
                 fault(Point.TARGET_RESTORE)
                 pid = self._restore_beating(self._plan)
         except (InsulaError, OSError) as error:
@@ -363,10 +376,12 @@ class Arrival:
             until_done(self._runtime.closing, lambda: self._write_running(pid), what="write that it runs")
         fault(Point.TARGET_RESUMED)
         with contextlib.suppress(InsulaError, OSError):  # the source can find out by itself
+            span.enter_phase(Phase.CLEANUP)
             self._wire.send(Resumed())
             self._take_frames()
             self._wire.expect(Logs)
             import_logs(self._runtime, self._record, self._wire.receive_stream())
+            span.end()  # before the source can know, and end its own
             self._wire.send(Answer())
 
     def _restore_beating(self, plan: StartPlan) -> int:
@@ -402,9 +417,12 @@ class Arrival:
     def _hold_until_commit(self) -> None:
         fault(Point.TARGET_HELD)
         self._heart.stop()
+        span.enter_phase(Phase.COMMIT)
         with contextlib.suppress(MigrationFailed):  # lost: it may have committed, and is asked
             self._wire.send(Held())
-        self._take_over(self._wait_for_commit())
+        generation = self._wait_for_commit()
+        span.enter_phase(Phase.RESUME)
+        self._take_over(generation)
 
     def _announce(self, pid: int) -> None:
         if self._record.attachment is not None:

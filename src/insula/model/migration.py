@@ -96,6 +96,8 @@ class Offer(Fact, kw_only=True, frozen=True, tag=True):
     memory_bytes: int
     is_later: bool = False
     """Whether private memory is pulled by the target, from before the commit until all of it is there (post-copy)."""
+    traceparent: str = ""
+    """Of the trace that goes on at who gets this (W3C Trace Context); empty, or from an older host: none."""
 
 
 class Welcome(Fact, kw_only=True, frozen=True, tag=True):
@@ -256,6 +258,8 @@ class Recall(Fact, kw_only=True, frozen=True, tag=True):
     container: str
     max_pause_ms: int | None = None
     """None: the container's own."""
+    traceparent: str = ""
+    """As of `Offer`."""
 
 
 class Working(Fact, kw_only=True, frozen=True, tag=True):

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from insula.model.errors import InsulaError
+from insula.model.record import ContainerRecord
 
 Attribute: TypeAlias = str | int | float | bool
 Attributes: TypeAlias = Mapping[str, Attribute]
@@ -56,6 +57,11 @@ class Parent:
 
     trace_id: str
     span_id: str
+
+
+def traceparent_of(parent: Parent) -> str:
+    """Return how others are told of a span that they go on below."""
+    return f"{_VERSION}-{parent.trace_id}-{parent.span_id}-01"
 
 
 Deliver: TypeAlias = Callable[[Span], None]
@@ -99,7 +105,7 @@ class OpenSpan:
     @property
     def traceparent(self) -> str:
         """By which another host goes on with this trace, below this span."""
-        return f"{_VERSION}-{self.trace_id}-{self.span_id}-01"
+        return traceparent_of(Parent(self.trace_id, self.span_id))
 
     def note(self, attributes: Attributes) -> None:
         """Tell more of it."""
@@ -167,6 +173,26 @@ def enter_phase(name: str) -> None:
     span = _current.get()
     if span is not None:
         span.enter_phase(name)
+
+
+def origin() -> str:
+    """Return the traceparent of who asked for what goes on in this thread; empty: somebody who does not trace."""
+    span = _current.get()
+    if span is None or span.parent is None:
+        return ""
+    return traceparent_of(span.parent)
+
+
+def note(attributes: Attributes) -> None:
+    """Tell more of what goes on in this thread."""
+    span = _current.get()
+    if span is not None:
+        span.note(attributes)
+
+
+def about(record: ContainerRecord) -> Attributes:
+    """Return what a span tells of a container."""
+    return {"container.id": record.id, "container.name": record.name, "insula.tenant": record.tenant}
 
 
 def end() -> None:

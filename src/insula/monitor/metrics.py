@@ -11,6 +11,7 @@ from enum import StrEnum
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+from insula.model.export import SinkCounts
 from insula.model.monitor import ContainerCounts
 from insula.model.record import ContainerStats
 
@@ -138,10 +139,47 @@ class _Figures:
         yield from (calls, failures, lost)
 
 
-def exposition(stats: Sequence[ContainerStats], counts: Sequence[ContainerCounts]) -> bytes:
+@dataclass(frozen=True, slots=True)
+class ExportMetric:
+    """One figure of each sink that something is exported to, with the label `sink`."""
+
+    name: str
+    kind: MetricKind
+    words: str
+    read: Callable[[SinkCounts], int]
+
+
+EXPORT_METRICS: tuple[ExportMetric, ...] = (
+    ExportMetric("insula_export_sent", _COUNTER, "items that were taken", lambda of: of.sent),
+    ExportMetric("insula_export_dropped", _COUNTER, "items that were lost: more came than could wait", lambda of: of.dropped),
+    ExportMetric("insula_export_refused", _COUNTER, "items that the sink did not want", lambda of: of.refused),
+    ExportMetric("insula_export_failures", _COUNTER, "tries that failed; each is tried again", lambda of: of.failures),
+    ExportMetric("insula_export_waiting", _GAUGE, "items that wait", lambda of: of.waiting),
+)  # fmt: skip
+
+
+class _Exports:
+    """What a scrape collects of exports."""
+
+    def __init__(self, sinks: Sequence[SinkCounts]) -> None:
+        self._sinks = sinks
+
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        for metric in EXPORT_METRICS if self._sinks else ():
+            make = CounterMetricFamily if metric.kind is MetricKind.COUNTER else GaugeMetricFamily
+            family = make(metric.name, metric.words, labels=("sink",))
+            for each in self._sinks:
+                family.add_metric((each.sink,), metric.read(each))
+            yield family
+
+
+def exposition(
+    stats: Sequence[ContainerStats], counts: Sequence[ContainerCounts], *, sinks: Sequence[SinkCounts] = ()
+) -> bytes:
     """Return the figures in Prometheus' text format."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Figures(stats, counts))
+    registry.register(_Exports(sinks))
     return generate_latest(registry)
 
 

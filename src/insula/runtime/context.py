@@ -20,6 +20,7 @@ from insula.model.lifecycle import ALIVE
 from insula.model.permit import Permits
 from insula.model.quota import Allowance, Unlimited
 from insula.model.record import ContainerRecord
+from insula.model.span import Tracer
 from insula.network.attach import Networks
 from insula.runtime.doubt import Doubts
 from insula.runtime.locks import Locks
@@ -97,6 +98,8 @@ class Runtime:
     """Told before anything of a container's programs is there; its limits' groups may be made then."""
     on_phase: Callable[[str, str, str], None] = lambda _container, _phase, _host: None
     """Told (container, phase, the other host) before each phase of a move away from here."""
+    tracer: Tracer = field(default_factory=Tracer)
+    """Where traces of what other hosts ask for begin."""
     ended: threading.Condition = field(default_factory=threading.Condition)
     """Notified whenever a container's end has been written down."""
 

@@ -100,6 +100,7 @@ def restore_into(
     with binds.opened(record, start_plan(runtime, record), permit=permit) as plan:
         runtime.spawner.prepare(plan)
         undo.callback(runtime.spawner.discard, record.id)
+        runtime.before_start(record)
         return dump.restore(runtime, record, plan, images=images)
 
 

@@ -15,10 +15,10 @@ import errno
 import hashlib
 import json
 import logging
-import logging.handlers
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,8 +62,10 @@ class Entry:
 class Audit:
     """The open file.  From any thread."""
 
-    def __init__(self, path: Path, *, syslog: str = "", max_bytes: int = MAX_BYTES) -> None:
-        """syslog: path of a socket, or HOST:PORT, that gets each line, too; empty: none."""
+    def __init__(
+        self, path: Path, *, tell: Callable[[str], None] | None = None, max_bytes: int = MAX_BYTES
+    ) -> None:
+        """tell: gets each line, too, and must not wait."""
         self.path = path
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
@@ -73,7 +75,7 @@ class Audit:
         head = read_head(path) or Head(0, FIRST_PREV)
         self._number, self._prev = head
         self._open()
-        self._syslog = _to_syslog(syslog) if syslog else None
+        self._tell = tell
 
     def _open(self) -> None:
         self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -118,8 +120,8 @@ class Audit:
             self._size += len(line) + 1
             self._number, self._prev = self._number + 1, hashlib.sha256(line).hexdigest()
             os.pwrite(self._head_fd, f"{self._number:020d} {self._prev}\n".encode(), 0)
-        if self._syslog is not None:
-            self._syslog.info("%s", line.decode())
+        if self._tell is not None:
+            self._tell(line.decode())
 
     def _line(self, entry: Entry) -> bytes:
         fields = {
@@ -155,15 +157,3 @@ class Audit:
         os.close(self._descriptor)
         os.close(self._head_fd)
         os.close(self._reserve_fd)
-
-
-def _to_syslog(address: str) -> logging.Logger:
-    host, colon, port = address.rpartition(":")
-    where = (host, int(port)) if colon and port.isdigit() else address
-    handler = logging.handlers.SysLogHandler(where, facility=logging.handlers.SysLogHandler.LOG_AUTHPRIV)
-    handler.ident = "insula-audit: "
-    logger = logging.getLogger("insula.audit.syslog")
-    logger.propagate = False
-    logger.setLevel(logging.INFO)
-    logger.handlers = [handler]
-    return logger
