@@ -16,7 +16,8 @@ from insula.model.errors import InvalidSpec, PortInUse, SubnetOverlaps, Unsuppor
 from insula.model.record import Attachment, NetworkRecord
 from insula.model.spec import Ipv6, NetworkWish, PortMapping
 from insula.network import firewall, ipv6
-from insula.network.attach import Networks, hosts_entries
+from insula.network.attach import Networks
+from insula.network.hosts import hosts_entries
 from insula.network.relay import Gone
 from netns import MemoryStore, World, can_connect, connect, converses, listener, wait_until, world
 

@@ -64,10 +64,10 @@ socket.create_server(("127.0.0.1", 0)).close()
 os.setgid(0)
 """)  # fmt: skip
         profile = made.profile("web")
-    assert profile.written[str(tmp_path)] == 3  # opened, renamed from, renamed to
+    assert profile.written[str(tmp_path)] == 2  # opened, renamed
     assert "/etc" not in profile.written
-    assert profile.outgoing == {f"127.0.0.1:{port}": 1}
-    assert list(profile.listening) == ["127.0.0.1:0"]
+    assert profile.outgoing == {f"127.0.0.1:{port}/tcp": 1}
+    assert list(profile.listening) == ["127.0.0.1:0/tcp"]
     assert {"execve", "rename", "connect", "bind", "setgid"} <= profile.calls.keys()
     assert "ptrace" not in profile.calls
     assert (profile.name, profile.container, profile.lost_events) == ("web", "one", 0)
@@ -109,3 +109,42 @@ def test_it_can_be_read_after_the_end(subject: Subject) -> None:
         profile = made.profile("web")
     subject.group.create()  # for the fixture, which takes it away
     assert profile.calls["getpgid"] == 1
+
+
+def test_folders_of_sockets_and_of_what_was_not_there_are_written(subject: Subject, tmp_path: Path) -> None:
+    """Who removes what is not there hears ENOENT; in a read-only file system it would be EROFS."""
+    (tmp_path / "sockets").mkdir()
+    (tmp_path / "missing").mkdir()
+    (tmp_path / "from").mkdir()
+    with recording(subject) as made:
+        python(subject, f"""
+import contextlib, os, socket
+os.chdir({str(tmp_path)!r})
+socket.socket(socket.AF_UNIX).bind({str(tmp_path / "sockets/s")!r})
+with contextlib.suppress(FileNotFoundError):
+    os.unlink("missing/one")
+open("from/x", "w").close()
+os.rename("from/x", "y")
+""")  # fmt: skip
+        profile = made.profile("web")
+    assert {str(tmp_path / "sockets"), str(tmp_path / "missing"), str(tmp_path / "from")} <= profile.written.keys()
+    assert str(tmp_path) in profile.written
+
+
+def test_answers_to_datagrams_are_not_connections(subject: Subject) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1]
+    with recording(subject) as made:
+        python(subject, f"""
+import socket
+server, client = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+server.bind(("127.0.0.1", {port}))
+client.bind(("127.0.0.2", 0))
+client.sendto(b"?", server.getsockname())
+server.recvfrom(10)
+server.sendto(b"!", client.getsockname())
+""")  # fmt: skip
+        profile = made.profile("web")
+    assert set(profile.listening) == {"127.0.0.2:0/udp", f"127.0.0.1:{port}/udp"}
+    assert profile.outgoing == {f"127.0.0.1:{port}/udp": 1}

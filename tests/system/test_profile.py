@@ -47,7 +47,7 @@ def test_what_was_recorded_can_be_done_again_and_nothing_else(host: Host, server
     (shown,) = host.root.json("profile", "ls", "--format", "json")
     assert shown["is_from_birth"]
     assert {"unlink", "bind", "listen", "connect", "getpgid"} <= shown["calls"].keys()
-    assert shown["listening"] == {"127.0.0.1:8080": 1}
+    assert shown["listening"] == {"127.0.0.1:8080/tcp": 1}
     assert "/tmp" in shown["written"]
 
     host.root("profile", "apply", "usual", server)

@@ -112,10 +112,12 @@ def launch(host: Host, body: dict[str, Any], descriptors: list[int]) -> birth.An
     if room is not None:
         inherited += [each for each in room.inner if each >= 0]
     host.renew_engine_run(blind=page_maps >= 0)
+    external: dict[str, str] = {}
     with contextlib.ExitStack() as held:
         doors, prepared = Doors(-1, ()), None
         if plan is not None and room is not None:
             prepared = held.enter_context(contextlib.closing(build.prepare(plan, host.maps)))
+            external = external_paths(plan, prepared.root)
             doors = held.enter_context(contextlib.closing(room.group.open_doors()))
         born = namespace.spawn(0, cgroup_fd=doors.v2)
         if born.pid == 0:
@@ -129,7 +131,7 @@ def launch(host: Host, body: dict[str, Any], descriptors: list[int]) -> birth.An
                 page_maps=page_maps,
             )
     host.watch_engine(born)
-    return {"pid": born.pid, "external": external_paths(plan) if plan is not None else {}}, []
+    return {"pid": born.pid, "external": external}, []
 
 
 def group_of(key: str) -> Group | None:
@@ -138,12 +140,14 @@ def group_of(key: str) -> Group | None:
     return room.group if room is not None else None
 
 
-def external_paths(plan: StartPlan) -> dict[str, str]:
+def external_paths(plan: StartPlan, root: int) -> dict[str, str]:
     """Return where each external mount of a container waits for a restore: its name → path in CRIU's view."""
     places = {"dev": f"{EXTERNAL}/dev"}
     for number, each in enumerate(plan.mounts):
         if each.kind == "bind":
             places[f"mount{number}"] = f"{EXTERNAL}/mount{number}"
+    for number, path in enumerate(build.writable_paths(root, plan.root.writable)):
+        places[build.writable_name(path)] = f"{EXTERNAL}/writable{number}"
     return places
 
 
@@ -192,6 +196,9 @@ def _stage(plan: StartPlan, prepared: build.Prepared) -> None:
     for number, (each, descriptor) in enumerate(zip(plan.mounts, prepared.mounts, strict=True)):
         if each.kind == "bind":
             _attach_made(f"{outside}/mount{number}", descriptor)
+    for number, folder in enumerate(build.open_writable(prepared.root, plan.root.writable)):
+        os.close(folder.place)
+        _attach_made(f"{outside}/writable{number}", folder.mount)
 
 
 def _attach_made(place: str, made: int) -> None:

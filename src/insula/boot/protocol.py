@@ -42,6 +42,8 @@ class RootPlan:
     upper: str
     work: str
     read_only: bool = False
+    writable: tuple[str, ...] = ()
+    """Folders that can be written in although it is read-only; those that are not there are passed over."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

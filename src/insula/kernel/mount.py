@@ -194,6 +194,18 @@ def bind_fd(path_fd: int, *, recursive: bool = False, attributes: int = 0) -> in
     return detached
 
 
+def parts_of_root(pid: int) -> list[str]:
+    """Return where parts of a process's root file system are mounted on themselves.  Source: proc_pid_mountinfo(5)."""
+    with open(f"/proc/{pid}/mountinfo", "rb") as file:
+        lines = [line.split(b" ", 5) for line in file]
+    (device,) = {device for _, _, device, _, place, _ in lines if place == b"/"}
+    return [
+        os.fsdecode(place.decode("unicode_escape").encode("latin-1"))
+        for _, _, other, root, place, _ in lines
+        if other == device and place != b"/" and root == place
+    ]
+
+
 def attach(mount_fd: int, at: int | str | bytes, *, at_fd: int = AT_FDCWD) -> None:
     """Put a detached mount on a place.
 

@@ -1,18 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an application really uses of the kernel: recorded, compared, and what of it is enforced.  Pure.
 
-Names only, no numbers: a profile recorded on one host, or processor, holds on another.
+Names only, no numbers: a profile recorded on one host, or processor, holds on another.  How one is read: `profile_text.py`.
 """
 
 import msgspec
 
+from insula.model.folders import merged_folders
+from insula.model.peer import parse_peer
 from insula.model.record import Fact
 from insula.model.spec import AppliedProfile, Enforce, ProfileName
+
+VERSION = 2
+"""The first had neither paths that begin in a working directory nor protocols: only its calls and capabilities hold."""
 
 
 class Profile(Fact, kw_only=True, frozen=True):
     """Everything with how often it was seen."""
 
+    version: int = 1
     name: ProfileName
     container: str = ""
     """Name of that it was recorded of."""
@@ -21,14 +27,18 @@ class Profile(Fact, kw_only=True, frozen=True):
     seconds: float = 0.0
     calls: dict[str, int]
     """System calls by name, without those that were refused."""
-    capabilities: dict[str, int]
-    """Without `CAP_`."""
+    capabilities: dict[str, int] | None
+    """Without `CAP_`; None: the kernel could not tell (before Linux 6.14), so they are not limited."""
     written: dict[str, int]
     """Folders in which something was written, made, renamed or removed."""
     outgoing: dict[str, int]
-    """As `192.0.2.1:443`; what was connected to."""
+    """What was connected to: see `peer.py`."""
     listening: dict[str, int]
-    """As `0.0.0.0:80`."""
+    """As `0.0.0.0:80/tcp`."""
+    refused_calls: dict[str, int] = msgspec.field(default_factory=dict)
+    """What was refused while it was recorded: it stays so, and is no drift."""
+    refused_folders: dict[str, int] = msgspec.field(default_factory=dict)
+    """In which it may not write as the user that it is."""
     is_from_birth: bool = False
     """It was recorded from the container's start on: what a start needs is in it."""
     lost_events: int = 0
@@ -42,17 +52,55 @@ class ApplyWish(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields
     enforce: Enforce = Enforce.DENY
 
 
+class Applied(Fact, kw_only=True, frozen=True):
+    """What has come of holding a container to a profile, or letting it go."""
+
+    is_running: bool
+    """It counts from the next start on only."""
+    is_root_writable: bool = False
+    """The profile has something written in `/` itself: nothing is read-only then."""
+    is_old: bool = False
+    """Recorded by an insula whose folders and addresses cannot be enforced."""
+
+
 class SaveWish(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """End a recording."""
 
     name: ProfileName
 
 
+class Drift(Fact, kw_only=True, frozen=True):
+    """Something that a container does, or tries to, and that its profile lacks."""
+
+    part: str
+    """calls, capabilities, written, outgoing."""
+    thing: str
+    """As it would stand in the profile."""
+    count: int
+    first_at: float
+    """UTC seconds since the epoch."""
+    last_at: float
+    command: str = ""
+    """Of the thread that was the first."""
+    is_refused: bool = False
+
+
 def applied(profile: Profile, *, enforce: Enforce) -> AppliedProfile:
     """Return what a container's specification carries of a profile."""
+    is_old = profile.version < VERSION
     return AppliedProfile(
         name=profile.name,
         calls=tuple(sorted(profile.calls)),
-        capabilities=tuple(sorted(profile.capabilities)),
+        capabilities=None if profile.capabilities is None else tuple(sorted(profile.capabilities)),
+        written=None if is_old else merged_folders(profile.written),
+        outgoing=None if is_old else leaving(profile.outgoing),
+        serving=() if is_old else tuple(sorted(profile.listening)),
+        refused_calls=tuple(sorted(profile.refused_calls)),
+        refused_folders=tuple(sorted(profile.refused_folders)),
         enforce=enforce,
     )
+
+
+def leaving(peers: dict[str, int]) -> tuple[str, ...]:
+    """Return those that do not stay in the container.  Raises: ValueError for what is no address."""
+    return tuple(sorted(each for each in peers if not parse_peer(each).is_own))

@@ -10,7 +10,7 @@ from enum import StrEnum
 import msgspec
 
 from insula.model.lifecycle import Status
-from insula.model.spec import PortMapping, Spec
+from insula.model.spec import AppliedProfile, PortMapping, Spec
 
 
 class Fact(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,6 +143,8 @@ class ContainerRecord(Fact, kw_only=True, frozen=True):
     """It was made with an admin's rights; what an admin's token for less has made was not."""
     came_from: str = ""
     """Name of the host that carried it here last; it may call it back."""
+    profile: AppliedProfile | None = None
+    """What it is held to since its last start; the specification's counts from the next one on."""
 
 
 class CheckpointRecord(Fact, kw_only=True, frozen=True):
@@ -158,6 +160,8 @@ class CheckpointRecord(Fact, kw_only=True, frozen=True):
     """What seals it: this host's own key, or a `file` that the caller holds."""
     seal: str = ""
     """The code of its manifest (`runtime/seal.py`)."""
+    profile: AppliedProfile | None = None
+    """What the container was held to."""
 
 
 class HostRecord(Fact, kw_only=True, frozen=True):

@@ -42,12 +42,12 @@ class RestartPolicy(Wish, kw_only=True, frozen=True):
 
 
 class Enforce(StrEnum):
-    """What happens to a system call that a profile lacks."""
+    """What happens to what a profile lacks; it is told as an event either way."""
 
     LOG = "log"
-    """It is made, and the kernel's log tells it."""
+    """It is done."""
     DENY = "deny"
-    """It fails with EPERM."""
+    """System calls fail with EPERM, what needs a capability as without it, writing with EROFS, connections are refused."""
 
 
 PROFILE_NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
@@ -60,7 +60,17 @@ class AppliedProfile(Wish, kw_only=True, frozen=True):
     name: ProfileName
     calls: tuple[str, ...]
     """System calls; empty: all that are allowed without a profile."""
-    capabilities: tuple[str, ...]
+    capabilities: tuple[str, ...] | None
+    """None: all that it has without a profile, as in those below."""
+    written: tuple[str, ...] | None = None
+    """Folders in which it may write, with all below them."""
+    outgoing: tuple[str, ...] | None = None
+    """Whom it may connect to: see `model/peer.py`."""
+    serving: tuple[str, ...] = ()
+    """Where it listens for datagrams, which it may answer to anybody."""
+    refused_calls: tuple[str, ...] = ()
+    """What was tried in vain when it was recorded, and is no drift; so the next."""
+    refused_folders: tuple[str, ...] = ()
     enforce: Enforce = Enforce.DENY
 
 

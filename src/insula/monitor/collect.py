@@ -187,6 +187,11 @@ class Collector:
         return self._probes.attached if self._probes is not None else frozenset()
 
     @property
+    def tells_capabilities(self) -> bool:
+        """Whether this kernel says which capabilities are used."""
+        return "on_capability" not in self.missing
+
+    @property
     def missing(self) -> frozenset[str]:
         """The programs that this kernel has no hook for, as far as they were loaded."""
         return self._probes.missing if self._probes is not None else frozenset()

@@ -167,9 +167,9 @@ def _is_in_same(raw: Raw, call: str) -> bool:
     return call in ("rename", "link") or raw.arguments[0] & _LOW == raw.arguments[2] & _LOW
 
 
-def is_writing(event: Event) -> bool:
-    """Tell whether an event of kind `file` has changed a file or a folder."""
-    if event.kind is not EventKind.FILE or event.error:
+def is_writing(event: Event, *, is_tried: bool = False) -> bool:
+    """Tell whether an event of kind `file` has changed a file or a folder, or would have if it had not failed."""
+    if event.kind is not EventKind.FILE or (event.error and not is_tried):
         return False
     if not event.call.startswith("open"):
         return True

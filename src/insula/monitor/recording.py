@@ -5,21 +5,30 @@ System calls and capabilities come out of the kernel's counters, without loss; p
 happens while the container is made (its mounts, its ids) is left out: tasks are looked at from their seccomp filter on.
 """
 
-import os.path
+import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import ExitStack
 
+from insula.kernel import syscalls
 from insula.model.monitor import ContainerCounts, Event, EventKind, Lost, TraceLine, TraceWish
-from insula.model.profile import Profile
+from insula.model.profile import VERSION, Profile
 from insula.monitor.collect import Collector
-from insula.monitor.describe import is_writing
-from insula.monitor.subscription import Subject, Subscription
+from insula.monitor.subscription import Scope, Subject, Subscription
+from insula.monitor.usage import (
+    changed_folders,
+    listening_peer,
+    outgoing_peer,
+    refused_folders,
+    serving_ports,
+)
 
 _WISH = TraceWish(kinds=(EventKind.FILE, EventKind.NETWORK, EventKind.CAPABILITY, EventKind.SECCOMP))
 _AT_ONCE = 1000
+_NAMES = frozenset(syscalls.numbers(os.uname().machine))
+"""Of the calls that there are; others cannot be allowed by name."""
 MAX_THINGS = 10_000
 """Folders, or addresses: more tell nothing."""
 
@@ -27,12 +36,16 @@ MAX_THINGS = 10_000
 class Gathered:
     """What events have told so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, gateways: Collection[str] = ()) -> None:
         self.written: Counter[str] = Counter()
         self.outgoing: Counter[str] = Counter()
         self.listening: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
+        self.refused_folders: Counter[str] = Counter()
         self.lost = 0
+        self._gateways = gateways
+        self._serving: set[int] = set()
+        """Its own ports, at which it answers datagrams."""
 
     def add(self, lines: Iterable[TraceLine]) -> None:
         """Take in what a trace tells."""
@@ -43,26 +56,25 @@ class Gathered:
                 case Event(kind=EventKind.SECCOMP):
                     self.refused[line.call] += 1
                 case Event(kind=EventKind.FILE):
-                    self._add_file(line)
+                    self._add_folders(line)
                 case Event(kind=EventKind.NETWORK):
-                    self._add_address(line)
+                    self._add_folders(line)
+                    self._add_peer(line)
                 case _:
                     pass
 
-    def _add_file(self, event: Event) -> None:
-        if not is_writing(event):
-            return
-        for path in (event.path, event.other_path):
-            if path.startswith("/"):
-                _count(self.written, os.path.dirname(os.path.normpath(path)))
+    def _add_folders(self, event: Event) -> None:
+        for folder in changed_folders(event):
+            _count(self.written, folder)
+        for folder in refused_folders(event):
+            _count(self.refused_folders, folder)
 
-    def _add_address(self, event: Event) -> None:
-        if event.address.startswith(("unix:", "family")) or not event.address:
-            return
-        if event.call in ("connect", "sendto") and event.error in ("", "EINPROGRESS"):
-            _count(self.outgoing, event.address)
-        elif event.call == "bind" and not event.error:
-            _count(self.listening, event.address)
+    def _add_peer(self, event: Event) -> None:
+        if peer := listening_peer(event):
+            _count(self.listening, peer)
+            self._serving.update(serving_ports((peer,)))
+        if peer := outgoing_peer(event, gateways=self._gateways, serving=self._serving):
+            _count(self.outgoing, peer)
 
 
 def _count(things: Counter[str], thing: str) -> None:
@@ -73,12 +85,19 @@ def _count(things: Counter[str], thing: str) -> None:
 class Recording:
     """Watches a container until it is closed."""
 
-    def __init__(self, collector: Collector, subject: Subject, *, is_from_birth: bool) -> None:
+    def __init__(
+        self,
+        collector: Collector,
+        subject: Subject,
+        *,
+        is_from_birth: bool,
+        gateways: Collection[str] = (),
+    ) -> None:
         self.subject = subject
         self._collector = collector
         self._is_from_birth = is_from_birth
         self._begun = time.monotonic()
-        self._gathered = Gathered()
+        self._gathered = Gathered(gateways=gateways)
         self._ready = threading.Event()
         self._lock = threading.Lock()
         with ExitStack() as undo:
@@ -87,7 +106,7 @@ class Recording:
             self._before = _calls(collector.counts([subject]))
             undo.enter_context(collector.counting(subject))
             self._subscription: Subscription = undo.enter_context(
-                collector.subscribe(subject, _WISH, notify=self._ready.set)
+                collector.subscribe(subject, _WISH, notify=self._ready.set, scope=Scope.CHANGES)
             )
             self._held = undo.pop_all()
         self._is_closed = False
@@ -121,18 +140,28 @@ class Recording:
             calls.subtract(self._before)
             calls.subtract(gathered.refused)
             return Profile(
+                version=VERSION,
                 name=name,
                 container=self.subject.name,
                 recorded_at=time.time(),
                 seconds=round(time.monotonic() - self._begun, 3),
-                calls={call: count for call, count in sorted(calls.items()) if count > 0},
-                capabilities=dict(sorted(counts.capabilities.items())) if counts else {},
+                calls={call: count for call, count in sorted(calls.items()) if count > 0 and call in _NAMES},
+                capabilities=self._capabilities(),
                 written=dict(sorted(gathered.written.items())),
                 outgoing=dict(sorted(gathered.outgoing.items())),
                 listening=dict(sorted(gathered.listening.items())),
+                refused_calls={
+                    call: count for call, count in sorted(gathered.refused.items()) if call in _NAMES
+                },
+                refused_folders=dict(sorted(gathered.refused_folders.items())),
                 is_from_birth=self._is_from_birth,
                 lost_events=gathered.lost,
             )
+
+    def _capabilities(self) -> dict[str, int] | None:
+        if not self._collector.tells_capabilities:
+            return None
+        return dict(sorted(self._counts.capabilities.items())) if self._counts else {}
 
     def close(self) -> None:
         """Watch no more."""

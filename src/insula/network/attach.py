@@ -34,6 +34,7 @@ from insula.model.quota import Allowance, Resource, Unlimited
 from insula.model.record import Attachment, Lease, NetworkRecord
 from insula.model.spec import NetworkWish, PortMapping
 from insula.network import bridge, firewall, ipv6, pool, ports
+from insula.network.limit import Limit
 from insula.network.relay import Gone, Relays, check_lan_ports, relays_into_lan, without_taken
 from insula.network.wish import plan_network
 from insula.network.zone import Served, Zone
@@ -66,11 +67,13 @@ class Running:
     attachment: Attachment
     ports: tuple[PortMapping, ...] = ()
     names: tuple[str, ...] = ()
+    limit: Limit | None = None
 
 
 @dataclass(slots=True, kw_only=True)
 class _Active:
     attachment: Attachment
+    limit: Limit | None = None
     name: str = ""
     ports: tuple[PortMapping, ...] = field(default=())
     is_in_lan: bool = False
@@ -231,13 +234,13 @@ class Networks:
             attachment if self.has_ipv6 else replace(attachment, address6="", prefix_length6=0, gateway6="")
         )
 
-    def activate(self, attachment: Attachment, *, container_id: str) -> None:
+    def activate(self, attachment: Attachment, *, container_id: str, limit: Limit | None = None) -> None:
         """Make ready for a container's interface: the bridge is there, its frames may pass.  Before the pair is made."""
         with self._lock:
-            self._active[container_id] = _Active(attachment=attachment)
+            active = self._active[container_id] = _Active(attachment=attachment, limit=limit)
             self._relays.give_back(self.usable(attachment))
             self._ensure_bridge(attachment)
-            elements = self._attachment_elements(attachment)
+            elements = self._attachment_elements(active)
             self._with_rules(lambda: nft.add_elements(elements))
 
     def deactivate(self, container_id: str) -> None:
@@ -250,7 +253,7 @@ class Networks:
         if active is None:
             return
         try:
-            elements = self._attachment_elements(active.attachment)
+            elements = self._attachment_elements(active)
             nft.delete_elements([*elements, *self._port_elements(active)])
         finally:
             with self._left:
@@ -359,6 +362,7 @@ class Networks:
                     ports=each.ports,
                     name=(*each.names, "")[0],
                     is_in_lan=each.attachment.network in lans,
+                    limit=each.limit,
                 )
                 for each in running
             }
@@ -418,8 +422,18 @@ class Networks:
             gateway6=network.gateway6 if subnet6 else "",
         )
 
-    def _attachment_elements(self, attachment: Attachment) -> Sequence[Element]:
-        return firewall.attachment_elements(self.usable(attachment), host_name=self._host_name)
+    def _attachment_elements(self, active: _Active) -> Sequence[Element]:
+        found = firewall.attachment_elements(self.usable(active.attachment), host_name=self._host_name)
+        for each in self._limited((active,)):
+            found += firewall.limit_elements(each, host_name=self._host_name)
+        return found
+
+    def _limited(self, active: Iterable[_Active]) -> tuple[firewall.Limited, ...]:
+        return tuple(
+            firewall.Limited(attachment=self.usable(each.attachment), limit=each.limit)
+            for each in active
+            if each.limit is not None
+        )
 
     def _are_leaving(self, wished: Sequence[PortMapping]) -> bool:
         going = [mapping for each in self._leaving for mapping in each.ports]
@@ -454,6 +468,7 @@ class Networks:
                 host_name=self._host_name,
                 networks=tuple(self._store.list_networks()),
                 attachments=tuple(self.usable(each.attachment) for each in active),
+                limits=self._limited(active),
                 publications=tuple(
                     firewall.Publication(attachment=self.usable(each.attachment), ports=each.ports)
                     for each in active
@@ -480,10 +495,3 @@ class Networks:
         self._last.pop(network.id, None)
         self._apply_rules()
         bridge.remove(network)
-
-
-def hosts_entries(attachment: Attachment | None, *, hostname: str) -> str:
-    """Return the text of a container's /etc/hosts."""
-    addresses = (attachment.address, attachment.address6) if attachment else ("127.0.1.1",)
-    own = "".join(f"{address}\t{hostname}\n" for address in addresses if address)
-    return f"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{own}"

@@ -16,6 +16,7 @@
     a network's uplink    containers of that network             free: they stand in that LAN, no NAT, no filter
     any container         frames with another's address          dropped at its port (bridge family, all networks)
     any container         answers of a DHCP server               dropped there, too: leases are not a container's to give
+    one held to a profile  whom the profile lacks                refused; dropped if it stays in the network or its LAN
     a network's containers more than FLOWS connections at a time  refused: the table of connections is the whole host's
 
 The same holds for IPv6, where this host has it (lines that begin with `6|` below); a container sends from its own address or
@@ -49,12 +50,16 @@ from insula.model.record import Attachment, NetworkRecord
 from insula.model.spec import PortMapping
 from insula.network import ipv6
 from insula.network.bridge import interface_prefix
+from insula.network.limit import Limit, entries
 
 PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
 ANYWHERE, ANYWHERE6 = "0.0.0.0", "::"
 _IFNAMSIZ = 16
 FLOWS = 8192
 """Tracked connections of one network that leave it: an eighth of the smallest usual nf_conntrack_max.  For each new one the others are counted: some 20 ns each."""
+MARK = 0x1A50_11D0
+"""Of a frame that a profile lacks, from its port to where it is refused; no other has it."""
+LIMIT_SETS = ("limited", "serving", "anywhere", "may", "may6", "pinged", "pinged6")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,12 +84,21 @@ class Relay:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Limited:
+    """A container that is held to a profile."""
+
+    attachment: Attachment
+    limit: Limit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class State:
     """All that the ruleset is made from."""
 
     host_name: str
     networks: tuple[NetworkRecord, ...] = ()
     attachments: tuple[Attachment, ...] = ()
+    limits: tuple[Limited, ...] = ()
     publications: tuple[Publication, ...] = ()
     relays: tuple[Relay, ...] = ()
     gone: tuple[str, ...] = ()
@@ -129,6 +143,12 @@ def attachment_elements(attachment: Attachment, *, host_name: str) -> list[Eleme
         found.append(Element(Family.BRIDGE, table, "allowed6", port + mac + each.packed))
         found.append(Element(Family.BRIDGE, table, "places6", port + each.packed))
     return found
+
+
+def limit_elements(limited: Limited, *, host_name: str) -> list[Element]:
+    """Return what holds a container to its profile."""
+    attachment, table = limited.attachment, table_name(host_name)
+    return [each.element(attachment.interface, table=table) for each in entries(limited.limit, attachment)]
 
 
 def _addresses6(attachment: Attachment) -> tuple[IPv6Address, ...]:
@@ -212,6 +232,7 @@ def render(state: State) -> str:
         "PAIRS": _elements(f'"{_own(each.bridge)}" . "{each.bridge}"' for each in routed),
         "INTERNAL": _elements(f'"{_own(each.bridge)}"' for each in routed if each.internal),
         "FLOWS": str(FLOWS),
+        "MARK": hex(MARK),
         "SUBNETS": _elements(str(IPv4Network(each.subnet)) for each in routed),
         "GATEWAYS": _elements(f'"{_own(each.bridge)}" . {IPv4Address(each.gateway)}' for each in routed),
         "LOCALS6": _elements(str(each) for each in _nat_subnets6(routed6)),
@@ -232,6 +253,13 @@ def render(state: State) -> str:
         "ALLOWED6": _elements(_allowed6(state.attachments)),
         "PLACES6": _elements(_places6(state.attachments)),
     }
+    limits = [
+        (entry.set_name, entry.text(_own(each.attachment.interface)))
+        for each in state.limits
+        for entry in entries(each.limit, each.attachment)
+    ]
+    for word in LIMIT_SETS:
+        values[word.upper()] = _elements(text for name, text in limits if name == word)
     for word in ("ports", "ports_at", "ports6", "ports6_at"):
         values[word.upper()] = _elements(str(each) for each in leads if each.map_name == word)
     text = _SIX.sub(r"  \1" if state.has_ipv6 else "", _RULESET)
@@ -303,6 +331,8 @@ table inet %NAME% {
 
     chain loopback {
         type filter hook prerouting priority raw; policy accept;
+        iifname @bridges meta mark %MARK% meta l4proto tcp reject with tcp reset
+        iifname @bridges meta mark %MARK% reject with icmpx type admin-prohibited
         iifname @bridges ip saddr 127.0.0.0/8 drop
         iifname @bridges ip daddr 127.0.0.0/8 drop
 6|      iifname @bridges ip6 saddr ::1 drop
@@ -380,10 +410,38 @@ table bridge %NAME% {
     set allowed { type ifname . ether_addr . ipv4_addr; %ALLOWED% }
 6|  set allowed6 { type ifname . ether_addr . ipv6_addr; %ALLOWED6% }
 6|  set places6 { typeof iifname . @th,64,128; %PLACES6% }
+    set limited { type ifname; %LIMITED% }
+    set serving { type ifname . inet_proto . inet_service; %SERVING% }
+    set anywhere { type ifname . inet_proto . inet_service; %ANYWHERE% }
+    set may { type ifname . ipv4_addr . inet_proto . inet_service; %MAY% }
+    set pinged { type ifname . ipv4_addr; %PINGED% }
+6|  set may6 { type ifname . ipv6_addr . inet_proto . inet_service; %MAY6% }
+6|  set pinged6 { type ifname . ipv6_addr; %PINGED6% }
 
     chain enter {
         type filter hook prerouting priority dstnat; policy accept;
+        iifname @limited jump judge
         iifname "%PREFIX%*" goto honest
+    }
+
+    chain stay {
+        type filter hook forward priority filter; policy accept;
+        meta mark %MARK% drop
+    }
+
+    chain judge {
+        ether type arp return
+        meta l4proto tcp tcp flags & (syn | ack) != syn return
+        iifname . meta l4proto . udp sport @serving return
+        iifname . meta l4proto . th dport @anywhere return
+        ether type ip iifname . ip daddr . meta l4proto . th dport @may return
+        icmp type != echo-request return
+        ether type ip meta l4proto icmp iifname . ip daddr @pinged return
+        ip frag-off & 0x1fff != 0 return
+6|      ether type ip6 iifname . ip6 daddr . meta l4proto . th dport @may6 return
+6|      icmpv6 type != echo-request return
+6|      ether type ip6 meta l4proto ipv6-icmp iifname . ip6 daddr @pinged6 return
+        meta mark set %MARK%
     }
 
     chain honest {

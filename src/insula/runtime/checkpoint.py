@@ -81,6 +81,7 @@ def checkpoint(
             encrypted=wish.encrypt,
             key="file" if wish.key else "host",
             seal=dumped.seal,
+            profile=record.profile,
         )
         runtime.store.save_checkpoint(made)
         undo.pop_all()

@@ -18,6 +18,7 @@ from typing import BinaryIO, NamedTuple
 
 import msgspec
 
+from insula.boot.build import writable_name
 from insula.boot.engine import FIRST_INHERITED_FD, IMAGES_FD, ROOT, RPC_FD
 from insula.boot.protocol import StartPlan
 from insula.kernel import criu, mount, netlink, protobuf, tcp_repair
@@ -72,12 +73,15 @@ def _nothing_of(_pid: int) -> None:
     return
 
 
-def external_mounts(plan: StartPlan) -> dict[str, str]:
-    """Return the mounts that are not CRIU's business: name → place in the container."""
+def external_mounts(plan: StartPlan, pid: int) -> dict[str, str]:
+    """Return the mounts that are not CRIU's business: name → place in the container, whose pid 1 is `pid`."""
     found = {"dev": "/dev"}
     for number, each in enumerate(plan.mounts):
         if each.kind == "bind":
             found[f"mount{number}"] = "/" + each.target.strip("/")
+    if plan.root.writable:
+        for place in mount.parts_of_root(pid):
+            found[writable_name(place)] = place
     return found
 
 
@@ -120,7 +124,7 @@ def dump(
         pid=record.pid,
         log_file=DUMP_LOG,
         leave_running=leave_running,
-        external=tuple(f"mnt[{place}]:{name}" for name, place in external_mounts(plan).items()),
+        external=tuple(f"mnt[{place}]:{name}" for name, place in external_mounts(plan, record.pid).items()),
         irmap_scan_paths=watched_folders(runtime.group(record).pids(), init=record.pid),
         lazy_pages=is_lazy,
         config_file=lazy.CONFIG_FILE if is_lazy else "",

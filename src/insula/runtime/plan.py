@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TypedDict
 
+from msgspec.structs import replace
+
 from insula.boot.protocol import (
     FilePlan,
     LimitsPlan,
@@ -22,10 +24,11 @@ from insula.image.host import HOST_IMAGE
 from insula.kernel import caps
 from insula.kernel.cgroup import Limits
 from insula.model.errors import InvalidSpec
+from insula.model.folders import is_within, merged_folders
 from insula.model.quota import Resource
 from insula.model.record import Attachment, ContainerRecord, ImageConfig, ImageRecord
-from insula.model.spec import Enforce, ExecSpec, MountKind, MountWish, Spec
-from insula.network.attach import hosts_entries
+from insula.model.spec import AppliedProfile, Enforce, ExecSpec, MountKind, MountWish, Spec
+from insula.network.hosts import hosts_entries
 from insula.runtime import init
 from insula.runtime.context import Runtime
 
@@ -41,6 +44,7 @@ def start_plan(runtime: Runtime, record: ContainerRecord) -> StartPlan:
     Raises: ImageNotFound if a layer is gone; InvalidSpec.
     """
     folders, spec = runtime.folders, record.spec
+    folders_written = writable_folders(record.profile)
     hostname = spec.hostname or record.id[:12]
     attachment = runtime.networks.usable(record.attachment) if record.attachment else None
     layers = tuple(str(each) for each in reversed(runtime.images.layer_folders(_layers_of(record))))
@@ -55,16 +59,34 @@ def start_plan(runtime: Runtime, record: ContainerRecord) -> StartPlan:
             lower=lower,
             upper=str(folders.upper(record.id)),
             work=str(folders.work(record.id)),
-            read_only=spec.read_only,
+            read_only=spec.read_only or folders_written is not None,
+            writable=() if spec.read_only else folders_written or (),
         ),
         hostname=hostname,
         program=program_plan(record),
         log=str(folders.log(record.id)),
         log_bytes=runtime.allowance.limit(record.tenant, Resource.LOG) or 0,
-        mounts=tuple(_mount_plan(runtime, record.tenant, each) for each in spec.mounts),
+        mounts=tuple(
+            _mount_plan(runtime, record.tenant, limited(each, folders_written)) for each in spec.mounts
+        ),
         files=network_files(attachment, hostname=hostname, nameservers=_nameservers(runtime, record)),
         network=network_plan(attachment),
     )
+
+
+def writable_folders(profile: AppliedProfile | None) -> tuple[str, ...] | None:
+    """Return the folders of the root that a container may write in; None: it is not limited."""
+    if profile is None or profile.enforce is not Enforce.DENY or profile.written is None:
+        return None
+    folders = merged_folders(profile.written)
+    return None if "/" in folders else folders
+
+
+def limited(mount: MountWish, folders: tuple[str, ...] | None) -> MountWish:
+    """Return a mount as a container has it that may write in these folders only."""
+    if folders is None or mount.kind is MountKind.TMPFS or mount.read_only:
+        return mount
+    return replace(mount, read_only=not any(is_within(each, mount.target) for each in folders))
 
 
 def _layers_of(record: ContainerRecord) -> ImageRecord | tuple[str, ...]:
@@ -109,14 +131,14 @@ def arguments_of(spec: Spec, config: ImageConfig) -> tuple[str, ...]:
 
 def program_plan(record: ContainerRecord) -> ProgramPlan:
     """Return what is executed, and as whom."""
-    spec, config = record.spec, record.config
+    spec, config, profile = record.spec, record.config, record.profile
     return ProgramPlan(
         argv=arguments_of(spec, config),
         environment=merge_environment(config.environment, spec.environment),
         working_directory=spec.working_directory or config.working_directory or "/",
         user=spec.user or config.user,
-        capabilities=capabilities_of(spec),
-        **_confined(spec),
+        capabilities=capabilities_of(spec, profile),
+        **_confined(profile),
         tty=spec.tty,
         stdin_open=spec.stdin_open,
         init="" if spec.system else INIT_PATH,
@@ -128,15 +150,15 @@ def exec_plan(record: ContainerRecord, wish: ExecSpec) -> ProgramPlan:
     """Return what is executed in a running container."""
     if not wish.command:
         raise InvalidSpec(f"cannot execute in `{record.name}`: no command")
-    spec, config = record.spec, record.config
+    spec, config, profile = record.spec, record.config, record.profile
     environment = merge_environment(config.environment, spec.environment)
     return ProgramPlan(
         argv=wish.command,
         environment=merge_environment(environment, wish.environment),
         working_directory=wish.working_directory or spec.working_directory or config.working_directory or "/",
         user=wish.user or spec.user or config.user,
-        capabilities=capabilities_of(spec),
-        **_confined(spec),
+        capabilities=capabilities_of(spec, profile),
+        **_confined(profile),
         tty=wish.tty,
         stdin_open=wish.stdin_open,
         rows=wish.rows,
@@ -155,15 +177,17 @@ class _Confined(TypedDict):
     is_logged: bool
 
 
-def _confined(spec: Spec) -> _Confined:
-    profile = spec.profile
+def _confined(profile: AppliedProfile | None) -> _Confined:
     if profile is None:
         return _Confined(calls=(), is_logged=False)
     return _Confined(calls=profile.calls, is_logged=profile.enforce is Enforce.LOG)
 
 
-def capabilities_of(spec: Spec) -> tuple[str, ...]:
-    """Return the capabilities of a container, sorted.  Raises: InvalidSpec for a name that there is not."""
+def capabilities_of(spec: Spec, profile: AppliedProfile | None = None) -> tuple[str, ...]:
+    """Return the capabilities of a container that is held to a profile, sorted.
+
+    Raises: InvalidSpec for a name that there is not.
+    """
     try:
         added = frozenset().union(*(caps.parse(each) for each in spec.capabilities_add))
         dropped = frozenset().union(*(caps.parse(each) for each in spec.capabilities_drop))
@@ -177,8 +201,8 @@ def capabilities_of(spec: Spec) -> tuple[str, ...]:
         else frozenset()
     )
     held = kept | added
-    if spec.profile is not None and spec.profile.enforce is Enforce.DENY:
-        held &= frozenset(spec.profile.capabilities)
+    if profile is not None and profile.enforce is Enforce.DENY and profile.capabilities is not None:
+        held &= frozenset(profile.capabilities)
     return tuple(sorted(held))
 
 

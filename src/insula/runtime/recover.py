@@ -16,6 +16,7 @@ from insula.model.lifecycle import ALIVE, Status
 from insula.model.record import ContainerRecord
 from insula.model.spec import MountKind
 from insula.network.attach import Running
+from insula.network.limit import limit_of
 from insula.runtime.callers import open_door
 from insula.runtime.context import Runtime
 from insula.runtime.dump import release_network, repair
@@ -73,6 +74,7 @@ def recover(runtime: Runtime, held: Sequence[Exit]) -> None:
             attachment=record.attachment,
             ports=record.ports,
             names=tuple(filter(None, dict.fromkeys((record.name, record.id[:12], record.spec.hostname)))),
+            limit=limit_of(record.profile),
         )
         for record in runtime.store.list_containers()
         # A moved one may be taken back.

@@ -47,7 +47,8 @@ def restore(grant: Grant, runtime: Runtime, ref: str, *, wish: RestoreWish, repo
         with _unsealed(runtime, chosen, folder, key=wish.key) as ready:
             if ready.sealed.has(UPPER_TAR):
                 put_back_upper(runtime, record, ready.sealed.read(UPPER_TAR), undo=undo)
-            prepared = bring_up_network(runtime, record, undo=undo)
+            held = replace(record, profile=chosen.profile)
+            prepared = bring_up_network(runtime, held, undo=undo)
             pid = restore_into(runtime, prepared, ready.images, permit=permit, undo=undo)
         undo.pop_all()
         remove_tree(_old_upper(runtime, record))

@@ -12,6 +12,7 @@ from insula.model.grant import Grant
 from insula.model.lifecycle import Event, Status, after
 from insula.model.record import Attachment, ContainerRecord
 from insula.model.spec import PortMapping
+from insula.network.limit import limit_of
 from insula.runtime import binds, quotas
 from insula.runtime.context import Runtime
 from insula.runtime.plan import start_plan
@@ -47,6 +48,7 @@ def start_locked(
     """As `start`, by who holds the container's lock."""
     with ExitStack() as undo:
         undo.callback(_remember_failure, runtime, record)
+        record = _take_profile(runtime, record)
         permit = binds.permitted_now(runtime, record)
         record = bring_up_network(runtime, record, undo=undo)
         quotas.ready_group(runtime, record.tenant)
@@ -69,6 +71,13 @@ def start_locked(
     return started
 
 
+def _take_profile(runtime: Runtime, record: ContainerRecord) -> ContainerRecord:
+    """Hold a container to what is wished, from this start on: written down before anything runs."""
+    if record.profile == record.spec.profile:
+        return record
+    return runtime.store.change_container(record.id, lambda now: replace(now, profile=now.spec.profile))
+
+
 def bring_up_network(
     runtime: Runtime, record: ContainerRecord, *, undo: ExitStack, before: tuple[PortMapping, ...] = ()
 ) -> ContainerRecord:
@@ -80,7 +89,7 @@ def bring_up_network(
     if attachment is None:
         return record
     quotas.check_ports(runtime, record)
-    runtime.networks.activate(attachment, container_id=record.id)
+    runtime.networks.activate(attachment, container_id=record.id, limit=limit_of(record.profile))
     undo.callback(runtime.networks.deactivate, record.id)
     ports = _publish(runtime, attachment, record, before=before)
     names = {record.name, record.id[:12], record.spec.hostname} - {""}

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an event uses, in the words of a profile: folders that are changed, whom is connected to, where is listened.  Pure."""
+
+import os.path
+from collections.abc import Collection, Iterable
+
+from insula.model.folders import common_folder
+from insula.model.monitor import Event, EventKind
+from insula.model.peer import GATEWAY, parse_peer
+from insula.monitor.describe import is_writing
+
+_SENDING = frozenset({"connect", "sendto", "sendmsg", "sendmmsg"})
+_UNDER_WAY = frozenset({"", "EINPROGRESS", "EALREADY", "EAGAIN"})
+_NOT_ALLOWED = frozenset({"EACCES", "EPERM", "EROFS"})
+_REMOVING = frozenset({"unlink", "unlinkat", "rmdir", "rename", "renameat", "renameat2"})
+
+
+def changed_folders(event: Event) -> tuple[str, ...]:
+    """Return the folders that an event has changed something in; empty: it did not.
+
+    Who removes what is not there is told so only where it may: there its folder counts as changed.
+    """
+    if event.kind is EventKind.NETWORK:
+        path = event.address.removeprefix("unix:")
+        is_made = event.call == "bind" and not event.error and path != event.address
+        return (os.path.dirname(os.path.normpath(path)),) if is_made and path.startswith("/") else ()
+    is_missing = event.error == "ENOENT" and event.call in _REMOVING
+    if is_writing(event) or (event.kind is EventKind.FILE and is_missing):
+        return _folders(event)
+    return ()
+
+
+def refused_folders(event: Event) -> tuple[str, ...]:
+    """Return the folders that somebody may not change something in who tried."""
+    if event.kind is not EventKind.FILE or event.error not in _NOT_ALLOWED:
+        return ()
+    return _folders(event) if is_writing(event, is_tried=True) else ()
+
+
+def _folders(event: Event) -> tuple[str, ...]:
+    paths = [event.path, event.other_path]
+    if event.call.startswith("symlink"):
+        paths = [event.path]
+    elif event.call.startswith("link"):
+        paths = [event.other_path]
+    # More slashes than one at the beginning would stay.
+    found = {
+        os.path.dirname("/" + os.path.normpath(each).lstrip("/")) for each in paths if each.startswith("/")
+    }
+    if len(found) == 2:
+        # Between two mounts nothing can be renamed: they must lie in one.
+        found.add(common_folder(*found))
+    return tuple(sorted(found))
+
+
+def outgoing_peer(event: Event, *, gateways: Collection[str], serving: Collection[int]) -> str:
+    """Return whom an event connects to, or sends to; empty: nobody.
+
+    gateways: addresses of the container's own.  serving: ports of its own at which it answers datagrams.
+    """
+    if event.call not in _SENDING:
+        return ""
+    if (
+        event.call == "connect"
+        and event.error not in _UNDER_WAY
+        and event.error not in ("ECONNREFUSED", "EHOSTUNREACH")
+    ):
+        return ""
+    if event.detail == "udp" and event.port in serving:
+        return ""
+    return _peer(event, gateways)
+
+
+def listening_peer(event: Event) -> str:
+    """Return where an event listens; empty: nowhere."""
+    return _peer(event, ()) if event.call == "bind" and not event.error else ""
+
+
+def serving_ports(listening: Iterable[str]) -> frozenset[int]:
+    """Return the ports at which datagrams are answered; one that the kernel picks is a client's."""
+    peers = (parse_peer(each) for each in listening)
+    return frozenset(each.port for each in peers if "udp" in each.protocols and each.port)
+
+
+def _peer(event: Event, gateways: Collection[str]) -> str:
+    try:
+        peer = parse_peer(f"{event.address}/{event.detail}" if event.detail else event.address)
+    except ValueError:  # none of IPv4 or IPv6
+        return ""
+    return str(peer._replace(host=GATEWAY) if peer.host in gateways else peer)
