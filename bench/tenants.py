@@ -2,12 +2,13 @@
 """What a flood of one tenant costs another: requests and application of B, while A does its worst, against B alone.
 
 A, within limits that an administrator gave it by `insula tenant set`: a fork bomb, a memory hog, a log flood (each in a
-container), requests without a pause from two processes, images that are bombs.  A's processes on the host have half a
-processor, as a session that systemd limits.  B: a client that asks insulad 50 times a second, and a server and its
-client in two containers, 100 requests a second.  Alone and flooded in turns, in one run on one machine: judge the
-ratios, never the milliseconds.
+container), requests without a pause from two processes, images that are bombs: one after the other, then all at once.
+A's processes on the host have half a processor, as a session that systemd limits.  B: a client that asks insulad 50 times
+a second, and a server and its client in two containers, 100 requests a second.  Alone and flooded in turns, in one run on
+one machine: judge the ratios, never the milliseconds.  Beside them stands who waited: the share of the time for which a
+process could have run and did not, as a processor was somebody else's (schedstat).
 
-    python bench/tenants.py [ROUNDS] [SECONDS]
+    python bench/tenants.py [ROUNDS] [SECONDS] [FLOOD …]     floods: forks memory log requests images all
 
 Exit codes: 0 measured; 1 insula failed; 3 something is missing on this machine.
 """
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,8 +36,8 @@ from bench.figures import bench_line, percentile, ratio
 from insula.kernel.cgroup import Group, Hierarchies, Limits, delete_parent
 from insula.model.errors import ContainerNotFound, InsulaError
 
-ROUNDS, SECONDS = 3, 10.0
-SETTLE_S = 2.0
+ROUNDS, SECONDS = 3, 6.0
+SETTLE_S = 1.5
 """After a flood has begun or ended: nobody's figures."""
 EXIT_FAILED, EXIT_MISSING = 1, 3
 NAMES = ("insula-bench-a", "insula-bench-b")
@@ -46,7 +47,7 @@ LIMITS = (
     "streams=40", "requests=50",
 )  # fmt: skip
 SESSION = Limits(cpu_quota_us=50_000, cpu_period_us=100_000)
-FLOODS = 2
+FLOODERS = 2
 CONNECTIONS = 100
 
 FORK_BOMB = """
@@ -88,15 +89,41 @@ while True:
 """
 
 
+CONTAINERS = {
+    "forks": ("{python}", "-c", FORK_BOMB),
+    "memory": ("sh", "-c", MEMORY_HOG),
+    "log": ("sh", "-c", LOG_FLOOD),
+}
+"""Floods from within a container: its command."""
+FLOODS = {
+    **{each: (each,) for each in (*CONTAINERS, "requests", "images")},
+    "all": (*CONTAINERS, "requests", "images"),
+}
+WATCHED = ("insulad", "spawner", "B")
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A stretch of time, in UTC seconds."""
+    """A stretch of time, in UTC seconds, and whom it cost what: by the watched, seconds on a processor and waiting for one."""
 
     begin: float
     end: float
+    used: dict[str, tuple[float, float]]
 
     def __contains__(self, moment: float) -> bool:
         return self.begin <= moment < self.end
+
+    @property
+    def length(self) -> float:
+        return self.end - self.begin
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """B alone, and right after it flooded."""
+
+    alone: Span
+    flooded: Span
 
 
 @dataclass(kw_only=True)
@@ -109,28 +136,35 @@ class Bench:
     root: User
     python: str
     session: Group
-    answers: list[dict[str, int]] = field(default_factory=list)
+    answers: dict[str, dict[str, int]] = field(default_factory=dict)
+    watched: dict[str, list[int]] = field(default_factory=dict)
 
     def prepare(self) -> None:
         """Give A its limits; start B's server and its client."""
         self.root.run(self.host.socket, "tenant", "create", self.a.name, *LIMITS)
         self._run(self.b, "server", self.python, "-c", SERVER)
         self._run(self.b, "client", self.python, "-c", CLIENT, "server")
+        self.watched = {
+            "insulad": pids_with(f"{self.host.folder}/state"),
+            "spawner": pids_with("insula.boot.spawner", f"{self.host.folder}/run"),
+            "B": sorted(cleanup.members(f"tenant-{self.b.name}")),
+        }
 
     def _run(self, user: User, name: str, *words: str) -> None:
         user.run(self.host.socket, "run", "-d", "--name", name, IMAGE, *words)
 
     @contextmanager
-    def flood(self) -> Iterator[None]:
+    def flood(self, kinds: Sequence[str]) -> Iterator[None]:
         """Let A do its worst while the block runs."""
         with ExitStack() as stack:
             stack.callback(self._end_flood)
-            for number in range(FLOODS):
-                stack.enter_context(self._host_process("flood", str(CONNECTIONS), report=number == 0))
-            stack.enter_context(self._host_process("bomb", report=True))
-            self._begin("forks", self.python, "-c", FORK_BOMB)
-            self._begin("hog", "sh", "-c", MEMORY_HOG.format(python=self.python))
-            self._begin("talker", "sh", "-c", LOG_FLOOD)
+            if "requests" in kinds:
+                for _ in range(FLOODERS):
+                    stack.enter_context(self._host_process("flood", str(CONNECTIONS)))
+            if "images" in kinds:
+                stack.enter_context(self._host_process("bomb"))
+            for name in [each for each in kinds if each in CONTAINERS]:
+                self._begin(name, *(word.replace("{python}", self.python) for word in CONTAINERS[name]))
             yield
 
     def _begin(self, name: str, *words: str) -> None:
@@ -141,21 +175,30 @@ class Bench:
         client.call("POST", f"/v1/containers/{name}/start", query=where)
 
     def _end_flood(self) -> None:
-        for name in ("forks", "hog", "talker"):
+        for name in CONTAINERS:
             with suppress(ContainerNotFound):
                 where = {"tenant": self.a.name, "force": "1"}
                 self.host.client().call("DELETE", f"/v1/containers/{name}", query=where)
 
     @contextmanager
-    def _host_process(self, kind: str, *words: str, report: bool) -> Iterator[None]:
+    def _host_process(self, kind: str, *words: str) -> Iterator[None]:
         process = self.begin(self.a, kind, *words)
         self.session.attach(process.pid)
         try:
             yield
         finally:
             said, _ = process.communicate()
-            if report:
-                self.answers.append(json.loads(said or b"{}"))
+            self.answers[kind] = json.loads(said or b"{}")
+
+    def span(self, seconds: float) -> Span:
+        """Let time pass, and look what it cost whom."""
+        begin, before = time.time(), {each: spent(self.watched[each]) for each in WATCHED}
+        wait(seconds)
+        used = {}
+        for each, (ran, waited) in before.items():
+            now = spent(self.watched[each])
+            used[each] = now[0] - ran, now[1] - waited
+        return Span(begin, time.time(), used)
 
     def begin(self, user: User, kind: str, *words: str) -> "subprocess.Popen[bytes]":
         """Run a part of tenant_flood.py as a user, until its standard input is closed."""
@@ -167,21 +210,22 @@ class Bench:
         )  # fmt: skip
 
 
-def measure(bench: Bench, *, rounds: int, seconds: float) -> tuple[list[Span], list[Span], list[str]]:
-    """Let B work, and A flood in turns.  Returns: when B was alone, when flooded, and B's requests, a line each."""
-    alone: list[Span] = []
-    flooded: list[Span] = []
+def measure(
+    bench: Bench, floods: Sequence[str], *, rounds: int, seconds: float
+) -> tuple[dict[str, list[Pair]], list[str]]:
+    """Let B work, and A flood in turns.  Returns: when, by the flood, and B's requests, a line each."""
+    pairs: dict[str, list[Pair]] = {each: [] for each in floods}
     targets = "/v1/containers,/v1/containers/server,/v1/containers/server/stats,/v1/networks"
     with open(bench.host.folder / "probe.out", "w+b") as out:
         probe = bench.begin(bench.b, "probe", targets, "20")
         reader = subprocess.Popen(["cat"], stdin=probe.stdout, stdout=out)
         try:
             wait(SETTLE_S)
-            for _ in range(rounds):
-                alone.append(span(seconds))
-                with bench.flood():
+            for flood in [*floods] * rounds:
+                alone = bench.span(seconds)
+                with bench.flood(FLOODS[flood]):
                     wait(SETTLE_S)
-                    flooded.append(span(seconds))
+                    pairs[flood].append(Pair(alone, bench.span(seconds)))
                 wait(SETTLE_S)
         finally:
             if probe.stdin is not None:
@@ -189,7 +233,7 @@ def measure(bench: Bench, *, rounds: int, seconds: float) -> tuple[list[Span], l
             probe.wait()
             reader.wait()
         out.seek(0)
-        return alone, flooded, out.read().decode().splitlines()
+        return pairs, out.read().decode().splitlines()
 
 
 def wait(seconds: float) -> None:
@@ -197,13 +241,29 @@ def wait(seconds: float) -> None:
     threading.Event().wait(seconds)
 
 
-def span(seconds: float) -> Span:
-    begin = time.time()
-    wait(seconds)
-    return Span(begin, time.time())
+def pids_with(*words: str) -> list[int]:
+    """Return the processes in whose command line all these words stand."""
+    found = []
+    for each in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            line = each.read_bytes().decode(errors="replace")
+            if all(word in line for word in words) and "insula" in line:
+                found.append(int(each.parent.name))
+    return found
 
 
-def figures(lines: list[str], spans: list[Span]) -> list[float]:
+def spent(pids: Sequence[int]) -> tuple[float, float]:
+    """Return seconds on a processor and seconds waiting for one, of all threads.  Source: sched-stats.rst."""
+    ran = waited = 0
+    for pid in pids:
+        for each in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+            with suppress(OSError):
+                numbers = each.read_text().split()
+                ran, waited = ran + int(numbers[0]), waited + int(numbers[1])
+    return ran / 1e9, waited / 1e9
+
+
+def figures(lines: list[str], spans: Sequence[Span]) -> list[float]:
     """Return the milliseconds of what was planned within the spans.  Lines: `AT MS` and perhaps a status, 200 alone."""
     found = []
     for line in lines:
@@ -215,21 +275,35 @@ def figures(lines: list[str], spans: list[Span]) -> list[float]:
     return found
 
 
-def report(bench: Bench, *, alone: list[Span], flooded: list[Span], probes: list[str]) -> str:
-    """Return the table and the last line."""
+def report(bench: Bench, pairs: dict[str, list[Pair]], *, probes: list[str]) -> str:
+    """Return the tables and the last line, which is of the last flood."""
     said = bench.b.run(bench.host.socket, "logs", "client").stdout.splitlines()
-    rows = [("", "alone p50 ms", "p99 ms", "flooded p50 ms", "p99 ms", "p99 ratio", "n")]
+    rows = [("flood", "of B", "alone p50 ms", "p99 ms", "flooded p50 ms", "p99 ms", "p99 ratio", "n")]
     facts: dict[str, object] = {}
-    for name, title, lines in (("api", "B's requests", probes), ("app", "B's application", said)):
-        quiet, loud = figures(lines, alone), figures(lines, flooded)
-        p99 = ratio(percentile(loud, 99), percentile(quiet, 99))
-        rows.append((
-            title, f"{percentile(quiet, 50):.2f}", f"{percentile(quiet, 99):.2f}",
-            f"{percentile(loud, 50):.2f}", f"{percentile(loud, 99):.2f}", str(p99), str(len(loud)),
-        ))  # fmt: skip
-        facts[f"neighbour_{name}_p99_ratio"] = p99
-    answered = [f"  A was answered: {json.dumps(each)}" for each in bench.answers]
-    return "\n".join([*align(rows), *answered, bench_line(facts)])
+    for flood, times in pairs.items():
+        for name, lines in (("api", probes), ("app", said)):
+            quiet = figures(lines, [each.alone for each in times])
+            loud = figures(lines, [each.flooded for each in times])
+            p99 = ratio(percentile(loud, 99), percentile(quiet, 99))
+            rows.append((
+                flood, name, f"{percentile(quiet, 50):.2f}", f"{percentile(quiet, 99):.2f}",
+                f"{percentile(loud, 50):.2f}", f"{percentile(loud, 99):.2f}", str(p99), str(len(loud)),
+            ))  # fmt: skip
+            facts[f"neighbour_{name}_p99_ratio"] = p99
+    answered = [f"  A was answered: {json.dumps(each)}" for each in bench.answers.values()]
+    return "\n".join([*align(rows), "", *align(_costs(pairs)), *answered, bench_line(facts)])
+
+
+def _costs(pairs: dict[str, list[Pair]]) -> list[tuple[str, ...]]:
+    """Return who ran and who waited, in per cent of the time."""
+    titles = [f"{each} {what}" for each in WATCHED for what in ("runs %", "waits %")]
+    rows: list[tuple[str, ...]] = [("", *titles)]
+    alone = [each.alone for times in pairs.values() for each in times]
+    for title, spans in (("alone", alone), *((k, [each.flooded for each in v]) for k, v in pairs.items())):
+        length = sum(each.length for each in spans)
+        shares = [sum(each.used[who][i] for each in spans) / length for who in WATCHED for i in (0, 1)]
+        rows.append((title, *(f"{share * 100:.1f}" for share in shares)))
+    return rows
 
 
 @contextmanager
@@ -253,6 +327,7 @@ def main(words: list[str]) -> int:
         return EXIT_MISSING
     rounds = int(words[0]) if words else ROUNDS
     seconds = float(words[1]) if len(words) > 1 else SECONDS
+    floods = words[2:] or [*FLOODS]
     with cleanup.alone("bench"), World(names=("alpha",)) as world, session() as group:
         host = world.hosts["alpha"]
         try:
@@ -265,8 +340,8 @@ def main(words: list[str]) -> int:
                 python=check.python_of_host() or "/usr/bin/python3",
             )  # fmt: skip
             bench.prepare()
-            alone, flooded, probes = measure(bench, rounds=rounds, seconds=seconds)
-            print(report(bench, alone=alone, flooded=flooded, probes=probes))
+            pairs, probes = measure(bench, floods, rounds=rounds, seconds=seconds)
+            print(report(bench, pairs, probes=probes))
         except (CommandFailed, InsulaError, OSError, ValueError) as error:
             print(f"bench: {error}\n{tail(host)}", file=sys.stderr)
             return EXIT_FAILED

@@ -1,7 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """`insula audit`: what is written down, who reads it, and what a changed line says."""
 
+import socket
+
 from hosted import Host
+from insula.kernel.unix_peer import process
+
+
+def has_peer_pidfd() -> bool:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        return process(ours).began is not None
 
 
 def test_each_request_is_a_line_and_ones_own_part_is_readable(host: Host) -> None:
@@ -17,6 +26,8 @@ def test_each_request_is_a_line_and_ones_own_part_is_readable(host: Host) -> Non
         "ok",
     )
     assert made["ms"] > 0
+    assert made["pid"] > 0
+    assert isinstance(made.get("pid_began"), int) or not has_peer_pidfd()
     assert [line for line in hers if line["result"] == "container_not_found"]
     assert {line["tenant"] for line in hers} == {host.alice.tenant}
     last = host.alice.json("audit", "ls", "--tail", "1", "--format", "json")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who is at the other end of a connection: what it has shown, and who that is at this moment.
 
-Unix socket: the kernel says who connected (SO_PEERCRED, SO_PEERGROUPS: a snapshot of that moment).  TLS: the
+Unix socket: the kernel says who connected (`kernel/unix_peer.py`: a snapshot of that moment).  TLS: the
 certificate's fingerprint is the pin of a paired host or of a remote user.  A token (`Authorization: Bearer`) speaks for
 its owner in place of the connection; a wrong one never falls back to it.  Containers' uids are refused in any case.
 What all that means is decided anew at each request, by `tenant/identity.py`.  Source: unix(7), socket(7).
@@ -13,14 +13,15 @@ import os
 import pwd
 import socket
 import ssl
-import struct
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from aiohttp import web
 
+from insula.kernel import unix_peer
+from insula.kernel.unix_peer import Process
 from insula.model.errors import Denied, ProtocolError, Unauthenticated
 from insula.model.grant import Action, Grant, Kind, Principal
 from insula.model.record import HostRecord
@@ -30,12 +31,6 @@ from insula.tenant.check import check
 from insula.tenant.identity import Account, Known
 from insula.tenant.idmap import is_container_uid
 
-_CREDENTIALS = struct.Struct("iII")
-"""struct ucred: pid, uid, gid."""
-_SO_PEERGROUPS = 59
-"""include/uapi/asm-generic/socket.h, since Linux 4.13."""
-_MAX_GROUPS = 65_536
-"""NGROUPS_MAX, limits.h."""
 _BEARER = "bearer "
 
 NOBODY = Principal(name="", kind=Kind.NOBODY)
@@ -106,9 +101,16 @@ def shown(transport: Extra, headers: Mapping[str, str]) -> Shown:
     connection = transport.get_extra_info("socket")
     if not hasattr(connection, "getsockopt") or getattr(connection, "family", None) != socket.AF_UNIX:
         raise ProtocolError("cannot tell who calls: neither a unix socket nor TLS")
-    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    _pid, uid, gid = _CREDENTIALS.unpack(raw)
-    return Shown(uid=uid, groups=frozenset({gid, *_peer_groups(connection.getsockopt)}), token=token)
+    peer = unix_peer.credentials(connection)
+    return Shown(uid=peer.uid, groups=unix_peer.groups(connection) | {peer.gid}, token=token)
+
+
+def caller_process(request: web.Request) -> Process | None:
+    """Return the process that opened a request's connection; None: on another host, or the connection has gone."""
+    connection = request.get_extra_info("socket")
+    if connection is None or connection.family != socket.AF_UNIX or connection.fileno() < 0:
+        return None
+    return unix_peer.process(connection)
 
 
 def _refuse_foreign_page(headers: Mapping[str, str]) -> None:
@@ -128,14 +130,6 @@ def _bearer(headers: Mapping[str, str]) -> str:
     if not value.lower().startswith(_BEARER):
         raise Unauthenticated("cannot read the header `Authorization`: not `Bearer TOKEN`")
     return value[len(_BEARER) :].strip()
-
-
-def _peer_groups(ask: Callable[[int, int, int], bytes]) -> Iterable[int]:
-    try:
-        raw = ask(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * 64)
-    except OSError:  # ERANGE: more than that
-        raw = ask(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * _MAX_GROUPS)
-    return struct.unpack(f"{len(raw) // 4}I", raw)
 
 
 def identify(found: Shown, *, directory: Directory, admins: frozenset[str]) -> Principal:
@@ -177,16 +171,17 @@ def absent(name: str, *, uid: int | None, known: Known) -> Principal:
 
     uid: None for a remote one.  Raises: Denied, Unauthenticated.
     """
-    record = known.directory.find_user(name)
-    if uid is not None:
-        found = identity.of_unix(account(uid), known)
-    elif record is not None and record.origin is Origin.REMOTE:
-        found = identity.of_remote(record, known)
-    else:
-        found = NOBODY
+    found = identity.of_unix(account(uid), known) if uid is not None else _of_remote(name, known)
     if found.name != name:
         raise Unauthenticated(f"cannot tell who `{name}` is: there is no such user any more")
     return found
+
+
+def _of_remote(name: str, known: Known) -> Principal:
+    record = known.directory.find_user(name)
+    if record is None or record.origin is not Origin.REMOTE:
+        return NOBODY
+    return identity.of_remote(record, known)
 
 
 def account(uid: int, *, limit: frozenset[int] | None = None) -> Account:

@@ -1,21 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests one by one into the daemon: each user at its own pace, so many at once, and none at another's cost.
+"""Requests one by one into the daemon: each tenant at its pace, its users in turns, so many at once, none at others' cost.
 
-    connect   more than `doorstep.MAX_CONNECTIONS` of one uid   429 without a look at the request
-    request   faster than the quota `requests`                  waits up to a second, then 429 with Retry-After
-    request   more open than the quota `streams`                507 with the figures
-    a 429     is not sent at once                               each connection of a flood asks about once a second
+    connect   faster than any pace, or more than `doorstep.MAX_CONNECTIONS` of one uid   429 without a look at the request
+    request   faster than the quota `requests`      waits up to a second, one user's not behind another's, then 429
+    request   more open than the quota `streams`    507 with the figures
+    a 429     is not sent at once                   each connection of a flood asks about once a second
 
 The pace is kept by what the connection is known by, before anything is looked up: finding out who that is costs more
-than all that a refusal needs.  The tenant's rate is learned from the first request.  Administrators have no pace:
-somebody must be able to act; paired hosts have none, since what they carry is others'.  Everything here belongs to the
-loop's thread.
+than all that a refusal needs.  Which tenant that is, and its rate, are learned from the first request.  Administrators
+have no pace: somebody must be able to act; paired hosts have none, since what they carry is others'.  Everything here
+belongs to the loop's thread.
 """
 
 import asyncio
+import hashlib
 import random
 import socket
-import struct
+import ssl
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -24,18 +25,17 @@ from weakref import WeakKeyDictionary
 
 from aiohttp import web
 
+from insula.kernel import unix_peer
 from insula.model.errors import TooManyRequests
 from insula.model.grant import Grant
 from insula.model.quota import Allowance, Resource
-from insula.tenant.pace import Bucket
+from insula.tenant.pace import Turns
 
 PENALTY_S = (0.5, 1.5)
 """How long a refusal is held back, by chance between these: asking again at once would cost everybody more than an honest
 request, and all asking again at the same moment would, too."""
 FORGOTTEN_S = 60.0
-"""Of a user who has not asked for so long nothing is kept: its bucket is full."""
-_CREDENTIALS = struct.Struct("iII")
-"""struct ucred: pid, uid, gid."""
+"""Of a user who has not asked for so long nothing is kept."""
 
 
 def penalty_s() -> float:
@@ -43,38 +43,52 @@ def penalty_s() -> float:
     return random.uniform(*PENALTY_S)
 
 
-def uid_of(connection: socket.socket) -> int:
-    """Return the uid that connected.  Source: unix(7), SO_PEERCRED."""
-    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    return int(_CREDENTIALS.unpack(raw)[1])
+def source_of_uid(uid: int) -> str:
+    """Return what the connections of a uid are known by."""
+    return f"uid {uid}"
 
 
 def _source_of(request: web.Request) -> str:
     connection = request.get_extra_info("socket")
     if connection is not None and connection.family == socket.AF_UNIX:
-        return f"uid {uid_of(connection)}"
-    return f"at {request.remote}"
+        return source_of_uid(unix_peer.credentials(connection).uid)
+    tls = request.get_extra_info("ssl_object")
+    certificate = tls.getpeercert(binary_form=True) if isinstance(tls, ssl.SSLObject) else None
+    return f"certificate {hashlib.sha256(certificate).hexdigest()}" if certificate else f"at {request.remote}"
 
 
 class _Pace:
-    """The pace of one source that has one."""
+    """The pace of one tenant: its requests go on when their turn comes."""
 
-    __slots__ = ("bucket", "rate")
+    def __init__(self, rate: int) -> None:
+        self.turns = Turns[asyncio.Future[None]].begin(rate, now=time.monotonic())
+        self.asked_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
 
-    def __init__(self) -> None:
-        self.rate: int | None = None
-        self.bucket: Bucket | None = None
+    async def wait_turn(self, source: str) -> None:
+        """Raises: TooManyRequests."""
+        loop = asyncio.get_running_loop()
+        self.asked_at = time.monotonic()
+        turn: asyncio.Future[None] = loop.create_future()
+        if self.turns.enter(source, turn, now=self.asked_at):
+            return
+        self._wake_in_time(loop)
+        try:
+            await turn
+        finally:
+            self.turns.leave(source, turn)
 
-    def take(self, now: float) -> float:
-        """Take a place.  Returns: seconds to wait for it.  Raises: TooManyRequests."""
-        if self.rate is None:
-            return 0.0
-        if self.bucket is None:
-            self.bucket = Bucket.full(self.rate, now=now)
-        return self.bucket.take(self.rate, now=now)
+    def _wake_in_time(self, loop: asyncio.AbstractEventLoop) -> None:
+        wait_s = self.turns.next_s()
+        if self._timer is None and wait_s is not None:
+            self._timer = loop.call_later(wait_s, self._deal, loop)
 
-    def is_old(self, now: float) -> bool:
-        return self.bucket is None or now - self.bucket.filled_at > FORGOTTEN_S
+    def _deal(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        for turn in self.turns.deal(now=time.monotonic()):
+            if not turn.done():
+                turn.set_result(None)
+        self._wake_in_time(loop)
 
 
 class Gate:
@@ -86,22 +100,31 @@ class Gate:
         self._is_held = is_held
         self._handed_over: dict[str, set[int]] = {}
         self._sources: WeakKeyDictionary[asyncio.Transport, str] = WeakKeyDictionary()
+        self._tenants: dict[str, str] = {}
+        """Source → the tenant whose pace it keeps."""
         self._paces: dict[str, _Pace] = {}
         self._open: Counter[str] = Counter()
         self._swept_at = 0.0
 
     async def wait_turn(self, request: web.Request) -> None:
         """Have a request wait until its source may ask again.  Raises: TooManyRequests."""
-        pace = self._paces.get(self._source(request))
+        source = self._source(request)
+        pace = self._pace_of(source)
         if pace is None:
             return
         try:
-            wait_s = pace.take(time.monotonic())
+            await pace.wait_turn(source)
         except TooManyRequests:
             await asyncio.sleep(penalty_s())
             raise
-        if wait_s:
-            await asyncio.sleep(wait_s)
+
+    def rate_of(self, source: str) -> int | None:
+        """Return how many requests a second the tenant of a source has; None: any number, or nobody knows yet."""
+        pace = self._pace_of(source)
+        return pace.turns.rate if pace is not None else None
+
+    def _pace_of(self, source: str) -> _Pace | None:
+        return self._paces.get(self._tenants.get(source, ""))
 
     @asynccontextmanager
     async def passed(self, request: web.Request, grant: Grant) -> AsyncIterator[None]:
@@ -141,13 +164,15 @@ class Gate:
         return source
 
     def _learn_rate(self, request: web.Request, grant: Grant) -> None:
-        rate = self._limit(grant, Resource.REQUESTS)
-        source = self._source(request)
+        rate, source = self._limit(grant, Resource.REQUESTS), self._source(request)
         if rate is None:
-            self._paces.pop(source, None)
+            self._tenants.pop(source, None)
             return
         self._sweep(time.monotonic())
-        self._paces.setdefault(source, _Pace()).rate = rate
+        self._tenants[source] = grant.tenant
+        if grant.tenant not in self._paces:
+            self._paces[grant.tenant] = _Pace(rate)
+        self._paces[grant.tenant].turns.rate = rate
 
     def _limit(self, grant: Grant, resource: Resource) -> int | None:
         """Return a limit of who asks; administrators and paired hosts, who ask for others, have none."""
@@ -158,4 +183,9 @@ class Gate:
         if now - self._swept_at < FORGOTTEN_S:
             return
         self._swept_at = now
-        self._paces = {source: pace for source, pace in self._paces.items() if not pace.is_old(now)}
+        self._paces = {
+            tenant: pace
+            for tenant, pace in self._paces.items()
+            if pace.turns.waiting or now - pace.asked_at < FORGOTTEN_S
+        }
+        self._tenants = {source: tenant for source, tenant in self._tenants.items() if tenant in self._paces}

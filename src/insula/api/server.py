@@ -69,6 +69,7 @@ def _serve(route: Route, *, api: Api) -> Plain:
         principal = auth.NOBODY
         tenant, result = "", "internal"
         begun = time.monotonic()
+        process = auth.caller_process(request)
         try:
             caller = auth.Caller.of(request, directory=api.store, admins=api.identity.admins)
             principal = caller.now()
@@ -92,6 +93,8 @@ def _serve(route: Route, *, api: Api) -> Plain:
             raise
         finally:
             entry = _entry(request, principal, route=route, tenant=tenant, result=result)
+            if process is not None:
+                entry = replace(entry, pid=process.pid, began=process.began)
             _write_down(api, replace(entry, seconds=time.monotonic() - begun))
         return response
 
@@ -167,8 +170,8 @@ async def _confined(call: Call) -> Call:
         return replace(call, ref=only)
     if call.ref and path.startswith("/v1/operations/"):
         operation = await call.run(call.api.operations.get, scope(call.grant), call.ref)
-        present = await call.run(call.api.store.list_containers, scope(call.grant))
-        if (only, operation.subject) not in {(each.id, each.name) for each in present}:
+        present = await call.run(call.api.store.get_container, only)
+        if operation.subject != present.name:
             raise OperationNotFound(f"cannot find operation `{call.ref}`")
         return call
     raise Denied("cannot use the token for this: it is for one container only")

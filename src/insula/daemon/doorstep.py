@@ -15,7 +15,8 @@ from weakref import WeakSet
 
 from aiohttp import web
 
-from insula.api.gate import penalty_s, uid_of
+from insula.api.gate import penalty_s
+from insula.kernel import unix_peer
 from insula.model.errors import TooManyRequests
 from insula.tenant.pace import Bucket
 
@@ -85,7 +86,7 @@ class Doorstep:
                 self._rest()
                 return
             connection.setblocking(False)
-            self._take(connection, uid_of(connection))
+            self._take(connection, unix_peer.credentials(connection).uid)
 
     def _rest(self) -> None:
         self._loop.remove_reader(self._listener.fileno())

@@ -51,6 +51,10 @@ class Entry:
     """Whose things it was about."""
     source: str = ""
     """Where it came from: `unix`, or an address."""
+    pid: int | None = None
+    """The process that connected, on this host."""
+    began: int | None = None
+    """When that process began, in clock ticks after boot: with the pid it is nobody else until the next boot."""
     seconds: float = 0.0
 
     @property
@@ -132,6 +136,8 @@ class Audit:
             "uid": entry.principal.uid,
             "token": entry.principal.token,
             "from": entry.source,
+            "pid": entry.pid,
+            "pid_began": entry.began,
             "action": entry.action.value,
             "method": entry.method,
             "path": entry.path,

@@ -80,3 +80,50 @@ def test_streams_in_the_spawners_hands_count_as_long_as_it_has_them() -> None:
     assert gate.open_of("alice") == 1
     held.clear()
     assert gate.open_of("alice") == 0
+
+
+class Slow(One):
+    """An allowance of ten requests a second."""
+
+    def limit(self, tenant: str, resource: Resource) -> int | None:
+        return 10 if resource is Resource.REQUESTS else None
+
+
+def test_users_of_a_tenant_share_its_pace_and_have_turns() -> None:
+    async def ask() -> None:
+        gate = Gate(Slow(), is_held=lambda _inode: False)
+        alices, bobs = request(), request()
+        bobs.remote = "10.0.0.2"  # type: ignore[misc]
+        assert gate.rate_of("at 10.0.0.1") is None
+        for each in (alices, bobs):
+            async with gate.passed(each, grant(ALICE, "alice")):
+                pass
+        assert gate.rate_of("at 10.0.0.1") == 10
+        order: list[str] = []
+
+        async def one(name: str, by: web.Request) -> None:
+            await gate.wait_turn(by)
+            order.append(name)
+
+        await asyncio.gather(*(one(f"alice {number}", alices) for number in range(28)), one("bob", bobs))
+        assert order[:20] == [f"alice {number}" for number in range(20)]  # the burst
+        assert order.index("bob") <= 22
+
+    asyncio.run(asyncio.wait_for(ask(), 20))
+
+
+def test_who_gives_up_takes_no_turn_of_another() -> None:
+    async def ask() -> None:
+        gate = Gate(Slow(), is_held=lambda _inode: False)
+        by = request()
+        async with gate.passed(by, grant(ALICE, "alice")):
+            pass
+        for _ in range(20):
+            await gate.wait_turn(by)
+        gone = asyncio.ensure_future(gate.wait_turn(by))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await gate.wait_turn(by)
+        assert gone.cancelled()
+
+    asyncio.run(asyncio.wait_for(ask(), 20))

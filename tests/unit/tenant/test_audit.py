@@ -3,10 +3,11 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from insula.model.errors import AuditUnavailable, Denied
@@ -47,6 +48,18 @@ def test_a_line_says_who_what_and_how_it_ended(tmp_path: Path) -> None:
     assert (line["action"], line["decision"], line["result"]) == ("create", "refused", "quota_exceeded")
 
 
+def test_a_line_names_the_process_if_it_is_on_this_host(tmp_path: Path) -> None:
+    path = tmp_path / "audit.log"
+    audit = Audit(path)
+    audit.record(replace(entry(), pid=17, began=99))
+    audit.record(entry())
+    audit.close()
+    here, there = map(json.loads, path.read_text().splitlines())
+    assert (here["pid"], here["pid_began"]) == (17, 99)
+    assert "pid" not in there
+    assert "pid_began" not in there
+
+
 def refusals(kind: type[Denied]) -> list[str]:
     return [kind.code, *(code for each in kind.__subclasses__() for code in refusals(each))]
 
@@ -70,6 +83,7 @@ def test_what_is_as_it_was_written_is_right(tmp_path: Path) -> None:
     assert verify(path) == (11, 1, "")
 
 
+@settings(deadline=None)
 @given(place=st.integers(0, 10**6), value=st.integers(0, 255))
 def test_any_changed_byte_is_found(tmp_path_factory: pytest.TempPathFactory, place: int, value: int) -> None:
     path = written(tmp_path_factory.mktemp("log"), 5)
