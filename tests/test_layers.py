@@ -43,6 +43,7 @@ EXCEPTIONS = {
 #: Module → the packages that may import it although the table does not let them import its package.  Standard library only.
 SHARED_MODULES = {
     "insula.model.stream": "boot",  # the frames whose two ends are the spawner and a client
+    "insula.kernel.unix_peer": "api",  # who calls
 }
 
 #: Third-party package → the packages or modules of insula that may import it.
