@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """A running program is written down and read again: every kind of state, with its connections, or it runs on."""
 
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
+from demo import cleanup
+from msgspec.structs import replace
 
-from insula.model.errors import CheckpointFailed
+from insula.model.errors import CheckpointFailed, InsulaError
+from insula.model.lifecycle import Status
+from insula.runtime.store import Store
 from two_hosts import Conversation, Counter, Pair, start_pair, wait_until
 
 #: Each makes some state in the program and names what must hold of it later, as expressions.
@@ -184,3 +190,46 @@ def test_a_socket_to_the_outside_is_named_and_the_program_runs_on(pair: Pair) ->
     counter.finish()
     for each in (talk, other):
         each.close()
+
+
+@pytest.mark.parametrize("is_written", [False, True], ids=["between two renames", "while CRIU works"])
+def test_a_restore_that_died_with_insulad_leaves_the_files_as_they_were(pair: Pair, is_written: bool) -> None:
+    """As a kill leaves it: the writable layer is aside, and that of the checkpoint in its place, or not yet."""
+    talk = Conversation(pair.world, pair.run("c"))
+    talk.run("open('/root/latest', 'w').close()")
+    talk.close()
+    record = pair.find("alpha", "c")
+    assert record is not None
+    pair.client("alpha").call("POST", "/v1/containers/c/stop")
+    state = pair.host("alpha").folder / "state"
+    upper = state / "containers" / record["id"] / "upper"
+    pair.kill_daemon("alpha")
+    upper.rename(upper.with_name("upper.old"))
+    if is_written:
+        upper.mkdir()
+    with closing(Store(state / "db.sqlite")) as store:
+        store.change_container(record["id"], lambda now: replace(now, status=Status.RESTORING))
+    pair.restart("alpha")
+    assert pair.status("alpha", "c") == "exited"
+    assert sorted(each.name for each in upper.parent.iterdir() if "upper" in each.name) == ["upper"]
+    pair.client("alpha").call("POST", "/v1/containers/c/start")
+    talk = Conversation(pair.world, record["attachment"]["address"])
+    assert talk.run("answer = os.path.exists('/root/latest')")
+    talk.close()
+
+
+def test_a_start_that_cannot_be_written_down_has_not_happened(pair: Pair) -> None:
+    pair.run("c")
+    record = pair.find("alpha", "c")
+    assert record is not None
+    pair.client("alpha").call("POST", "/v1/containers/c/stop")
+    with closing(
+        sqlite3.connect(pair.host("alpha").folder / "state/db.sqlite", isolation_level=None)
+    ) as other:
+        other.execute("BEGIN IMMEDIATE")  # no other can write
+        with pytest.raises(InsulaError, match="cannot use the store"):
+            pair.client("alpha").call("POST", "/v1/containers/c/start")
+        other.execute("ROLLBACK")
+    assert wait_until(lambda: not cleanup.members(record["id"]))
+    pair.client("alpha").call("POST", "/v1/containers/c/start")
+    assert pair.status("alpha", "c") == "running"

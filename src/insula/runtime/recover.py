@@ -23,6 +23,7 @@ from insula.runtime.dump import release_network, repair
 from insula.runtime.finish import AT_REST, begin_restart, finish, wants_restart, wants_start
 from insula.runtime.plan import cpu_limits
 from insula.runtime.remove import remove_ended
+from insula.runtime.restore import end_put_back
 from insula.runtime.supervise import Exit
 from insula.runtime.trees import remove_tree
 from insula.runtime.undo import until_done
@@ -248,11 +249,13 @@ def _end_restore(runtime: Runtime, record: ContainerRecord, held: Exit | None) -
             _drop_now_or_later(runtime, record)
             return
         runtime.spawner.discard(record.id)
+        end_put_back(runtime, record, has_come_through=False)
         words = "its restore was interrupted"
         runtime.store.update_container(replace(record, status=Status.EXITED, pid=0, error=words))
         return
     runtime.store.update_container(replace(record, status=Status.RUNNING, pid=pid))
     runtime.store.delete_journal(ARRIVING + record.id)
+    end_put_back(runtime, record, has_come_through=True)
 
 
 def _drop_now_or_later(runtime: Runtime, record: ContainerRecord) -> None:

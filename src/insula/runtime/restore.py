@@ -41,6 +41,7 @@ def restore(grant: Grant, runtime: Runtime, ref: str, *, wish: RestoreWish, repo
         chosen = runtime.store.get_checkpoint(record.id, name) if name else newest(runtime, record)
         folder = runtime.folders.checkpoint(record.id, chosen.name)
         began = time.monotonic()
+        end_put_back(runtime, record, has_come_through=True)  # of an earlier restore
         runtime.store.update_container(replace(record, status=status))
         undo.callback(runtime.store.update_container, record)
         reporter.phase("restore")
@@ -51,12 +52,12 @@ def restore(grant: Grant, runtime: Runtime, ref: str, *, wish: RestoreWish, repo
             prepared = bring_up_network(runtime, held, undo=undo)
             pid = restore_into(runtime, prepared, ready.images, permit=permit, undo=undo)
         undo.pop_all()
-        remove_tree(_old_upper(runtime, record))
         running = replace(
             prepared, status=after(status, Event.RESTORED), pid=pid, started_at=time.time(), exit_code=None,
             finished_at=0.0, error="", stopped_by_user=False,
         )  # fmt: skip
         runtime.store.update_container(running)
+        end_put_back(runtime, record, has_come_through=True)
     return {"checkpoint": chosen.name, "restored_ms": round((time.monotonic() - began) * 1000, 1)}
 
 
@@ -105,16 +106,12 @@ def restore_into(
         return dump.restore(runtime, record, plan, images=images)
 
 
-def _old_upper(runtime: Runtime, record: ContainerRecord) -> Path:
-    return runtime.folders.upper(record.id).with_name("upper.old")
-
-
 def put_back_upper(
     runtime: Runtime, record: ContainerRecord, tar: Iterator[bytes], *, undo: ExitStack
 ) -> None:
     """Replace the writable layer by the one that was kept with a checkpoint; the one before waits for the outcome."""
     upper = runtime.folders.upper(record.id)
-    fresh = upper.with_name("upper.new")
+    fresh, old = upper.with_name("upper.new"), _old_upper(upper)
     remove_tree(fresh)
     fresh.mkdir(mode=0o755)
     descriptor = os.open(fresh, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -124,13 +121,21 @@ def put_back_upper(
             pass
     finally:
         os.close(descriptor)
-    old = _old_upper(runtime, record)
-    remove_tree(old)
+    undo.callback(end_put_back, runtime, record, has_come_through=False)
     upper.rename(old)
-    undo.callback(_take_back_upper, upper, old)
     fresh.rename(upper)
 
 
-def _take_back_upper(upper: Path, old: Path) -> None:
-    remove_tree(upper)
-    old.rename(upper)
+def end_put_back(runtime: Runtime, record: ContainerRecord, *, has_come_through: bool) -> None:
+    """Remove the writable layer that waits for the outcome of a restore, or take it back; none may wait."""
+    upper = runtime.folders.upper(record.id)
+    old = _old_upper(upper)
+    if has_come_through:
+        remove_tree(old)
+    elif old.exists():
+        remove_tree(upper)
+        old.rename(upper)
+
+
+def _old_upper(upper: Path) -> Path:
+    return upper.with_name("upper.old")
