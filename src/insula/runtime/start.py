@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Start a container: network ready, spawner asked, written down.  Every failure undoes what was made."""
 
+import signal
 import time
 from contextlib import ExitStack, suppress
 
@@ -17,6 +18,7 @@ from insula.runtime import binds, quotas
 from insula.runtime.context import Runtime
 from insula.runtime.plan import start_plan
 from insula.runtime.remove import remove_ended
+from insula.runtime.undo import attempt
 
 
 def start(
@@ -55,19 +57,20 @@ def start_locked(
         runtime.before_start(record)
         with binds.opened(record, start_plan(runtime, record), permit=permit) as plan:
             pid = runtime.spawner.start(plan, attach=attach, connection=connection)
+        undo.callback(attempt, runtime.spawner.signal, record.id, signal.SIGKILL)
+        started = replace(
+            record,
+            status=after(record.status, Event.START, name=record.name),
+            pid=pid,
+            started_at=time.time(),
+            finished_at=0.0,
+            exit_code=None,
+            oom_killed=False,
+            error="",
+            stopped_by_user=False,
+        )
+        runtime.store.update_container(started)
         undo.pop_all()
-    started = replace(
-        record,
-        status=after(record.status, Event.START, name=record.name),
-        pid=pid,
-        started_at=time.time(),
-        finished_at=0.0,
-        exit_code=None,
-        oom_killed=False,
-        error="",
-        stopped_by_user=False,
-    )
-    runtime.store.update_container(started)
     return started
 
 
