@@ -131,17 +131,17 @@ def open_root(record: ContainerRecord) -> int:
     """Open the root of a running container.  Raises: WrongState if it has just ended."""
     try:
         # One handle for all: the pid may be given to another process at any moment, the handle then leads nowhere.
-        process = os.open(f"/proc/{record.pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
+        with ExitStack() as held, ExitStack() as undo:
+            process = os.open(f"/proc/{record.pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            held.callback(os.close, process)
             root = os.open("root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=process)
+            undo.callback(os.close, root)
             with open(
                 os.open("cgroup", os.O_RDONLY | os.O_CLOEXEC, dir_fd=process), encoding="utf-8"
             ) as file:
                 if record.id in file.read():
+                    undo.pop_all()
                     return root
-            os.close(root)
-        finally:
-            os.close(process)
     except (FileNotFoundError, ProcessLookupError):
         pass
     raise WrongState(f"container `{record.name}` is not running: it has just ended")

@@ -7,7 +7,7 @@ import time
 
 from msgspec.structs import replace
 
-from insula.model.errors import ContainerNotFound, NameTaken, VolumeNotFound
+from insula.model.errors import ContainerNotFound, InvalidSpec, NameTaken, VolumeNotFound
 from insula.model.grant import Grant
 from insula.model.lifecycle import ALIVE
 from insula.model.record import ContainerRecord
@@ -68,8 +68,6 @@ def remove_moved(runtime: Runtime, record: ContainerRecord) -> None:
 def rename(grant: Grant, runtime: Runtime, ref: str, *, name: str) -> None:
     """Give a container another name.  Raises: InvalidSpec, NameTaken."""
     if not NAME.fullmatch(name):
-        from insula.model.errors import InvalidSpec
-
         raise InvalidSpec(
             f"cannot name a container `{name[:80]}`", hint="letters, digits, `_`, `.`, `-`, at most 63"
         )

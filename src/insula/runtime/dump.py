@@ -265,6 +265,7 @@ def restore(
                 runtime.spawner.plug(record.id, stage.pid)
             case "orphan-pts-master" if stage.descriptors:
                 terminal = stage.descriptors[0]
+                held.callback(os.close, terminal)
             case "post-restore":
                 filled.check()
                 stages.restored()
@@ -286,8 +287,6 @@ def restore(
             stall.blame_memory()
             raise _failure(RestoreFailed, "restore", record=record, images=images, log=RESTORE_LOG)
         runtime.spawner.adopt(record.id, response.pid, terminal=terminal)
-        if terminal >= 0:
-            os.close(terminal)
     return response.pid
 
 
