@@ -1,19 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much slower programs run while they are watched, beside strace and bpftrace, and how many events are told without loss.
+"""How much slower programs run while they are watched, beside strace and bpftrace; how many events are told without loss;
+what 500 containers at rest cost.
 
-    python bench/monitor.py [--turns N] [--containers N]
+    python bench/monitor.py [--pairs N] [--containers N]
 
 Three programs in containers: redis-server asked by redis-benchmark from outside, sqlite3 inserting rows, and a loop of
 getppid(2), which is the worst case: nothing but system calls.  Each runs unwatched, counted (`/calls`), told of in full
-(`/trace`), unwatched beside a container that is told of in full, and under `strace -f -c` and bpftrace's counting, in
-turns.  Slow-downs are of the time that a fixed piece of work takes, medians of the turns' ratios to the unwatched turn
-before.  Host, clients and bench share this machine's processors.
+(`/trace`), unwatched beside a container that is told of in full, and under `strace -f -c` and bpftrace's counting.
+
+A slow-down compares rounds of about half a second, plain and watched in turns (the first of a pair changes), by the
+lower quartile of the time of one piece of work: whatever else runs on the machine only ever makes a round longer.  The
+figures that end in `_cpu` are the same of the processor time of the program itself, which other load disturbs less.
+The programs have the first processor, clients and insulad all of them.
 
 Exit codes: 0 measured; 1 something failed; 3 something is missing on this machine.
 """
 
 import argparse
-import json
+import os
+import re
+import select
 import shutil
 import statistics
 import subprocess
@@ -21,9 +27,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -38,44 +45,66 @@ from insula.client.http import Answer, Client
 from insula.model.errors import InsulaError
 
 EXIT_FAILED, EXIT_MISSING = 1, 3
-REQUESTS = 60_000
-IDLE_S = 15.0
+PAIRS = 15
+SLOW_PAIRS = 3
+"""Of tracers that make a program many times slower."""
+SLOWER = 20
+"""So much less work is done under those."""
+IDLE_S = 20.0
 FLOOD_S = 3.0
-RATES = (25_000, 50_000, 100_000, 150_000, 200_000, 250_000, 300_000)
+RATES = (25_000, 50_000, 75_000, 100_000, 150_000, 200_000, 250_000, 300_000, 400_000)
 WITHIN_S = 60.0
+TOOL_ENDS_S = 2.0
+FIRST_PROCESSOR = {0}
 
-#: Does a piece of work for each line that it reads, and says how many seconds it took.
+#: Does as many pieces of work as each line that it reads says, and says how many seconds they took.
 WORKER = """
 import sys, time
 {prepare}
 print("ready", flush=True)
 for line in sys.stdin:
     begun = time.perf_counter()
-    {work}
+    for n in range(int(line)):
+        {work}
     print(time.perf_counter() - begun, flush=True)
 """
-GETPPID = ("import os; ask = os.getppid", "for _ in range(1_000_000): ask()")
+GETPPID = ("import os; ask = os.getppid", "ask()")
+#: In memory: a disk would be measured otherwise.  Each insert makes a journal and removes it.
 SQLITE = (
-    "import sqlite3; db = sqlite3.connect('/tmp/db', isolation_level=None); db.execute('create table t (a, b)')",
-    "for n in range(2000): db.execute('insert into t values (?, ?)', (n, str(n)))",
+    "import sqlite3; db = sqlite3.connect('/dev/shm/db', isolation_level=None);"
+    " db.execute('create table t (a, b)')",
+    "db.execute('insert into t values (?, ?)', (n, str(n)))",
 )
 FLOOD = """
 import os, sys, time
+paths = [f"/dev/shm/{n}" for n in range(256)]
+for path in paths:
+    os.close(os.open(path, os.O_CREAT))
+open_, close = os.open, os.close
+print("ready", flush=True)
 for line in sys.stdin:
     rate, seconds = map(float, line.split())
     made, begun = 0, time.perf_counter()
     while (spent := time.perf_counter() - begun) < seconds:
-        for _ in range(max(0, int(rate * spent) - made)):
-            try: os.open("/none", 0)
-            except OSError: pass
+        for n in range(max(0, int(rate * spent) - made)):
+            close(open_(paths[n & 255], 0))
             made += 1
-        time.sleep(0.001)
+        time.sleep(0.0005)
     print(made, time.perf_counter() - begun, flush=True)
 """
+#: What a piece of work is, how many of them are a round.
+ROUNDS = {"redis": 20_000, "sqlite3": 4_000, "getppid": 1_500_000}
+
+
+class Spent(NamedTuple):
+    """For one piece of work."""
+
+    seconds: float
+    cpu_s: float
 
 
 class Worker:
-    """A program in a container that does a piece of work when it is told to."""
+    """A program in a container that works when it is told to."""
 
     def __init__(self, program: Path, socket: Path, name: str, text: str) -> None:
         self.name = name
@@ -101,10 +130,6 @@ class Worker:
         self._process.stdin.flush()
         return self.read()
 
-    def work(self) -> float:
-        """Have the piece of work done; returns the seconds that it took."""
-        return float(self.tell("go"))
-
     def close(self) -> None:
         if self._process.stdin is not None:
             self._process.stdin.close()
@@ -115,7 +140,7 @@ class Worker:
 
 @dataclass
 class Reading:
-    """Reads a streamed answer to its end and throws it away, but for what was lost."""
+    """Reads a streamed answer as fast as it can, and counts what it tells."""
 
     answer: Answer
     told: int = 0
@@ -123,20 +148,18 @@ class Reading:
     thread: threading.Thread = field(init=False)
 
     def __post_init__(self) -> None:
-        self._lines = self.answer.lines()
-        next(self._lines)  # it has begun
+        next(self.answer.lines())  # it has begun
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
     def _run(self) -> None:
-        try:
-            for line in self._lines:
-                if line.startswith(b'{"type":"lost"'):
-                    self.lost += int(json.loads(line)["events"])
-                else:
-                    self.told += 1
-        except (InsulaError, OSError):  # hung up by `close`
-            pass
+        connection = self.answer.detach()
+        rest = b""
+        while data := connection.recv(1 << 20):
+            whole, _, rest = (rest + data).rpartition(b"\n")
+            self.told += whole.count(b'{"type":"event"')
+            if b'{"type":"lost"' in whole:
+                self.lost += sum(map(int, re.findall(rb'"type":"lost","events":(\d+)', whole)))
 
     def close(self) -> None:
         self.answer.detach().shutdown(2)
@@ -156,16 +179,51 @@ def watched(client: Client, name: str, what: str, **query: str) -> Iterator[Read
 
 @contextmanager
 def outside_tool(command: Sequence[str], *, until: str) -> Iterator[None]:
-    """Run a tracer while the block runs, from when it has said that it is attached."""
+    """Run a tracer while the block runs, from when it has said that it is attached.  Raises: CommandFailed."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    said: list[str] = []
     try:
         for line in process.stdout or ():
+            said.append(line.strip())
             if until in line:
                 break
+        else:
+            raise CommandFailed(f"{command[0]}: {' '.join(said[-2:])}")
         yield
     finally:
         process.terminate()
-        process.communicate(timeout=WITHIN_S)
+        try:
+            process.communicate(timeout=TOOL_ENDS_S)
+        except subprocess.TimeoutExpired:  # bpftrace 0.17 waits for an event
+            process.kill()
+            process.communicate()
+
+
+def bpftrace(filtered: str) -> list[str]:
+    """Return the command that counts system calls by bpftrace, which needs tracefs: here in a mount namespace of its own."""
+    script = f'BEGIN {{ printf("counting\\n"); }} tracepoint:raw_syscalls:sys_exit {filtered} {{ @[args->id] = count(); }}'
+    mounted = 'mount -t tracefs none /sys/kernel/tracing && exec "$@"'
+    return ["unshare", "--mount", "sh", "-c", mounted, "sh", "bpftrace", "-B", "line", "-e", script]
+
+
+def find_tools() -> set[str]:
+    """Return which tracers there are and work here, and say why another does not."""
+    found = set()
+    tries = {"strace": ["strace", "-c", "true"], "bpftrace": bpftrace("/pid == 1/")}
+    for name, command in tries.items():
+        if shutil.which(name) is None:
+            print(f"without {name}: it is not installed (apt-get install {name})")
+            continue
+        try:
+            if name == "bpftrace":
+                with outside_tool(command, until="counting"):
+                    pass
+            else:
+                subprocess.run(command, check=True, capture_output=True, timeout=WITHIN_S)
+            found.add(name)
+        except (CommandFailed, OSError, subprocess.SubprocessError) as error:
+            print(f"without {name}: {error}")
+    return found
 
 
 def program_pid(client: Client, name: str) -> int:
@@ -173,52 +231,83 @@ def program_pid(client: Client, name: str) -> int:
     return int(client.get(f"/v1/containers/{name}/top")[-1]["host_pid"])
 
 
-def ways(client: Client, name: str, other: str) -> dict[str, Callable[[ExitStack], object]]:
+Watch = Callable[[ExitStack], object]
+
+
+def ways(client: Client, name: str, other: str, *, tools: set[str]) -> dict[str, Watch]:
     """Return how a container is watched, by each way."""
-    found: dict[str, Callable[[ExitStack], object]] = {
-        "counted": lambda stack: stack.enter_context(watched(client, name, "calls", stream="1")),
-        "told": lambda stack: stack.enter_context(watched(client, name, "trace")),
+    pid = program_pid(client, name)
+    found: dict[str, Watch] = {
+        "counters": lambda stack: stack.enter_context(watched(client, name, "calls", stream="1")),
+        "events": lambda stack: stack.enter_context(watched(client, name, "trace")),
         "beside": lambda stack: stack.enter_context(watched(client, other, "trace")),
     }
-    if shutil.which("strace"):
-        found["strace"] = lambda stack: stack.enter_context(
-            outside_tool(["strace", "-f", "-c", "-p", str(program_pid(client, name))], until="attached")
-        )
-    if shutil.which("bpftrace"):
-        script = "tracepoint:raw_syscalls:sys_exit /pid == {}/ {{ @[args->id] = count(); }}"
-        found["bpftrace"] = lambda stack: stack.enter_context(
-            outside_tool(["bpftrace", "-e", script.format(program_pid(client, name))], until="Attaching")
+    commands = {
+        "strace": (["strace", "-f", "-c", "-p", str(pid)], "attached"),
+        "bpftrace": (bpftrace(f"/pid == {pid}/"), "counting"),
+    }
+    for tool in sorted(tools):
+        command, until = commands[tool]
+        found[tool] = lambda stack, command=command, until=until: stack.enter_context(  # type: ignore[misc]
+            outside_tool(command, until=until)
         )
     return found
 
 
 def slowdowns(
-    work: Callable[[], float], by: Mapping[str, Callable[[ExitStack], object]], *, turns: int
-) -> dict[str, float]:
-    """Return how much longer a piece of work takes by each way, as a fraction of the unwatched turn before."""
-    ratios: dict[str, list[float]] = {name: [] for name in by}
-    work()
-    for _ in range(turns):
-        for name, watch in by.items():
-            plain = work()
-            with ExitStack() as stack:
-                watch(stack)
-                ratios[name].append(work() / plain)
-    return {name: round(statistics.median(each) - 1, 4) for name, each in ratios.items()}
+    work: Callable[[int], Spent], by: Mapping[str, Watch], *, units: int, pairs: int
+) -> dict[str, Spent]:
+    """Return how much longer a piece of work takes by each way, as a fraction of that unwatched."""
+    work(units)
+    found = {}
+    for name, watch in by.items():
+        is_slow = name == "strace"
+        count = SLOW_PAIRS if is_slow else pairs
+        plain, seen = [], []
+        for turn in range(count):
+            for is_watched in (turn % 2 == 0, turn % 2 != 0):
+                with ExitStack() as stack:
+                    if is_watched:
+                        watch(stack)
+                    (seen if is_watched else plain).append(work(units // SLOWER if is_slow else units))
+        found[name] = Spent(*(round(low(new) / low(old) - 1, 4) for new, old in zip(
+            zip(*seen, strict=True), zip(*plain, strict=True), strict=True)))  # fmt: skip
+    return found
 
 
-def redis_work(outside: int) -> float:
-    """Ask redis-server; returns the seconds of one request."""
-    command = ["nsenter", f"--net=/proc/self/fd/{outside}", "redis-benchmark", "-h", ADDRESS, "-t", "get"]
-    done = subprocess.run(
-        [*command, "-n", str(REQUESTS), "-c", "20", "--csv"],
-        pass_fds=[outside],
-        capture_output=True,
-        text=True,
-        timeout=WITHIN_S,
-        check=True,
-    )
-    return 1 / float(done.stdout.strip().splitlines()[-1].split(",")[1].strip('"'))
+def low(samples: Sequence[float]) -> float:
+    """Return the lower quartile."""
+    return statistics.quantiles(samples, n=4, method="inclusive")[0]
+
+
+def cpu_s(pid: int) -> float:
+    """Return the processor time of a process's first thread."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
+
+
+def timed(pid: int, work: Callable[[int], float]) -> Callable[[int], Spent]:
+    """Return the work, measured: `work` returns the seconds that it took."""
+
+    def measured(units: int) -> Spent:
+        before = cpu_s(pid)
+        seconds = work(units)
+        return Spent(seconds / units, (cpu_s(pid) - before) / units)
+
+    return measured
+
+
+def from_outside(outside: int, command: Sequence[str]) -> str:
+    """Run a command where clients stand; returns what it printed."""
+    words = ["nsenter", f"--net=/proc/self/fd/{outside}", *command]
+    return subprocess.run(
+        words, pass_fds=[outside], capture_output=True, text=True, timeout=WITHIN_S, check=True
+    ).stdout
+
+
+def redis_work(outside: int, units: int) -> float:
+    """Ask redis-server; returns the seconds."""
+    asked = ["redis-benchmark", "-h", ADDRESS, "-t", "get", "-n", str(units), "-c", "20", "--csv"]
+    return units / float(from_outside(outside, asked).strip().splitlines()[-1].split(",")[1].strip('"'))
 
 
 def most_told(client: Client, flood: Worker, **query: str) -> int:
@@ -226,84 +315,121 @@ def most_told(client: Client, flood: Worker, **query: str) -> int:
     best = 0
     for rate in RATES:
         with watched(client, flood.name, "trace", **query) as reading:
-            made, seconds = map(float, flood.tell(f"{rate} {FLOOD_S}").split())
-            client.get("/v1/version")
-            time.sleep(0.5)  # what was lost last is told a moment later
-        reached = int(made / seconds)
-        print(f"  events: {reached}/s, {reading.lost} lost, {reading.told} told", flush=True)
+            made, seconds = flood.tell(f"{rate} {FLOOD_S}").split()
+            reached = int(int(made) / float(seconds))
+            deadline = time.monotonic() + WITHIN_S
+            while (
+                not query.get("calls")
+                and reading.told + reading.lost < int(made)
+                and time.monotonic() < deadline
+            ):
+                select.select([], [], [], 0.02)
+            select.select([], [], [], 0.5)  # what was lost last is told a moment later
+        print(f"  events: {reached}/s, {reading.told} told, {reading.lost} lost of {made}", flush=True)
         if reading.lost or reached < rate * 0.9:
             break
         best = reached
     return best
 
 
-def idle_share(world: World, client: Client, *, count: int) -> float:
-    """Return the share of a processor that insulad uses while it counts so many containers at rest."""
+def idle_share(world: World, client: Client, *, count: int) -> dict[str, float]:
+    """Return the share of a processor that insulad uses beside so many containers at rest, uncounted and counted."""
     spec = {"image": "host", "command": ["sleep", "infinity"], "network": "none"}
     made = [client.call("POST", "/v1/containers", body=spec)["id"] for _ in range(count)]
-    for each in made:
-        client.call("POST", f"/v1/containers/{each}/start")
     daemon = world.hosts["alpha"].daemon
-    stat = Path(f"/proc/{daemon.pid if daemon else 0}/schedstat")
-    reading = Reading(client.open("GET", "/v1/calls", query={"stream": "1"}))
+    pid = daemon.pid if daemon else 0
     try:
-        before, begun = int(stat.read_text().split()[0]), time.monotonic()
-        time.sleep(IDLE_S)
-        used = (int(stat.read_text().split()[0]) - before) / 1e9
-        return round(used / (time.monotonic() - begun), 4)
+        for each in made:
+            client.call("POST", f"/v1/containers/{each}/start")
+        alone = share_of(pid)
+        reading = Reading(client.open("GET", "/v1/calls", query={"stream": "1"}))
+        try:
+            return {"idle_uncounted_share": alone, "idle_share": share_of(pid)}
+        finally:
+            reading.close()
     finally:
-        reading.close()
         for each in made:
             client.call("DELETE", f"/v1/containers/{each}", query={"force": "1"})
 
 
-def measure(world: World, *, turns: int, containers: int) -> dict[str, object]:
+def share_of(pid: int) -> float:
+    """Return the share of a processor that a process, all threads, uses for a while."""
+
+    def used() -> float:
+        return sum(
+            int((task / "schedstat").read_text().split()[0]) for task in Path(f"/proc/{pid}/task").iterdir()
+        )
+
+    before, begun = used(), time.monotonic()
+    select.select([], [], [], IDLE_S)
+    return round((used() - before) / 1e9 / (time.monotonic() - begun), 4)
+
+
+def start_workers(program: Path, socket: Path, stack: ExitStack) -> dict[str, Worker]:
+    """Start the programs that work by hand."""
+    texts = {
+        "sqlite3": WORKER.format(prepare=SQLITE[0], work=SQLITE[1]),
+        "getppid": WORKER.format(prepare=GETPPID[0], work=GETPPID[1]),
+        "flood": FLOOD,
+    }
+    workers = {name: Worker(program, socket, name, text) for name, text in texts.items()}
+    for worker in workers.values():
+        stack.callback(worker.close)
+        worker.read()
+    return workers
+
+
+def start_redis(client: Client, outside: int) -> None:
+    """Start redis-server and wait until it answers: redis-benchmark spins for ever on a port that refuses."""
+    spec = {"image": "host", "name": "redis", "network": "lan", "address": ADDRESS,
+            "command": ["redis-server", "--save", "", "--appendonly", "no", "--protected-mode", "no"]}  # fmt: skip
+    client.call("POST", "/v1/containers", body=spec)
+    client.call("POST", "/v1/containers/redis/start")
+    deadline = time.monotonic() + WITHIN_S
+    while time.monotonic() < deadline:
+        with suppress(subprocess.CalledProcessError):
+            if "PONG" in from_outside(outside, ["redis-cli", "-h", ADDRESS, "ping"]):
+                return
+        select.select([], [], [], 0.05)
+    raise CommandFailed("redis-server does not answer")
+
+
+def measure(world: World, *, pairs: int, containers: int) -> dict[str, object]:
     """Return all facts."""
     host = world.hosts["alpha"]
     client, program = host.client(), users.install_program(world.folder)
     facts: dict[str, object] = {}
-    rows = [("slower by", "counted", "told", "beside one told", "strace -f -c", "bpftrace")]
+    tools = find_tools()
+    columns = ("counters", "events", "beside", "strace", "bpftrace")
+    rows = [("slower by (cpu)", "counted", "told", "beside one told", "strace -f -c", "bpftrace")]
     with ExitStack() as stack:
-        texts = {"getppid": GETPPID, "sqlite3": SQLITE}
-        workers = {
-            name: Worker(program, host.socket, name, WORKER.format(prepare=prepare, work=work))
-            for name, (prepare, work) in texts.items()
-        }
-        workers["flood"] = Worker(
-            program, host.socket, "flood", FLOOD.replace("for line", "print('ready')\nfor line", 1)
-        )
-        for worker in workers.values():
-            stack.callback(worker.close)
-            worker.read()
-        spec = {"image": "host", "name": "redis", "network": "lan", "address": ADDRESS,
-                "command": ["redis-server", "--save", "", "--appendonly", "no", "--protected-mode", "no"]}  # fmt: skip
-        client.call("POST", "/v1/containers", body=spec)
-        client.call("POST", "/v1/containers/redis/start")
-        works: dict[str, Callable[[], float]] = {
-            "redis": lambda: redis_work(world.outside),
-            "sqlite3": workers["sqlite3"].work,
-            "getppid": workers["getppid"].work,
-        }
+        workers = start_workers(program, host.socket, stack)
+        start_redis(client, world.outside)
+        works: dict[str, Callable[[int], float]] = {"redis": lambda units: redis_work(world.outside, units)}
+        for name in ("sqlite3", "getppid"):
+            works[name] = lambda units, worker=workers[name]: float(worker.tell(str(units)))  # type: ignore[misc]
         for name, work in works.items():
-            by = slowdowns(work, ways(client, name, "flood"), turns=turns)
-            facts |= {f"{name}_{way}": value for way, value in by.items()}
-            words = [
-                f"{by[way]:+.1%}" if way in by else "-"
-                for way in ("counted", "told", "beside", "strace", "bpftrace")
-            ]
-            rows.append((name, *words))
+            pid = program_pid(client, name)
+            os.sched_setaffinity(pid, FIRST_PROCESSOR)
+            watches = ways(client, name, "flood", tools=tools)
+            by = slowdowns(timed(pid, work), watches, units=ROUNDS[name], pairs=pairs)
+            for way, value in by.items():
+                facts |= {f"{name}_{way}": value.seconds, f"{name}_{way}_cpu": value.cpu_s}
+            cells = (
+                f"{by[way].seconds:+.1%} ({by[way].cpu_s:+.1%})" if way in by else "-" for way in columns
+            )
+            rows.append((name, *cells))
             print("\n".join(align(rows)), flush=True)
-        facts["events_looked_at_per_s"] = most_told(client, workers["flood"], kinds="file", calls="unlink")
         facts["events_told_per_s"] = most_told(client, workers["flood"], kinds="file")
+        facts["events_looked_at_per_s"] = most_told(client, workers["flood"], kinds="file", calls="unlink")
         client.call("DELETE", "/v1/containers/redis", query={"force": "1"})
-    facts["idle_share"] = idle_share(world, client, count=containers)
-    return facts
+    return facts | idle_share(world, client, count=containers)
 
 
 def main() -> int:
     """Measure on one host that is made for it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--pairs", type=int, default=PAIRS, help="rounds of each way; 3 for a short look")
     parser.add_argument("--containers", type=int, default=500)
     options = parser.parse_args()
     if check.refuse("bench"):
@@ -313,17 +439,17 @@ def main() -> int:
             users.make((), program=Path())
             world.start()
             world.create_networks()
-            facts = measure(world, turns=options.turns, containers=options.containers)
+            facts = measure(world, pairs=max(2, options.pairs), containers=options.containers)
         except (CommandFailed, InsulaError, OSError, subprocess.SubprocessError) as error:
             print(f"bench: {error}\n{tail(world.hosts['alpha'])}", file=sys.stderr)
             return EXIT_FAILED
         finally:
             users.remove(())
     named = {
-        "redis_counters_slowdown": facts.get("redis_counted"),
-        "redis_events_slowdown": facts.get("redis_told"),
+        "redis_counters_slowdown": facts.get("redis_counters"),
+        "redis_events_slowdown": facts.get("redis_events"),
         "strace_slowdown": facts.get("redis_strace"),
-        "events_per_s_no_loss": facts.get("events_looked_at_per_s"),
+        "events_per_s_no_loss": facts.get("events_told_per_s"),
         "idle_500_core_share": facts.get("idle_share") if options.containers == 500 else None,
     }
     print(bench_line({**named, **facts}))

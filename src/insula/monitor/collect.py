@@ -29,6 +29,8 @@ from insula.monitor.subscription import Redact, Scope, Subject, Subscription, as
 from insula.monitor.throttling import Throttling
 
 BATCH = 8192
+LINGER_MS = 5
+"""After events more are looked for unasked, so long after: waking the reader for each costs the program that makes them."""
 TICK_S = 0.2
 """How often losses and throttling are looked at while somebody watches."""
 TIMED_TICKS = 10
@@ -242,26 +244,39 @@ class Collector:
         return self._probes
 
     def _run(self, probes: Probes) -> None:
-        poll = select.poll()
-        poll.register(probes.ring.fd, select.POLLIN)
-        poll.register(self._wake, select.POLLIN)
+        woken, lingering = select.poll(), select.poll()
+        woken.register(probes.ring.fd, select.POLLIN)
+        for poll in (woken, lingering):
+            poll.register(self._wake, select.POLLIN)
         next_tick = 0.0
         ticks = 0
+        is_busy = False
         while not self._is_closing:
-            for fd, _ in poll.poll(TICK_S * 1000 if self._subscriptions or self._counting else None):
-                if fd == self._wake:
-                    os.eventfd_read(self._wake)
-            with self._lock:
-                ending, self._ending = self._ending, []
-            while records := probes.ring.read(at_most=BATCH):
-                self._hand_out(records)
-            for subscription, reason in ending:
-                subscription.end(reason)
+            if is_busy:
+                found = lingering.poll(LINGER_MS)
+            else:
+                probes.wake_reader()
+                found = woken.poll(TICK_S * 1000 if self._subscriptions or self._counting else None)
+            if any(fd == self._wake for fd, _ in found):
+                os.eventfd_read(self._wake)
+            is_busy = self._empty(probes)
             now = time.monotonic()
             if now >= next_tick:
                 next_tick = now + TICK_S
                 self._tick(probes, is_timed=ticks % TIMED_TICKS == 0)
                 ticks += 1
+
+    def _empty(self, probes: Probes) -> bool:
+        """Hand out what is in the ring, then say to whom it ends.  Returns: whether there was anything."""
+        with self._lock:
+            ending, self._ending = self._ending, []
+        is_any = False
+        while records := probes.ring.read(at_most=BATCH):
+            is_any = True
+            self._hand_out(records)
+        for subscription, reason in ending:
+            subscription.end(reason)
+        return is_any
 
     def _hand_out(self, records: list[bytes]) -> None:
         shares: dict[int, list[bytes]] = {}

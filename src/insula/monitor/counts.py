@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 from insula.model.monitor import CallCount, ContainerCounts
-from insula.monitor.describe import capability_name
+from insula.monitor.details import capability_name
 from insula.monitor.layout import FIRST_STEP_NS, Count, Durations
 from insula.monitor.probes import Probes
 from insula.monitor.subscription import Subject

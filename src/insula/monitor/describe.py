@@ -1,34 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
 """Numbers of the kernel into words: an event as a person reads it.  Pure.
 
-Sources: the man pages open(2), ip(7), ipv6(7), unix(7), wait(2), signal(7), capabilities(7).
+Sources: the man pages ip(7), ipv6(7), unix(7).
 """
 
 import errno
 import ipaddress
 import os
-import signal
 import struct
 from collections.abc import Callable, Mapping
 
-from insula.kernel import caps
+from insula.kernel import syscalls
 from insula.model.monitor import Event, EventKind
-from insula.monitor.layout import Kind, Raw
+from insula.monitor.details import FLAGS_AT, detail_of
+from insula.monitor.layout import ARGUMENTS_AT, NAMED, NAMED_AT, RESULT_AT, Kind, Raw
+from insula.monitor.shapes import SHAPES
 
-_KINDS = {kind: EventKind(kind.name.lower()) for kind in Kind}
+_KINDS: Mapping[int, EventKind] = {kind: EventKind(kind.name.lower()) for kind in Kind}
+_ADDRESSED = frozenset(name for name, shape in SHAPES.items() if shape.kind is Kind.NETWORK)
+"""Calls of which the text is a struct sockaddr."""
+_TWO_FOLDERS = frozenset({"renameat", "renameat2", "linkat"})
 _AF_UNIX, _AF_INET, _AF_INET6 = 1, 2, 10
 _FAMILY = struct.Struct("=H")
 _PORT = struct.Struct(">H")
-_ACCESS = {os.O_RDONLY: "O_RDONLY", os.O_WRONLY: "O_WRONLY", os.O_RDWR: "O_RDWR"}
-_FLAGS = tuple(
-    (getattr(os, name), name)
-    for name in (
-        "O_CREAT", "O_EXCL", "O_TRUNC", "O_APPEND", "O_NONBLOCK", "O_DIRECTORY", "O_NOFOLLOW", "O_TMPFILE", "O_PATH",
+_WITH_ARGUMENTS = frozenset({Kind.IDENTITY, Kind.KERNEL})
+_NO_PLACE = slice(0, 0)
+_PLACES = {
+    number: slice(ARGUMENTS_AT + 8 * first, ARGUMENTS_AT + 8 * last)
+    for name, number in syscalls.numbers(os.uname().machine).items()
+    for first, last in (
+        [(FLAGS_AT[name], FLAGS_AT[name] + 1)]
+        if name in FLAGS_AT
+        else [(0, 3)]
+        if name in _TWO_FOLDERS
+        else []
     )
-)  # fmt: skip
-_FLAGS_AT = {"open": 1, "openat": 2, "openat2": 2}
-"""Place of the flags among the arguments, from 0."""
-_PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmp"}
+}
+"""Number of a call that is told as `file` → where those of its arguments stand that are put into words."""
 _LOW = 0xFFFFFFFF
 """Of a descriptor: the kernel takes an int."""
 
@@ -63,51 +71,6 @@ def address_of(data: bytes) -> str:
     return f"family {family}"
 
 
-def signal_name(number: int) -> str:
-    """Return `SIGTERM` for 15, `SIGRTMIN+3` and the like for real-time signals."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"SIGRTMIN+{number - signal.SIGRTMIN}" if number > signal.SIGRTMIN else f"signal {number}"
-
-
-def capability_name(bit: int) -> str:
-    """Return `NET_ADMIN` for 12."""
-    return caps.NAMES[bit] if bit < len(caps.NAMES) else f"capability {bit}"
-
-
-def end_of(status: int) -> str:
-    """Say how a process ended, from its wait(2) status."""
-    if status & 0x7F:
-        return f"killed by {signal_name(status & 0x7F)}" + (", core dumped" if status & 0x80 else "")
-    return f"exit code {status >> 8 & 0xFF}"
-
-
-def _flags(raw: Raw, call: str) -> str:
-    if call not in _FLAGS_AT:
-        return ""
-    flags = raw.arguments[_FLAGS_AT[call]]
-    return "|".join([_ACCESS.get(flags & 3, "?"), *(name for bit, name in _FLAGS if flags & bit == bit)])
-
-
-def _detail(raw: Raw, call: str) -> str:
-    match raw.kind:
-        case Kind.EXIT:
-            return end_of(raw.result)
-        case Kind.SIGNAL:
-            return f"{signal_name(raw.arguments[0])} to {raw.arguments[1]}"
-        case Kind.FORK:
-            return f"child {raw.arguments[0]}"
-        case Kind.CAPABILITY:
-            return f"{capability_name(raw.arguments[0])} {'granted' if raw.result == 0 else 'refused'}"
-        case Kind.FILE:
-            return _flags(raw, call)
-        case Kind.NETWORK:
-            return _PROTOCOLS.get(raw.protocol, "")
-        case _:
-            return ""
-
-
 def describe(
     raw: Raw,
     *,
@@ -121,12 +84,13 @@ def describe(
 
     clock: when CLOCK_BOOTTIME was 0, in seconds since the epoch.  inner_user: the host's uid → the container's, or -1.
     """
-    kind = Kind(raw.kind)
+    kind = raw.kind
     is_call = kind >= Kind.SECCOMP
-    call = calls.get(raw.number, f"syscall {raw.number}") if is_call else ""
-    is_address = kind is Kind.NETWORK
-    folder = folder_of(raw.folder)
-    is_exec = kind is Kind.EXEC
+    call = calls.get(raw.number) or f"syscall {raw.number}" if is_call else ""
+    is_address = call in _ADDRESSED
+    folder = folder_of(raw.folder) if raw.folder else ""
+    is_exec = kind == Kind.EXEC
+    path = "" if is_address else text_of(raw.other if is_exec else raw.text) if raw.text else ""
     return Event(
         at=clock + raw.nanoseconds / 1e9,
         container=container,
@@ -139,25 +103,38 @@ def describe(
         command=text_of(raw.command),
         result=raw.result,
         error=error_name(raw.result) if is_call else "",
-        path=text_of(raw.other) if is_exec else "" if is_address else _path_of(text_of(raw.text), folder),
-        other_path="" if is_exec else _path_of(text_of(raw.other), folder if _is_in_same(raw, call) else ""),
+        path=_path_of(path, folder) if folder else path,
+        other_path="" if is_exec or not raw.other else _other_path(raw, call, folder=folder),
         address=address_of(raw.text) if is_address else "",
-        arguments=tuple(text_of(word) for word in raw.text.removesuffix(b"\0").split(b"\0"))
-        if is_exec
-        else (),
-        detail=_detail(raw, call),
+        arguments=_arguments(raw.text) if is_exec else (),
+        detail=detail_of(raw, call),
         port=raw.port if is_address and call not in ("accept", "accept4") else 0,
     )
 
 
+def _arguments(text: bytes) -> tuple[str, ...]:
+    return tuple(text_of(word) for word in text.removesuffix(b"\0").split(b"\0"))
+
+
 def folder_of(names: bytes) -> str:
-    """Return a folder's path from its names, innermost first."""
-    found = [text_of(each) for each in names.split(b"\0")[:-1]]
-    return "/" + "/".join(reversed(found)) if names else ""
+    """Return a folder's path from its names, innermost first; `…` stands for those above that found no room."""
+    found = [text_of(each) for each in reversed(names.split(b"\0")[:-1]) if each]
+    is_whole = names == b"\0" or names.endswith(b"\0\0")
+    return ("/" if is_whole else "…/") + "/".join(found)
 
 
 def _path_of(path: str, folder: str) -> str:
-    return os.path.join(folder, path) if path and folder else path
+    """Return a path from the root.  `..` stays: what is above a link is not above it by name."""
+    if path.startswith("/"):
+        return path
+    while path.startswith("./"):
+        path = path[2:].lstrip("/")
+    return folder if path in ("", ".") else os.path.join(folder, path)
+
+
+def _other_path(raw: Raw, call: str, *, folder: str) -> str:
+    path = text_of(raw.other)
+    return _path_of(path, folder) if folder and _is_in_same(raw, call) else path
 
 
 def _is_in_same(raw: Raw, call: str) -> bool:
@@ -175,3 +152,14 @@ def is_writing(event: Event, *, is_tried: bool = False) -> bool:
         return True
     flags = event.detail.split("|")
     return flags[0] != "O_RDONLY" or "O_CREAT" in flags or "O_TRUNC" in flags
+
+
+def same_as(record: bytes) -> bytes:
+    """Return what two records have in common whose events differ in their time alone.
+
+    Arguments count only where they are put into words: those of most calls are addresses in the program's memory.
+    """
+    kind, number = NAMED.unpack_from(record, NAMED_AT)
+    if kind < Kind.FILE or kind in _WITH_ARGUMENTS:
+        return record[ARGUMENTS_AT:]
+    return record[_PLACES.get(number, _NO_PLACE)] + record[RESULT_AT:]

@@ -31,6 +31,11 @@ SHAPE = struct.Struct("=BBBBBBBB")
 KNOWN = struct.Struct(f"={SYSCALLS // 64}Q")
 HEAD = struct.Struct("=QQ6QqIIIHHHH16sHHH6x")
 HEAD_BYTES = HEAD.size
+TIME = struct.Struct("=Q")
+NAMED = struct.Struct("=HH")
+NAMED_AT = 84
+"""Where kind and number stand."""
+ARGUMENTS_AT, RESULT_AT = 16, 64
 CONFINED_ONLY, CHANGES_ONLY = 1, 2
 """Of a watch: WATCH_… of the header."""
 

@@ -63,6 +63,7 @@ class Probes:
         }
         self._known = Map(fd("known"), key_bytes=layout.CGROUP.size, value_bytes=layout.KNOWN.size)
         self.ring = Ring(fd("ring"), ring_bytes=ring_bytes)
+        self._sleeping = Map(fd("sleeping"), key_bytes=4, value_bytes=4)
         self._generation = Map(fd("generation"), key_bytes=4, value_bytes=layout.GENERATION.size)
         table = Map(fd("shapes"), key_bytes=4, value_bytes=layout.SHAPE.size)
         for number, shape in shapes.by_number(syscalls.numbers(os.uname().machine)).items():
@@ -106,6 +107,10 @@ class Probes:
     def strange(self, cgroup: int) -> dict[int, int]:
         """Return number of the system call → how often, of those that a container is not known to make."""
         return {number: count for group, number, _, count in self._read("strange") if group == cgroup}
+
+    def wake_reader(self) -> None:
+        """Have the next event make the ring readable; those after it do not, until this is called again."""
+        self._sleeping.put(bytes(4), (1).to_bytes(4, sys.byteorder))
 
     def time_calls(self, *, is_on: bool) -> None:
         """Time the calls of those that are counted from now on, or no more."""

@@ -7,8 +7,19 @@ never told.  Source: the man page of each call, section 2.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 
 from insula.monitor.layout import SHAPE, SYSCALLS, Kind
+
+
+class Form(IntEnum):
+    """How a call is told."""
+
+    PLAIN = 0
+    ACCEPT = 1
+    """With whom the connection comes from: the socket knows."""
+    FAILURE = 2
+    """Only if it failed: its success has a hook of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +31,7 @@ class Shape:
     other_path: int = 0
     address: int = 0
     """A struct sockaddr, whose length is the next argument."""
-    is_accept: bool = False
+    form: Form = Form.PLAIN
     folder: int = 0
     """A descriptor of the folder that `path` begins in."""
     flags: int = 0
@@ -31,7 +42,7 @@ class Shape:
     def pack(self) -> bytes:
         """Return what the map `shapes` holds."""
         return SHAPE.pack(
-            self.kind, self.path, self.other_path, self.address, self.is_accept, self.folder, self.flags, self.is_behind,
+            self.kind, self.path, self.other_path, self.address, self.form, self.folder, self.flags, self.is_behind,
         )  # fmt: skip
 
 
@@ -68,17 +79,20 @@ SHAPES: Mapping[str, Shape] = {
     "lsetxattr": Shape(_FILE, 1),
     "removexattr": Shape(_FILE, 1),
     "lremovexattr": Shape(_FILE, 1),
+    "execve": Shape(_FILE, 1, form=Form.FAILURE),
+    "execveat": Shape(_FILE, 2, folder=1, form=Form.FAILURE),
     "connect": Shape(_NETWORK, address=2),
     "bind": Shape(_NETWORK, address=2),
     "sendto": Shape(_NETWORK, address=5),
     "sendmsg": Shape(_NETWORK, address=2, is_behind=True),
     "sendmmsg": Shape(_NETWORK, address=2, is_behind=True),
-    "accept": Shape(_NETWORK, is_accept=True),
-    "accept4": Shape(_NETWORK, is_accept=True),
+    "accept": Shape(_NETWORK, form=Form.ACCEPT),
+    "accept4": Shape(_NETWORK, form=Form.ACCEPT),
     "mount": Shape(_MOUNT, 2, 1),
     "umount2": Shape(_MOUNT, 1),
     "move_mount": Shape(_MOUNT, 4, 2),
     "open_tree": Shape(_MOUNT, 2),
+    "mount_setattr": Shape(_MOUNT, 2),
     "fsopen": Shape(_MOUNT, 1),
     "pivot_root": Shape(_MOUNT, 1, 2),
     "chroot": Shape(_MOUNT, 1),
@@ -87,7 +101,7 @@ SHAPES: Mapping[str, Shape] = {
         Shape(Kind.IDENTITY),
     ),
     **dict.fromkeys(
-        "ptrace process_vm_readv process_vm_writev bpf perf_event_open userfaultfd io_uring_setup add_key keyctl"
+        "ptrace process_vm_readv process_vm_writev pidfd_getfd process_madvise bpf perf_event_open userfaultfd io_uring_setup add_key keyctl"
         " request_key init_module finit_module delete_module kexec_load kexec_file_load reboot swapon swapoff"
         " settimeofday clock_settime syslog iopl ioperm open_by_handle_at acct quotactl".split(),
         Shape(Kind.KERNEL),

@@ -10,16 +10,23 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from fnmatch import fnmatchcase
+from operator import methodcaller
 from typing import NamedTuple, TypeAlias
+
+from msgspec.structs import force_setattr
 
 from insula.kernel.cgroup import Group
 from insula.model.monitor import Ended, Event, EventKind, Lost, TraceLine, TraceWish
-from insula.monitor.describe import describe, error_name, text_of
-from insula.monitor.layout import Kind, Raw, unpack
+from insula.monitor.describe import describe, error_name, same_as, text_of
+from insula.monitor.layout import TIME, Kind, Raw, unpack
 
 MAX_WAITING = 200_000
 """Events that wait for one watcher: some 50 MB."""
+MAX_WORDED = 256
+"""Different events that are remembered in words: some 200 KB."""
 ANY_ERROR = "any"
+_copied = methodcaller("__copy__")
+"""`copy.copy` without the search for how."""
 
 Redact: TypeAlias = Callable[[Event], Event]
 """Takes away what the watcher may not see."""
@@ -84,6 +91,8 @@ class Subscription:
         self._clock = clock
         self._notify = notify
         self._redact = redact
+        self._tells_all = redact is as_it_is and not wish.paths and not wish.addresses
+        self._worded: dict[bytes, Event | None] = {}
         self._numbers = frozenset(number for number, name in calls.items() if name in wish.calls)
         self.is_elsewhere = False
         """What it watches has moved, and is told of from there: its end here is not the end."""
@@ -109,7 +118,7 @@ class Subscription:
         lines: list[TraceLine] = [Lost(events=lost)] if lost else []
         while self._waiting and len(lines) < at_most:
             record = self._waiting.popleft()
-            line = self._event(unpack(record)) if isinstance(record, bytes) else self._told_event(record)
+            line = self._event(record) if isinstance(record, bytes) else self._told_event(record)
             if line is not None:
                 lines.append(line)
         return lines
@@ -138,8 +147,25 @@ class Subscription:
         self._waiting.append(Ended(reason=reason))
         self._notify()
 
-    def _event(self, raw: Raw) -> Event | None:
-        """Put an event into words, or return None for one that is not wished for."""
+    def _event(self, record: bytes) -> Event | None:
+        """Put an event into words, or return None for one that is not wished for.
+
+        Programs repeat themselves: what differs from an earlier event in its time alone is not worded again.
+        """
+        key = same_as(record)
+        if key in self._worded:
+            event = self._worded[key]
+            if event is not None:
+                event = _copied(event)
+                force_setattr(event, "at", self._clock + TIME.unpack_from(record)[0] / 1e9)
+        else:
+            event = self._in_words(unpack(record))
+            if len(self._worded) >= MAX_WORDED:
+                self._worded.clear()
+            self._worded[key] = event
+        return event if event is None or self._tells_all else self._told(event)
+
+    def _in_words(self, raw: Raw) -> Event | None:
         wish = self.wish
         if raw.kind not in self.kinds or (
             wish.calls and (raw.kind < Kind.SECCOMP or raw.number not in self._numbers)
@@ -150,7 +176,7 @@ class Subscription:
         if wish.commands and text_of(raw.command) not in wish.commands:
             return None
         subject = self.subject
-        event = describe(
+        return describe(
             raw,
             container=subject.container,
             name=subject.name,
@@ -158,7 +184,6 @@ class Subscription:
             clock=self._clock,
             inner_user=subject.inner_user,
         )
-        return self._told(event)
 
     def _told_event(self, line: TraceLine) -> TraceLine | None:
         """As `_told`, of a line that came in words already."""

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What of the kernel's own structures is read: the members we use, no more.  The loader (libbpf) moves every access to
  * where the member lies in the kernel that runs (CO-RE, by the kernel's BTF), so order and size here mean nothing.
- * Sources: include/linux/sched.h, sched/signal.h, pid.h, mm_types.h, binfmts.h, fdtable.h, dcache.h, fs/mount.h, net/sock.h.
+ * Sources: include/linux/sched.h, sched/signal.h, pid.h, mm_types.h, binfmts.h, fdtable.h, dcache.h, fs/mount.h, net/sock.h,
+ * cgroup-defs.h, kernfs.h, trace/events/oom.h; arch/x86/include/asm/thread_info.h.
  */
 #ifndef INSULA_KERNEL_H
 #define INSULA_KERNEL_H
@@ -65,7 +66,7 @@ struct path {
 };
 
 struct fs_struct {
-	struct path pwd;
+	struct path root, pwd;
 };
 
 struct file {
@@ -86,7 +87,26 @@ struct seccomp {
 	int mode;
 };
 
+struct thread_info {
+	__u32 status;
+};
+
+struct kernfs_node {
+	__u64 id;
+};
+
+struct cgroup {
+	struct kernfs_node *kn;
+	int level;
+	struct cgroup *ancestors[1];
+};
+
+struct css_set {
+	struct cgroup *dfl_cgrp;
+};
+
 struct task_struct {
+	struct thread_info thread_info;
 	int exit_code;
 	int pid, tgid;
 	struct task_struct *group_leader;
@@ -95,8 +115,15 @@ struct task_struct {
 	struct mm_struct *mm;
 	struct fs_struct *fs;
 	struct files_struct *files;
+	struct css_set *cgroups;
+	char comm[16];
 	struct seccomp seccomp;
 	const struct cred *real_cred;
+};
+
+/* Since Linux 6.10, when mark_victim came to be given the task; before, a pid. */
+struct trace_event_raw_mark_victim {
+	__u32 uid;
 };
 
 struct linux_binprm {
@@ -125,6 +152,7 @@ struct socket {
 };
 
 #if defined(__TARGET_ARCH_x86)
+#define IS_FOREIGN(task) ((task)->thread_info.status & 2) /* TS_COMPAT: in a call of the 32-bit ABI */
 struct pt_regs {
 	unsigned long di, si, dx, r10, r8, r9, ax, orig_ax;
 };
@@ -135,6 +163,7 @@ struct pt_regs {
 		(a)[3] = (regs)->r10, (a)[4] = (regs)->r8, (a)[5] = (regs)->r9;           \
 	} while (0)
 #elif defined(__TARGET_ARCH_arm64)
+#define IS_FOREIGN(task) 0
 struct pt_regs {
 	__u64 regs[31];
 	__u64 orig_x0;

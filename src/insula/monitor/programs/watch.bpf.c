@@ -25,6 +25,7 @@ char LICENSE[] SEC("license") = "GPL"; /* the helpers that read memory ask for i
 #define O_CHANGES 01103 /* O_WRONLY, O_RDWR, O_CREAT, O_TRUNC */
 #define FOLDERS 32 /* names of a folder's path that are told: the innermost */
 #define DEPTHS 16 /* how far below the root a container's group may lie */
+#define STRANGERS 1024 /* a power of two */
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -32,6 +33,23 @@ struct {
 	__type(key, __u32);
 	__type(value, __u32);
 } generation SEC(".maps"); /* counted up whenever a container comes into `watched` or goes */
+
+/* Groups that are in no watched container, each at the place that its id gives: what nobody watches costs a look here.
+ * An entry is the id and the generation that it is true of in one word, which is written at once. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, STRANGERS);
+	__type(key, __u32);
+	__type(value, __u64);
+} strangers SEC(".maps");
+
+/* Whether the reader sleeps until it is woken; else it looks by itself, soon. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} sleeping SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -152,25 +170,59 @@ static __always_inline __u64 find_watched(void)
 	return 0;
 }
 
+static __always_inline __u64 stranger(__u64 cgroup, __u32 now)
+{
+	return cgroup ^ (__u64)now << 40; /* ids are counted up from 1: they stay far below */
+}
+
 static __always_inline void look_anew(struct task *task, __u32 now)
 {
+	__u64 own = bpf_get_current_cgroup_id();
+	__u32 place = own & (STRANGERS - 1);
+	__u64 *known_stranger = bpf_map_lookup_elem(&strangers, &place);
 	__u64 cgroup = find_watched();
 	struct watch *watch = bpf_map_lookup_elem(&watched, &cgroup);
 
 	task->cgroup = watch ? cgroup : 0;
 	task->watch = watch ? *watch : unwatched;
 	task->generation = now;
+	if (!watch && known_stranger)
+		*(volatile __u64 *)known_stranger = stranger(own, now);
 }
 
-static __always_inline struct task *current_task(void)
+static __always_inline int is_stranger(__u32 now)
+{
+	__u64 own = bpf_get_current_cgroup_id();
+	__u32 place = own & (STRANGERS - 1);
+	__u64 *known_stranger = bpf_map_lookup_elem(&strangers, &place);
+
+	return known_stranger && *known_stranger == stranger(own, now);
+}
+
+static __always_inline __u32 current_generation(void)
+{
+	__u32 zero = 0, *now = bpf_map_lookup_elem(&generation, &zero);
+
+	return now ? *now : 0;
+}
+
+/* What is remembered of the task that runs now; none in an interrupt of another program's look at it. */
+static __always_inline struct task *current_task(__u32 now)
 {
 	struct task *task = bpf_task_storage_get(&tasks, bpf_get_current_task_btf(), 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
-	__u32 zero = 0;
-	__u32 *now = bpf_map_lookup_elem(&generation, &zero);
 
-	if (task && now && task->generation != *now)
-		look_anew(task, *now);
+	if (task && task->generation != now)
+		look_anew(task, now);
 	return task;
+}
+
+/* As above, if it is in a watched container. */
+static __always_inline struct task *watched_task(void)
+{
+	__u32 now = current_generation();
+	struct task *task = is_stranger(now) ? 0 : current_task(now);
+
+	return task && task->cgroup ? task : 0;
 }
 
 static __always_inline int is_left_out(const struct watch *watch)
@@ -183,9 +235,12 @@ static __always_inline int is_left_out(const struct watch *watch)
 /* The watched container that runs now, or 0. */
 static __always_inline __u64 container(void)
 {
-	struct task *task = current_task();
+	__u32 now = current_generation();
+	struct task *task;
 
-	/* No storage: an interrupt within another program's look at it. */
+	if (is_stranger(now))
+		return 0;
+	task = current_task(now);
 	return task ? task->cgroup : find_watched();
 }
 
@@ -246,13 +301,21 @@ static __always_inline void add_one(void *map, struct detail_key *key)
 		bpf_map_update_elem(map, key, &one, BPF_NOEXIST);
 }
 
+/* Hand an event over.  To wake the reader would cost more than all the rest: it is woken only if it sleeps. */
 static __always_inline void finish(struct event *event)
 {
 	__u64 size = EVENT_HEAD + event->text_bytes + event->other_bytes + event->folder_bytes;
+	__u32 zero = 0, *is_sleeping = bpf_map_lookup_elem(&sleeping, &zero);
+	__u64 wake = BPF_RB_NO_WAKEUP;
 
 	if (size > sizeof(*event))
 		size = sizeof(*event);
-	if (bpf_ringbuf_output(&ring, event, size, 0)) {
+	if (is_sleeping && *is_sleeping) {
+		*is_sleeping = 0;
+		wake = BPF_RB_FORCE_WAKEUP;
+	}
+	/* Twice: it also refuses when the lock cannot be had in time. */
+	if (bpf_ringbuf_output(&ring, event, size, wake) && bpf_ringbuf_output(&ring, event, size, wake)) {
 		struct detail_key key = { .cgroup = event->cgroup };
 
 		add_one(&losses, &key);
@@ -262,9 +325,9 @@ static __always_inline void finish(struct event *event)
 SEC("tp_btf/sys_enter")
 int BPF_PROG(on_enter, struct pt_regs *regs, long number)
 {
-	struct task *task = current_task();
+	struct task *task = watched_task();
 
-	if (!task || !task->cgroup)
+	if (!task)
 		return 0;
 	task->inside = task->seen = task->watch.number;
 	task->began = task->watch.slot < SLOTS ? bpf_ktime_get_ns() : 0;
@@ -363,7 +426,8 @@ static __always_inline struct file *file_of(long descriptor)
 	return file;
 }
 
-/* The folder that a path begins in, as the task sees it: its names, from the innermost to the root.  A function of its own,
+/* The folder that a path begins in, as the task sees it: its names, from the innermost to the root, which
+ * has an empty one.  A function of its own,
  * and how far it is kept in the event, so that the verifier looks at each level once and not at each way to it. */
 __noinline int read_folder(struct event *event, int descriptor)
 {
@@ -371,33 +435,42 @@ __noinline int read_folder(struct event *event, int descriptor)
 	struct file *file = descriptor == AT_FDCWD ? 0 : file_of(descriptor);
 	struct dentry *dentry = file ? BPF_CORE_READ(file, f_path.dentry) : BPF_CORE_READ(task, fs, pwd.dentry);
 	struct vfsmount *inner = file ? BPF_CORE_READ(file, f_path.mnt) : BPF_CORE_READ(task, fs, pwd.mnt);
+	struct dentry *root = BPF_CORE_READ(task, fs, root.dentry);
+	struct vfsmount *root_mount = BPF_CORE_READ(task, fs, root.mnt);
 	volatile __u16 *told;
 
 	if (!event)
 		return 0;
 	told = &event->folder_bytes;
 	for (int level = 0; level < FOLDERS; level++) {
-		if (dentry == BPF_CORE_READ(inner, mnt_root)) {
-			struct mount *mount = (void *)inner - bpf_core_field_offset(struct mount, mnt);
+		struct mount *mount = (void *)inner - bpf_core_field_offset(struct mount, mnt);
+		int is_root = dentry == root && inner == root_mount;
+		__u32 end = event->text_bytes + event->other_bytes + *told;
+		long bytes;
+
+		if (!is_root && dentry == BPF_CORE_READ(inner, mnt_root)) {
 			struct mount *parent = BPF_CORE_READ(mount, mnt_parent);
 
-			if (parent == mount)
-				break;
-			dentry = BPF_CORE_READ(mount, mnt_mountpoint);
-			inner = (void *)parent + bpf_core_field_offset(struct mount, mnt);
-		} else {
-			__u32 end = event->text_bytes + event->other_bytes + *told;
-			long bytes;
-
-			barrier_var(end);
-			if (end > ARGUMENTS)
-				break;
-			bytes = bpf_probe_read_kernel_str(event->text + end, TEXT, BPF_CORE_READ(dentry, d_name.name));
-			if (bytes <= 0)
-				break;
-			*told += bytes;
-			dentry = BPF_CORE_READ(dentry, d_parent);
+			if (parent != mount) {
+				dentry = BPF_CORE_READ(mount, mnt_mountpoint);
+				inner = (void *)parent + bpf_core_field_offset(struct mount, mnt);
+				continue;
+			}
+			is_root = 1;
 		}
+		barrier_var(end);
+		if (end > ARGUMENTS)
+			break;
+		if (is_root) {
+			event->text[end] = 0;
+			*told += 1;
+			break;
+		}
+		bytes = bpf_probe_read_kernel_str(event->text + end, TEXT, BPF_CORE_READ(dentry, d_name.name));
+		if (bytes <= 0)
+			break;
+		*told += bytes;
+		dentry = BPF_CORE_READ(dentry, d_parent);
 	}
 	return 0;
 }
@@ -418,7 +491,7 @@ static __always_inline int is_change(struct event *event, struct shape *shape)
 	__u64 *flags = &event->arguments[(shape->flags - 1) & 7];
 
 	if (!shape->flags)
-		return !shape->is_accept;
+		return shape->form == FORM_PLAIN;
 	return (*flags & O_CHANGES) != 0;
 }
 
@@ -461,7 +534,7 @@ static __always_inline void tell(struct shape *shape, struct pt_regs *regs, __u6
 				    (void *)event->arguments[(shape->flags - 1) & 7]);
 	if (flags & WATCH_CHANGES_ONLY && kind != KIND_DRIFT && !is_change(event, shape))
 		return;
-	if (shape->is_accept && result >= 0)
+	if (shape->form == FORM_ACCEPT && result >= 0)
 		event->text_bytes = read_peer(event, result);
 	else if (shape->address)
 		event->text_bytes = read_address(event, shape);
@@ -472,7 +545,7 @@ static __always_inline void tell(struct shape *shape, struct pt_regs *regs, __u6
 	if (shape->address)
 		read_socket(event);
 	event->other_bytes = read_path(event, event->text_bytes, shape->other_path);
-	if (kind == KIND_FILE && event->text[0] != '/')
+	if (shape->kind == KIND_FILE && event->text[0] != '/')
 		read_folder(event, shape->folder ? (int)event->arguments[(shape->folder - 1) & 7] : AT_FDCWD);
 	finish(event);
 }
@@ -494,12 +567,12 @@ static __always_inline int is_strange(__u64 cgroup, __u32 number)
 SEC("tp_btf/sys_exit")
 int BPF_PROG(on_exit, struct pt_regs *regs, long result)
 {
-	struct task *task = current_task();
+	struct task *task = watched_task();
 	__u32 kinds, number, was_inside;
 	struct shape *shape;
 	__u64 cgroup;
 
-	if (!task || !task->cgroup)
+	if (!task)
 		return 0;
 	cgroup = task->cgroup;
 	kinds = task->watch.kinds;
@@ -508,7 +581,7 @@ int BPF_PROG(on_exit, struct pt_regs *regs, long result)
 	if (is_left_out(&task->watch))
 		return 0;
 	number = SYSCALL_NUMBER(regs);
-	if (number >= SYSCALLS)
+	if (number >= SYSCALLS || IS_FOREIGN(bpf_get_current_task_btf()))
 		number = SYSCALLS - 1;
 	if (task->watch.slot < SLOTS) {
 		count(task, number, result);
@@ -525,7 +598,7 @@ int BPF_PROG(on_exit, struct pt_regs *regs, long result)
 	/* seccomp answers before the entry is traced: an exit without an entry, of a task whose entries are. */
 	if (kinds & 1u << KIND_SECCOMP && !was_inside && task->seen == task->watch.number)
 		tell(shape, regs, cgroup, number, result, KIND_SECCOMP, 0);
-	else if (shape->kind && kinds & 1u << (shape->kind & 31))
+	else if (shape->kind && kinds & 1u << (shape->kind & 31) && (shape->form != FORM_FAILURE || result < 0))
 		tell(shape, regs, cgroup, number, result, shape->kind, task->watch.flags);
 	return 0;
 }
@@ -606,16 +679,44 @@ int BPF_PROG(on_signal, int signal, void *info, struct task_struct *task, int gr
 	return 0;
 }
 
-/* Untyped: what it is given differs between kernels.  Who allocates is whose memory ran out. */
-SEC("raw_tp/mark_victim")
-int on_oom(void *context)
+/* The watched container that a task is in, or 0. */
+static __always_inline __u64 container_of_task(struct task_struct *task)
 {
-	__u64 cgroup = container();
-	struct watch *watch = wanted(cgroup, KIND_OOM);
-	struct event *event = watch ? begin(ROOM_TASK, KIND_OOM, cgroup) : 0;
+	struct cgroup *group = BPF_CORE_READ(task, cgroups, dfl_cgrp), *above;
+	int level = BPF_CORE_READ(group, level);
+	__u64 cgroup;
 
-	if (event)
-		finish(event);
+	for (int i = 1; i < DEPTHS && i <= level; i++) {
+		if (bpf_core_read(&above, sizeof(above), &group->ancestors[i]))
+			break;
+		cgroup = BPF_CORE_READ(above, kn, id);
+		if (bpf_map_lookup_elem(&watched, &cgroup))
+			return cgroup;
+	}
+	return 0;
+}
+
+/* Untyped: what it is given differs between kernels. */
+SEC("raw_tp/mark_victim")
+int on_oom(struct bpf_raw_tracepoint_args *context)
+{
+	struct task_struct *victim = (struct task_struct *)context->args[0];
+	int is_told = bpf_core_field_exists(struct trace_event_raw_mark_victim, uid);
+	__u64 cgroup = is_told ? container_of_task(victim) : container();
+	struct watch *watch = cgroup ? bpf_map_lookup_elem(&watched, &cgroup) : 0;
+	struct event *event;
+
+	if (!watch || !(watch->kinds & 1u << KIND_OOM))
+		return 0;
+	event = begin(ROOM_TASK, KIND_OOM, cgroup);
+	if (!event)
+		return 0;
+	if (is_told) {
+		event->pid = inner_pid(BPF_CORE_READ(victim, group_leader));
+		event->thread = inner_pid(victim);
+		BPF_CORE_READ_INTO(&event->command, victim, comm);
+	}
+	finish(event);
 	return 0;
 }
 

@@ -5,7 +5,7 @@
 #ifndef INSULA_WATCH_H
 #define INSULA_WATCH_H
 
-#define SYSCALLS 512   /* numbers at or above are not told apart */
+#define SYSCALLS 512   /* numbers at or above, and those of another ABI, are not told apart */
 #define STEPS 24       /* of a histogram: step i counts calls that took less than 2^i * 256 ns, the last all others */
 #define TEXT 256       /* longest path; longer ones are cut */
 #define ARGUMENTS 1024 /* most of a program's argument list */
@@ -61,7 +61,7 @@ enum kind {
 	KIND_FORK,    /* arguments[0]: the child's pid */
 	KIND_EXIT,    /* result: as wait(2) tells it */
 	KIND_SIGNAL,  /* arguments: signal, target's pid, si_code; result: 0 delivered */
-	KIND_OOM,
+	KIND_OOM,     /* of the victim, where the kernel tells which it is (since 6.10); else of who asked for memory */
 	KIND_CAP,     /* arguments[0]: capability; result: 0 granted; the first of each alone */
 	KIND_SECCOMP, /* a system call that a filter answered: it never began */
 	KIND_FILE,
@@ -77,12 +77,18 @@ enum kind {
 	 1u << KIND_IDENTITY | 1u << KIND_KERNEL | 1u << KIND_DRIFT)
 
 /* Which argument of a system call is what; 0 none, else its place counted from 1. */
+enum form {
+	FORM_PLAIN,
+	FORM_ACCEPT,  /* whom a connection comes from: the socket knows */
+	FORM_FAILURE, /* only what failed: success has a hook of its own */
+};
+
 struct shape {
 	__u8 kind;
 	__u8 path;
 	__u8 other_path;
 	__u8 address; /* a struct sockaddr; its length is the next argument */
-	__u8 is_accept;
+	__u8 form;      /* enum form */
 	__u8 folder;    /* a descriptor of the folder that `path` begins in */
 	__u8 flags;     /* of open(2) */
 	__u8 is_behind; /* the place of `address` or `flags` leads to a struct that begins with them */
