@@ -221,15 +221,24 @@ def thaw(runtime: Runtime, container_id: str) -> None:
     attempt(dump.release_network, record)
     if group.exists():
         attempt(group.thaw)
-    attempt(runtime.store.delete_journal, LEAVING + record.id)
-    attempt(runtime.store.delete_journal, RELAY + record.id)
     if record.status in (Status.MIGRATING, Status.MOVED):
         _write_later_if_need_be(runtime, record)
+    else:
+        attempt(_forget_move, runtime, record.id)
+
+
+def _forget_move(runtime: Runtime, container_id: str) -> None:
+    for note in (LEAVING, RELAY):
+        runtime.store.delete_journal(note + container_id)
 
 
 def _write_later_if_need_be(runtime: Runtime, record: ContainerRecord) -> None:
     def write() -> None:
-        runtime.store.change_container(record.id, _running_again)
+        # As one: a next move, which is refused until this is written, has notes of its own.
+        with runtime.store.transaction():
+            if runtime.store.get_container(record.id).status in (Status.MIGRATING, Status.MOVED):
+                _forget_move(runtime, record.id)
+                runtime.store.change_container(record.id, _running_again)
 
     try:
         write()

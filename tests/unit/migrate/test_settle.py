@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A source that runs on while its disk is full: the notes of its move go when there is room."""
+
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+from insula.migrate.relays import RELAY
+from insula.migrate.settle import LEAVING, thaw
+from insula.model.errors import DiskFull
+from insula.model.lifecycle import Status
+from insula.model.record import ContainerRecord, ImageConfig
+from insula.model.spec import Spec
+from insula.runtime.context import Runtime
+from insula.runtime.database import Value
+from insula.runtime.store import Store
+
+ID = "c" * 64
+DEADLINE_S = 20.0
+
+
+class SmallDisk(Store):
+    """A store on a disk that has no room for a while."""
+
+    is_full = False
+
+    def write(self, statement: str, *values: Value) -> int:
+        if self.is_full:
+            raise DiskFull("cannot write the store: no space left")
+        return super().write(statement, *values)
+
+
+def moving(store: Store) -> None:
+    store.add_container(
+        ContainerRecord(
+            id=ID,
+            tenant="alice",
+            name="c",
+            spec=Spec(image="host", command=("/bin/true",)),
+            image="host",
+            layers=(),
+            config=ImageConfig(),
+            uid_base=0,
+            owner="alpha",
+            generation=1,
+            status=Status.MIGRATING,
+            created_at=0.0,
+        )
+    )
+    for note in (LEAVING, RELAY):
+        store.write_journal(note + ID, b"beta")
+
+
+def test_notes_of_a_move_that_failed_go_when_the_disk_has_room_again(tmp_path: Path) -> None:
+    store = SmallDisk(tmp_path / "db.sqlite")
+    moving(store)
+    closing = threading.Event()
+    group = SimpleNamespace(exists=lambda: False)
+    runtime: Any = SimpleNamespace(store=store, closing=closing, group=lambda _record: group)
+    store.is_full = True
+    thaw(cast(Runtime, runtime), ID)
+    store.is_full = False
+    try:
+        for _look in range(int(DEADLINE_S / 0.05)):
+            if store.get_container(ID).status is Status.RUNNING:
+                break
+            closing.wait(0.05)
+        assert store.get_container(ID).status is Status.RUNNING
+        assert [*store.list_journal(LEAVING), *store.list_journal(RELAY)] == []
+    finally:
+        closing.set()
