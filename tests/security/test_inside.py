@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hosted import Host, wait_until
+from hosted import DEADLINE_S, Host, wait_until
 from security import intruder
 
 #: Which way the intruder came in → words of the command.
@@ -84,7 +84,7 @@ def answers(the_host: Host) -> Iterator[dict[str, Answers]]:
                 if words
                 else ("exec", "-i", "entered")
             )
-            done = alice.give(*options, "python3", "-IS", "-", data=program, deadline_s=180)
+            done = alice.give(*options, "python3", "-IS", "-", data=program, deadline_s=6 * DEADLINE_S)
             lines = [json.loads(line) for line in done.out.splitlines()]
             found[way] = {line["check"]: line for line in lines}
             assert done.code == 0, done
