@@ -2,14 +2,16 @@
 """What the two users of `bench/tenants.py` run on the host, each as a process of its own uid.  Standard library only.
 
     probe SOCKET PATHS PAUSE_MS     a well-behaved user: one request after the other, a line `AT MS STATUS` each
-    flood SOCKET CONNECTIONS        5000 requests a second, on connections that stay and on new ones; what is not
-                                    answered within 20 ms is given up for another
+    flood SOCKET CONNECTIONS own|everybodys
+                                    5000 requests a second, on connections that stay and on new ones, at its own door or at
+                                    everybody's; what is not answered within 20 ms is given up for another
     bomb SOCKET                     images of 8 GiB of zeros, one after the other
 
 Each ends when its standard input does.  `flood` and `bomb` say at their end what they were answered.
 """
 
 import json
+import os
 import select
 import selectors
 import socket
@@ -31,6 +33,12 @@ def request(path: str, *, keep: bool) -> bytes:
     return f"GET {path} HTTP/1.1\r\nHost: insula\r\nConnection: {words}\r\n\r\n".encode()
 
 
+def door(path: str) -> str:
+    """Return the socket that insulad has made for this user, if it has: as the client does."""
+    own = os.path.join(os.path.dirname(path), "users", f"{os.geteuid()}.sock")
+    return own if os.path.exists(own) else path
+
+
 def is_over(seconds: float = 0.0) -> bool:
     """Tell whether standard input has ended; wait for that so long."""
     return bool(select.select([sys.stdin], [], [], max(0.0, seconds))[0])
@@ -41,7 +49,7 @@ def probe(path: str, targets: list[str], pause_s: float) -> None:
     planned, number = time.time(), 0
     while not is_over(planned - time.time()):
         with socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(path)  # waits while the queue is full, as the CLI does
+            connection.connect(door(path))  # waits while the queue is full, as the CLI does
             connection.settimeout(TIMEOUT_S)
             connection.sendall(request(targets[number % len(targets)], keep=False))
             answer = b"".join(iter(lambda c=connection: c.recv(65536), b""))
@@ -159,8 +167,8 @@ def main(words: list[str]) -> None:
     match words:
         case ["probe", path, targets, pause_ms]:
             probe(path, targets.split(","), float(pause_ms) / 1000)
-        case ["flood", path, connections]:
-            flood = Flood(path, int(connections))
+        case ["flood", path, connections, which]:
+            flood = Flood(door(path) if which == "own" else path, int(connections))
             flood.run()
             print(json.dumps(flood.answers))
         case ["bomb", path]:

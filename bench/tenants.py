@@ -47,7 +47,7 @@ LIMITS = (
     "streams=40", "requests=50",
 )  # fmt: skip
 SESSION = Limits(cpu_quota_us=50_000, cpu_period_us=100_000)
-FLOODERS = 2
+FLOODED_DOORS = ("own", "everybodys")
 CONNECTIONS = 100
 
 FORK_BOMB = """
@@ -159,8 +159,8 @@ class Bench:
         with ExitStack() as stack:
             stack.callback(self._end_flood)
             if "requests" in kinds:
-                for _ in range(FLOODERS):
-                    stack.enter_context(self._host_process("flood", str(CONNECTIONS)))
+                for door in FLOODED_DOORS:
+                    stack.enter_context(self._host_process("flood", str(CONNECTIONS), door))
             if "images" in kinds:
                 stack.enter_context(self._host_process("bomb"))
             for name in [each for each in kinds if each in CONTAINERS]:

@@ -22,6 +22,7 @@ from insula.daemon import log, wiring
 from insula.daemon.door import HostDoor
 from insula.daemon.doorstep import Doorstep
 from insula.daemon.options import DEFAULT_GROUP, Options, parse
+from insula.daemon.own_doors import OwnDoors
 from insula.daemon.teardown import tear_down
 from insula.kernel import modules
 from insula.model.errors import BadRequest, Conflict, InsulaError
@@ -111,7 +112,9 @@ async def _serve(options: Options) -> None:
     pid_file = options.run / "insulad.pid"
     undo = AsyncExitStack()
     try:
-        doorstep = Doorstep(_unix_listener(options.socket_path, group=group), runner)
+        own = None if group is None else OwnDoors(options.run, group=group)
+        listener = _unix_listener(options.socket_path, group=group)
+        doorstep = Doorstep(listener, runner, rate_of=daemon.api.gate.rate_of, own=own)
         undo.push_async_callback(doorstep.close)
         if options.listen:
             door = HostDoor.open(

@@ -86,6 +86,19 @@ def test_no_socket_says_how_to_start_the_daemon(tmp_path: Path) -> None:
     assert "insula daemon" in caught.value.hint
 
 
+def test_the_own_door_is_tried_first_and_one_that_nobody_listens_at_is_passed_over(tmp_path: Path) -> None:
+    own = tmp_path / f"users/{os.geteuid()}.sock"
+    own.parent.mkdir()
+    with serve(tmp_path / "api.sock") as everybodys:
+        everybodys.answers["GET /x"] = (200, {}, "everybody's")
+        assert Client(everybodys.host).get("/x") == "everybody's"
+        with serve(own) as double:
+            double.answers["GET /x"] = (200, {}, "own")
+            assert Client(everybodys.host).get("/x") == "own"
+        assert own.exists()
+        assert Client(everybodys.host).get("/x") == "everybody's"
+
+
 def test_host_comes_from_option_then_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INSULA_HOST", "unix:///env.sock")
     assert Client().path == "/env.sock"
