@@ -2,8 +2,10 @@
 """Attach, exec and logs: what a program says, and what it is told."""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+import functools
+from collections.abc import AsyncIterator
+from concurrent.futures import Executor, Future
+from contextlib import asynccontextmanager, suppress
 
 from aiohttp import web
 
@@ -72,8 +74,7 @@ async def logs(call: Call) -> web.StreamResponse:
         stdout=query.stdout,
         stderr=query.stderr,
     )
-    cursor = await call.run(call.api.verbs.open_logs, call.grant, call.ref, wish=wish)
-    with _closing(cursor):
+    async with opened(call, wish) as cursor:
         response = await lines(call)
         follow = query.follow
         while True:
@@ -86,12 +87,20 @@ async def logs(call: Call) -> web.StreamResponse:
             await asyncio.sleep(LOG_POLL_S)
 
 
-@contextmanager
-def _closing(cursor: LogCursor) -> Iterator[None]:
+@asynccontextmanager
+async def opened(call: Call, wish: LogWish) -> AsyncIterator[LogCursor]:
+    """Open a log for a block, which may be cancelled at any moment: while it is being opened, or is read in a thread."""
+    opening = call.threads.submit(call.api.verbs.open_logs, call.grant, call.ref, wish=wish)
     try:
-        yield
+        yield await asyncio.wrap_future(opening)
     finally:
-        cursor.close()
+        opening.add_done_callback(functools.partial(_close_in_thread, call.threads))
+
+
+def _close_in_thread(threads: Executor, opening: Future[LogCursor]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        with suppress(RuntimeError):  # insulad ends, and closes everything
+            threads.submit(opening.result().close)
 
 
 def _tail(word: str) -> int | None:

@@ -8,6 +8,7 @@ later is a line of its own.
 
 import os
 import select
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -136,7 +137,7 @@ def _checked(chunks: Iterable[bytes | bytearray], *, name: str) -> Iterator[byte
 
 
 class LogReader:
-    """An open log.  One thread at a time uses it."""
+    """An open log.  May be closed while another thread still reads: that read ends first, the next finds nothing."""
 
     def __init__(
         self,
@@ -148,16 +149,24 @@ class LogReader:
         streams: frozenset[str] = frozenset(_STREAMS.values()),
     ) -> None:
         self._files = _Files(path)
+        self._is_closed = False
+        self._guard = threading.Lock()
         self._lines = {kind: _Splitter(name) for kind, name in _STREAMS.items() if name in streams}
         self._tail = tail
         self._since = since if since is not None else float("-inf")
         self._until = until if until is not None else float("inf")
 
     def close(self) -> None:
-        self._files.close()
+        with self._guard:
+            self._is_closed = True
+            self._files.close()
 
     def read(self) -> list[LogLine]:
         """Return the lines that are new, at most about BATCH_BYTES of them.  Empty: none for now."""
+        with self._guard:
+            return self._read() if not self._is_closed else []
+
+    def _read(self) -> list[LogLine]:
         if self._tail is not None:
             last = deque(self._read_all(), maxlen=self._tail)
             self._tail = None

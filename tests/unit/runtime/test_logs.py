@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Logs: records to lines, tail, times, and a log that is turned over while it is read."""
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -14,6 +15,7 @@ from insula.boot import stdio
 from insula.boot.stdio import RECORD, Log
 from insula.model import stream
 from insula.model.record import LogLine
+from insula.runtime import logs
 from insula.runtime.logs import LogReader
 
 LONG_AGO = 1000.0
@@ -170,3 +172,20 @@ def test_a_log_keeps_no_more_than_it_may(tmp_path: Path) -> None:
     log.close()
     kept = sum(each.stat().st_size for each in tmp_path.iterdir())
     assert kept <= (1 << 16) + (1 << 15) + 3000
+
+
+def test_a_read_ends_before_its_files_are_closed(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A descriptor that is closed under a read may be another file's by then."""
+    log.write_bytes(record(b"begun", at=time.time()))
+    reader = LogReader(log)
+    closer = threading.Thread(target=reader.close)
+
+    def pause(_seconds: float) -> None:
+        if closer.ident is None:
+            closer.start()
+            closer.join(0.2)
+
+    monkeypatch.setattr(logs, "_pause", pause)
+    reader.read()
+    closer.join()
+    assert reader.read() == []
