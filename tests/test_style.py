@@ -47,7 +47,6 @@ PATH_CALLS = {
     "shutil.rmtree": {
         "daemon.criu_fetch": "private prefix and apt's own folder",
         "kernel.trials.files": "the probe's own folder",
-        "runtime.trees": "folders below one that only root enters; removal follows no link",
         "image.layers": "the store of layers, below a folder that only root enters",
     },
     "os.chown": {
@@ -220,3 +219,14 @@ def _raises_again(handler: ast.ExceptHandler) -> bool:
     # Undoing a step and passing the error on hides nothing.
     last = handler.body[-1]
     return isinstance(last, ast.Raise) and last.exc is None
+
+
+def test_what_a_log_line_tells_is_told_as_fields() -> None:
+    """Anything else in `extra` is never written (`daemon/log.py`)."""
+    found = [
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for path in sorted(SOURCE.rglob("*.py"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if "extra={" in line and 'extra={"fields"' not in line
+    ]
+    assert not found, "\n".join(found)

@@ -127,7 +127,11 @@ open("from/x", "w").close()
 os.rename("from/x", "y")
 """)  # fmt: skip
         profile = made.profile("web")
-    assert {str(tmp_path / "sockets"), str(tmp_path / "missing"), str(tmp_path / "from")} <= profile.written.keys()
+    assert {
+        str(tmp_path / "sockets"),
+        str(tmp_path / "missing"),
+        str(tmp_path / "from"),
+    } <= profile.written.keys()
     assert str(tmp_path) in profile.written
 
 

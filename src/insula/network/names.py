@@ -176,7 +176,8 @@ class NameServers:
                     stack = await self._start(network, served)
                 except OSError as error:
                     log.warning(
-                        "name server not started", extra={"gateway": served.gateway, "reason": str(error)}
+                        "name server not started",
+                        extra={"fields": {"gateway": served.gateway, "reason": str(error)}},
                     )
                     continue
                 self._running[network] = (served, stack)
@@ -258,7 +259,7 @@ class _Answerer:
                     writer.write(struct.pack("!H", len(answer)) + answer)
                     await writer.drain()
         except (TimeoutError, asyncio.IncompleteReadError, ConnectionError, ValueError):
-            log.debug("connection ended", extra={"gateway": self._served.gateway})
+            log.debug("connection ended", extra={"fields": {"gateway": self._served.gateway}})
         finally:
             writer.close()
 
@@ -292,7 +293,7 @@ class _Datagrams(asyncio.DatagramProtocol):
             self._answerer.answer_nowait(data, reply)
 
     def error_received(self, exc: Exception) -> None:
-        log.debug("datagram refused", extra={"reason": str(exc)})
+        log.debug("datagram refused", extra={"fields": {"reason": str(exc)}})
 
 
 class _OneAnswer(asyncio.DatagramProtocol):

@@ -103,7 +103,9 @@ HEAD = re.compile(rb"<30>1 2025-10-09T08:53:20\.250000Z alpha insulad - events -
 
 
 def syslog(address: str) -> Syslog[Line]:
-    return Syslog(Address.parse(address), lambda line: line, host="alpha", facility=Facility.DAEMON, message_id="events")
+    return Syslog(
+        Address.parse(address), lambda line: line, host="alpha", facility=Facility.DAEMON, message_id="events"
+    )
 
 
 def test_a_local_socket(tmp_path: Path) -> None:
