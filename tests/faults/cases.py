@@ -1,17 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which faults there are, at which points of a move, and who must own the container afterwards.  Pure: no I/O.
 
-The table of `docs/faults.md` is drawn from here.
+The table of `docs/faults.md` is drawn from here.  A cell is a fault in a phase; its cases are the phase's points.
 """
 
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
 from insula.migrate.fault import OF_PULLS, Point
 
-ORDER = tuple(each for each in Point if each not in OF_PULLS)
+ORDER = tuple(Point)
+
+
+class Phase(StrEnum):
+    RESERVE = "reserve"
+    ROUNDS = "rounds"
+    FREEZE = "freeze"
+    RESTORE = "restore"
+    COMMIT = "commit"
+    RESUME = "resume"
+    PULL = "pull"
+    """Of post-copy, from before the restore until all memory is there."""
+
+
+#: Each phase begins at its point, and ends where the next begins.
+_BEGINS = {
+    Point.TARGET_RESERVED: Phase.RESERVE,
+    Point.TARGET_PAGES: Phase.ROUNDS,
+    Point.SOURCE_FROZEN: Phase.FREEZE,
+    Point.TARGET_RESTORE: Phase.RESTORE,
+    Point.SOURCE_HELD: Phase.COMMIT,
+    Point.TARGET_RESTORED: Phase.RESUME,
+    Point.TARGET_PULL: Phase.PULL,
+}
+
+
+def phase_of(point: Point) -> Phase:
+    """Return the phase that a point is in."""
+    return next(_BEGINS[each] for each in reversed(ORDER[: ORDER.index(point) + 1]) if each in _BEGINS)
 
 
 class Fault(StrEnum):
@@ -41,6 +70,8 @@ class Owner(StrEnum):
     EITHER = "S or T"
 
 
+CUTS = {Fault.CUT, Fault.CUT_TO_SOURCE, Fault.CUT_TO_TARGET}
+
 _COMMIT = ORDER.index(Point.SOURCE_COMMITTED)
 _TAKEN = ORDER.index(Point.TARGET_COMMITTED)
 _RUNS = ORDER.index(Point.TARGET_RESTORED)
@@ -51,11 +82,16 @@ _MAY_END_IT = {Fault.SPAWNER_SOURCE, Fault.SPAWNER_TARGET, Fault.FILLER, Fault.M
 """The program's memory goes with its spawner, filler or cgroup: a restart policy brings it back, what it stored is there."""
 
 
+_NOT_IN_PULLS = {Fault.FAIL, Fault.CRIU_SOURCE, Fault.CRIU_TARGET}
+"""A pull that fails is begun again; whether a CRIU still is there then is open."""
+
+
 def may_end_the_program(fault: Fault, point: Point) -> bool:
     if fault is Fault.CRIU_SOURCE and point is Point.TARGET_LAST_PAGES:
-        return (
-            True  # in the middle of its dump: who reads a socket before it is taken out of repair sees EPERM
-        )
+        # In the middle of its dump: who reads a socket before it is taken out of repair sees EPERM.
+        return True
+    if fault is Fault.SPAWNER_SOURCE and point in OF_PULLS:
+        return True  # what was not pulled yet goes with it
     return fault in _MAY_END_IT
 
 
@@ -63,12 +99,14 @@ def is_possible(fault: Fault, point: Point) -> bool:
     """Tell whether that which the fault strikes is there at that point."""
     place = ORDER.index(point)
     match fault:
+        case _ if point in OF_PULLS:
+            return fault not in _NOT_IN_PULLS
         case Fault.FAIL:
             return place < _COMMIT
         case Fault.CRIU_SOURCE:
             return ORDER.index(Point.SOURCE_FROZEN) <= place
         case Fault.CRIU_TARGET:
-            return ORDER.index(Point.TARGET_HELD) <= place <= _TAKEN
+            return ORDER.index(Point.TARGET_PREPARED) <= place <= _TAKEN  # it is there before the images
         case Fault.FILLER:
             return ORDER.index(Point.TARGET_HELD) <= place
         case _:
@@ -78,16 +116,12 @@ def is_possible(fault: Fault, point: Point) -> bool:
 def owner_after(fault: Fault, point: Point) -> Owner:
     """Say who must own the container when the fault is over.  EITHER: it is decided by what was on its way just then."""
     place = ORDER.index(point)
+    if point in OF_PULLS:  # they begin before the commit
+        return Owner.TARGET if fault in _WAITS_FOR_NOBODY - {Fault.DISK_SOURCE} else Owner.EITHER
     if fault in _WAITS_FOR_NOBODY or place >= _RUNS:
         return Owner.EITHER if fault is Fault.DISK_SOURCE and place < _COMMIT else Owner.TARGET
     if place < _COMMIT:
-        if fault in (
-            Fault.CUT,
-            Fault.CUT_TO_SOURCE,
-            Fault.CUT_TO_TARGET,
-            Fault.DISK_TARGET,
-            Fault.MEMORY_TARGET,
-        ):
+        if fault in CUTS | {Fault.DISK_TARGET, Fault.MEMORY_TARGET}:
             return Owner.EITHER
         if fault is Fault.CRIU_SOURCE and place >= _DUMPED:
             return Owner.EITHER
@@ -113,21 +147,42 @@ class Case:
     def owner(self) -> Owner:
         return owner_after(self.fault, self.point)
 
+    @property
+    def cell(self) -> "Cell":
+        return self.fault, phase_of(self.point)
+
+
+Cell = tuple[Fault, Phase]
+
 
 def all_pairs() -> list[tuple[Fault, Point]]:
     return [(fault, point) for fault in Fault for point in ORDER if is_possible(fault, point)]
 
 
+def all_cells() -> set[Cell]:
+    return {(fault, phase_of(point)) for fault, point in all_pairs()}
+
+
 def draw(count: int, *, seed: int, heal_after_s: float | None = None) -> Iterator[Case]:
-    """Give so many cases: every possible pair once, in random order, before any comes again."""
+    """Give so many cases, in random order: one of each cell, then another of each, until every possible pair was there; again."""
     chance = random.Random(seed)
     pairs: list[tuple[Fault, Point]] = []
-    for number in range(count):
-        if not pairs:
-            pairs = all_pairs()
-            chance.shuffle(pairs)
-        fault, point = pairs.pop()
-        late = 9.5 if fault in (Fault.CUT, Fault.CUT_TO_SOURCE, Fault.CUT_TO_TARGET) else 1.5
+    for number in range(1, count + 1):
+        pairs = pairs or _in_turns(chance)
+        fault, point = pairs.pop(0)
+        late = 9.5 if fault in CUTS else 1.5
         heal = late if chance.random() < 0.2 else chance.choice((0.0, 0.1, 0.4))
         given = heal if heal_after_s is None else heal_after_s
-        yield Case(number=number + 1, fault=fault, point=point, heal_after_s=given)
+        yield Case(number=number, fault=fault, point=point, heal_after_s=given)
+
+
+def _in_turns(chance: random.Random) -> list[tuple[Fault, Point]]:
+    """Return all pairs: none of a cell for the second time before every other cell had its first."""
+    pairs = all_pairs()
+    chance.shuffle(pairs)
+    seen: Counter[Cell] = Counter()
+    turns: list[int] = []
+    for fault, point in pairs:
+        seen[fault, phase_of(point)] += 1
+        turns.append(seen[fault, phase_of(point)])
+    return [pair for _turn, pair in sorted(zip(turns, pairs, strict=True), key=lambda each: each[0])]

@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An insulad with a mistake planted on purpose: `mutant.py MISTAKE daemon …`.  The runner must catch each (`mutations.py`)."""
+"""An insulad with a mistake planted on purpose: `mutant.py MISTAKE daemon …`; or tests of one: `mutant.py MISTAKE pytest …`.
+
+Each must be caught (`mutations.py`).
+"""
 
 import sys
-import time
+import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
+import pytest
 from msgspec.structs import replace
 
 from insula.cli.main import main
@@ -17,6 +22,7 @@ from insula.runtime.context import Runtime
 from insula.runtime.store import Store
 
 TIMEOUT_S = 1.0
+TESTS = "pytest"
 
 
 def thaw_on_timeout() -> None:
@@ -46,21 +52,38 @@ def lock_dropped_late() -> None:
 
 def read_then_write() -> None:
     """The owner is read, and written later without another look."""
+    meet = threading.Barrier(2)
 
     def commit(self: Store, container_id: str, expected_generation: int, *, new_owner: str) -> bool:
         record = self.get_container(container_id)
-        time.monotonic()
+        if record.generation != expected_generation:
+            return False
+        with suppress(threading.BrokenBarrierError):
+            meet.wait(TIMEOUT_S)
         changed = replace(record, owner=new_owner, generation=expected_generation + 1)
-        self.update_container(changed, durable=True)
+        with self.transaction(durable=True):
+            self.update_container(changed)
         return True
 
     Store.commit_owner = commit  # type: ignore[method-assign]
 
 
+def no_fsync() -> None:
+    """Nothing waits for the disk."""
+    right = Store.transaction
+
+    def transaction(self: Store, *, durable: bool = False) -> AbstractContextManager[None]:
+        return right(self, durable=False)
+
+    Store.transaction = transaction  # type: ignore[method-assign]
+
+
 MISTAKES: dict[str, Callable[[], None]] = {
-    each.__name__: each for each in (thaw_on_timeout, lock_dropped_late, read_then_write)
+    each.__name__: each for each in (thaw_on_timeout, lock_dropped_late, read_then_write, no_fsync)
 }
 
 if __name__ == "__main__":
     MISTAKES[sys.argv.pop(1)]()
+    if sys.argv[1] == TESTS:
+        sys.exit(pytest.main(sys.argv[2:]))
     sys.exit(main(sys.argv[1:]))
