@@ -34,6 +34,7 @@ _destroy_link = libc.foreign(_LIBRARY, "bpf_link__destroy", "p", answer="i")
 
 def knows_tracepoint(name: str) -> bool:
     """Answer whether this kernel's BTF describes a raw tracepoint.  Raises: OSError: ENOSYS without libbpf."""
+    _set_print(None)  # it would talk on our stderr
     try:
         _find_btf_id(name.encode(), _BPF_TRACE_RAW_TP)
     except OSError as error:
