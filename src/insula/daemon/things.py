@@ -2,7 +2,7 @@
 """The API's verbs for images, networks and volumes, tied to the packages that do the work."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import BinaryIO
@@ -10,6 +10,7 @@ from typing import BinaryIO
 from insula.api.verbs import Reporter, Result
 from insula.image import gc
 from insula.image.debian import DEADLINE_S, build_debian
+from insula.image.layers import Filler
 from insula.image.store import Images, full_name
 from insula.image.tarball import Limits as TarLimits
 from insula.model.errors import ImageTooLarge, TookTooLong
@@ -37,6 +38,8 @@ class Things:
     volumes: Volumes
     permits: Permits
     allowance: Allowance
+    filler_of: Callable[[str], Filler]
+    """Tenant → what unpacks its uploads, at its own cost."""
     _making: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -65,7 +68,8 @@ class Things:
         self._make(1)
         try:
             with self._room(grant.tenant) as room:
-                layer = self.images.layers.unpack(source, media="import", limits=room)
+                filler = self.filler_of(grant.tenant)
+                layer = self.images.layers.unpack(source, media="import", limits=room, filler=filler)
             return self._add_image(grant.tenant, name, layer=layer, source="import")
         finally:
             self._make(-1)

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -39,6 +40,35 @@ class LayerMeta(msgspec.Struct, frozen=True, kw_only=True):
     """Where it came from: debian, import, peer."""
     skipped_devices: int = 0
     version: int = 1
+
+
+class Filled(NamedTuple):
+    """What a folder was filled with."""
+
+    digest: str
+    size_bytes: int
+    """Of the canonical tar."""
+    skipped_devices: int
+
+
+class Filler(Protocol):
+    """Unpacks a tar, plain or compressed, into an opened folder, and measures what it has become.
+
+    Raises: InvalidImage, DiskFull.
+    """
+
+    def __call__(self, stream: ByteSource, root_fd: int, *, limits: Limits | None) -> Filled: ...
+
+
+def fill(stream: ByteSource, root_fd: int, *, limits: Limits | None) -> Filled:
+    """The filler that works in this thread."""
+    skipped = unpack_tree(decompressed(stream), root_fd, limits=limits).skipped_devices
+    digest, size = hashlib.sha256(), 0
+    for piece in pack_tree(root_fd):
+        digest.update(piece)
+        size += len(piece)
+    sync_file_system(root_fd)
+    return Filled(f"sha256:{digest.hexdigest()}", size, skipped)
 
 
 class Layers:
@@ -94,16 +124,14 @@ class Layers:
         expected: str | None = None,
         media: str = "import",
         limits: Limits | None = None,
+        filler: Filler = fill,
     ) -> LayerRecord:
         """Make a layer of a tar, plain or compressed.
 
-        expected: the digest that it must have, else it is refused.
+        expected: the digest that it must have, else it is refused.  filler: does it elsewhere.
         Raises: InvalidImage, DiskFull; nothing of it stays then.
         """
-        source = decompressed(stream)
-        return self._make(
-            lambda fd: unpack_tree(source, fd, limits=limits).skipped_devices, expected, media=media
-        )
+        return self._make(lambda fd: filler(stream, fd, limits=limits), expected, media=media)
 
     def remove(self, digest: str) -> None:
         """Remove a layer; nothing may use it.  One that is absent is no error."""
@@ -121,32 +149,31 @@ class Layers:
             raise InvalidImage(f"cannot use layer `{digest[:80]}`: not sha256: and 64 hexadecimal digits")
         return self._by_digest / name
 
-    def _make(self, fill: Callable[[int], int], expected: str | None, *, media: str) -> LayerRecord:
+    def _make(self, work_in: Callable[[int], Filled], expected: str | None, *, media: str) -> LayerRecord:
         work = Path(tempfile.mkdtemp(dir=self._tmp))
         try:
             (work / "fs").mkdir(mode=0o755)
             root_fd = os.open(work / "fs", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 os.utime(root_fd, ns=(0, 0))  # for archives without an entry for their root
-                skipped = fill(root_fd)
-                record = _measure(root_fd)
-                if expected is not None and record.digest != expected:
-                    raise InvalidImage(f"cannot accept layer `{expected}`: its content is `{record.digest}`")
+                found = work_in(root_fd)
+                if expected is not None and found.digest != expected:
+                    raise InvalidImage(f"cannot accept layer `{expected}`: its content is `{found.digest}`")
                 meta = LayerMeta(
-                    digest=record.digest,
-                    size_bytes=record.size_bytes,
+                    digest=found.digest,
+                    size_bytes=found.size_bytes,
                     created=time.time(),
                     media=media,
-                    skipped_devices=skipped,
+                    skipped_devices=found.skipped_devices,
                 )
                 (work / "meta.json").write_bytes(msgspec.json.encode(meta))
                 sync_file_system(root_fd)
             finally:
                 os.close(root_fd)
-            self._publish(work, record.digest)
+            self._publish(work, found.digest)
         finally:
             shutil.rmtree(work, ignore_errors=True)
-        return record
+        return LayerRecord(digest=found.digest, size_bytes=found.size_bytes)
 
     def _publish(self, work: Path, digest: str) -> None:
         place = self._place(digest)
@@ -163,11 +190,3 @@ class Layers:
             os.fsync(fd)
         finally:
             os.close(fd)
-
-
-def _measure(root_fd: int) -> LayerRecord:
-    digest, size = hashlib.sha256(), 0
-    for piece in pack_tree(root_fd):
-        digest.update(piece)
-        size += len(piece)
-    return LayerRecord(digest=f"sha256:{digest.hexdigest()}", size_bytes=size)
