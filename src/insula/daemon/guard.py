@@ -2,10 +2,10 @@
 """Rules at work: which containers are watched because of them, and what follows an alarm.
 
     rules.d/*.toml ─ read at the start and at SIGHUP; a wrong file is refused and what counted before stays ─► rules
-    a container runs ─► subscribed to what the rules about it ask for ─► the guard's thread: does one match? ─► its action
+    a container is about to run ─► watched for what the rules about it ask (`following.py`) ─► does one match? ─► its action
 
 Every alarm is logged and told by `insula events`; `pause`, `checkpoint`, `kill` and `webhook` come on top, in threads of
-their own, because they take their time.  A container that has moved here is taken up as one that has started.
+their own, because they take their time.
 """
 
 import json
@@ -13,23 +13,22 @@ import logging
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from insula.daemon.following import Following
 from insula.daemon.sight import Sight
-from insula.daemon.watching import Watching
+from insula.daemon.watching import WATCHABLE, Watching
 from insula.model.change import Change, alarm_of
-from insula.model.errors import InsulaError, InvalidRule, Unsupported, WrongState
+from insula.model.errors import InsulaError, InvalidRule
 from insula.model.grant import Action, Grant, Principal, Role
-from insula.model.lifecycle import Status
-from insula.model.monitor import Event, Lost, TraceLine, in_words
+from insula.model.monitor import Event, Lost, TraceLine, TraceWish, in_words
 from insula.model.record import ContainerRecord
 from insula.model.spec import CheckpointWish
 from insula.monitor.collect import Collector
 from insula.monitor.rules import Rule, RuleAction, read_rules, wish_of
-from insula.monitor.subscription import Subscription
+from insula.monitor.shapes import OUTGOING
 from insula.runtime.checkpoint import checkpoint
 from insula.runtime.context import Runtime
 from insula.runtime.pause import pause
@@ -38,7 +37,6 @@ from insula.runtime.stop import kill
 LOG = logging.getLogger(__name__)
 
 WEBHOOK_S = 10.0
-_AT_ONCE = 1000
 
 
 class Silent:
@@ -49,13 +47,9 @@ class Silent:
 
 
 @dataclass
-class _Watch:
-    """A container that rules are about."""
+class _Memory:
+    """What is remembered of a container as long as it runs."""
 
-    record: ContainerRecord
-    rules: tuple[Rule, ...]
-    held: ExitStack
-    subscription: Subscription
     acted: dict[str, float] = field(default_factory=dict)
     """Rule → when it acted last, monotonic seconds."""
     addresses: set[str] = field(default_factory=set)
@@ -76,18 +70,14 @@ class Guard:
     ) -> None:
         """Raises: InvalidRule, so that insulad does not start with less than its administrator means."""
         self._runtime = runtime
-        self._collector = collector
-        self._watching = watching
         self._sight = sight
         self._folder = folder
         self._announce = announce
-        self._ready = threading.Event()
-        self._lock = threading.RLock()
-        self._watches: dict[str, _Watch] = {}
-        self._is_closing = False
+        self._memories: dict[str, _Memory] = {}
         self._rules = self._read()
-        threading.Thread(target=self._run, name="guard", daemon=True).start()
-        self._take_all_up()
+        self._following = Following(
+            runtime, collector, watching, wish_of=self._wish_of, take=self._judge, name="guard"
+        )
 
     def _read(self) -> tuple[Rule, ...]:
         found: dict[str, Rule] = {}
@@ -109,12 +99,9 @@ class Guard:
 
     def reload(self) -> None:
         """Read the rules anew.  Raises: InvalidRule; what counted before stays then."""
-        rules = self._read()
-        with self._lock:
-            self._rules = rules
-            for container_id in list(self._watches):
-                self._drop(container_id)
-        self._take_all_up()
+        self._rules = self._read()
+        for record in self._runtime.store.list_containers():
+            self._following.note(record.id, record)
 
     def reload_or_keep(self) -> None:
         """As `reload`, for a signal: a wrong file is logged."""
@@ -123,77 +110,55 @@ class Guard:
         except InvalidRule as error:
             LOG.error("rules stay as they were", extra={"fields": {"reason": error.message}})
 
-    def _take_all_up(self) -> None:
-        for record in self._runtime.store.list_containers():
-            self.note(record.id, record)
+    def before_start(self, record: ContainerRecord) -> None:
+        """Take up a container of which nothing runs yet."""
+        self._following.before_start(record)
 
     def note(self, container_id: str, record: ContainerRecord | None) -> None:
         """Take a change of a container."""
-        with self._lock:
-            watch = self._watches.get(container_id)
-            if record is None or record.status in (Status.EXITED, Status.MOVED):
-                self._drop(container_id)
-            elif record.status is Status.RUNNING and (watch is None or watch.record.pid != record.pid):
-                self._drop(container_id)
-                self._watch(record)
+        self._following.note(container_id, record)
+        if record is None or record.status not in WATCHABLE:
+            self._memories.pop(container_id, None)
 
-    def _watch(self, record: ContainerRecord) -> None:
-        rules = tuple(
+    def _about(self, record: ContainerRecord) -> tuple[Rule, ...]:
+        return tuple(
             rule for rule in self._rules if rule.is_meant(container=record.name, tenant=record.tenant)
         )
-        if not rules:
-            return
-        held = ExitStack()
-        try:
-            subject = self._watching.subject(record)
-            subscription = held.enter_context(
-                self._collector.subscribe(subject, wish_of(rules), notify=self._ready.set)
-            )
-        except (Unsupported, WrongState) as error:
-            LOG.warning("no rule holds for a container", extra={"fields": {"reason": error.message}})
-            return
-        self._watches[record.id] = _Watch(record, rules, held, subscription)
 
-    def _drop(self, container_id: str) -> None:
-        watch = self._watches.pop(container_id, None)
-        if watch is not None:
-            self._judge(watch)
-            watch.held.close()
+    def _wish_of(self, record: ContainerRecord) -> TraceWish | None:
+        rules = self._about(record)
+        return wish_of(rules) if rules else None
 
-    def _run(self) -> None:
-        while not self._is_closing:
-            self._ready.wait()
-            self._ready.clear()
-            with self._lock:
-                for watch in list(self._watches.values()):
-                    self._judge(watch)
+    def _judge(self, record: ContainerRecord, lines: Iterable[TraceLine]) -> None:
+        rules = self._about(record)
+        memory = self._memories.setdefault(record.id, _Memory())
+        for line in lines:
+            match line:
+                case Lost():
+                    LOG.warning(
+                        "rules missed events",
+                        extra={"fields": {"container": record.id[:12], "events": line.events}},
+                    )
+                case Event():
+                    self._judge_event(record, rules, event=line, memory=memory)
+                case _:
+                    pass
 
-    def _judge(self, watch: _Watch) -> None:
-        while lines := watch.subscription.read(at_most=_AT_ONCE):
-            for line in lines:
-                self._judge_line(watch, line)
+    def _judge_event(
+        self, record: ContainerRecord, rules: Sequence[Rule], *, event: Event, memory: _Memory
+    ) -> None:
+        is_new = event.address != "" and event.address not in memory.addresses
+        for rule in rules:
+            if rule.matches(event) and (is_new or not rule.is_new):
+                self._alarm(record, rule, event=event, memory=memory)
+        if event.call in OUTGOING:
+            memory.addresses.add(event.address)
 
-    def _judge_line(self, watch: _Watch, line: TraceLine) -> None:
-        if isinstance(line, Lost):
-            LOG.warning(
-                "rules missed events",
-                extra={"fields": {"container": watch.record.id[:12], "events": line.events}},
-            )
-        if not isinstance(line, Event):
-            return
-        is_new = line.address != "" and line.address not in watch.addresses
-        for rule in watch.rules:
-            if rule.matches(line) and (is_new or not rule.is_new):
-                self._alarm(watch, rule, event=line)
-        if line.call in ("connect", "sendto"):
-            watch.addresses.add(line.address)
-
-    def _alarm(self, watch: _Watch, rule: Rule, *, event: Event) -> None:
+    def _alarm(self, record: ContainerRecord, rule: Rule, *, event: Event, memory: _Memory) -> None:
         now = time.monotonic()
-        if now - watch.acted.get(rule.name, float("-inf")) < rule.quiet_s:
+        if now - memory.acted.get(rule.name, float("-inf")) < rule.quiet_s:
             return
-        watch.acted[rule.name] = now
-        record = watch.record
+        memory.acted[rule.name] = now
         told = self._sight.of_export(record.tenant).event(event)
         what = in_words(told)
         LOG.warning("alarm", extra={"fields": {"rule": rule.name, "container": record.name, "event": what}})
@@ -227,11 +192,7 @@ class Guard:
 
     def close(self) -> None:
         """Watch no more."""
-        self._is_closing = True
-        self._ready.set()
-        with self._lock:
-            for container_id in list(self._watches):
-                self._watches.pop(container_id).held.close()
+        self._following.close()
 
 
 def _post(rule: Rule, record: ContainerRecord, *, event: Event) -> None:

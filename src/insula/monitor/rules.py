@@ -22,6 +22,8 @@ import msgspec
 from insula.model.errors import InvalidRule
 from insula.model.monitor import Event, EventKind, TraceWish
 from insula.monitor.describe import is_writing
+from insula.monitor.layout import Kind
+from insula.monitor.shapes import kind_of
 
 RuleName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 _HEAD = "[[rule]]"
@@ -73,7 +75,7 @@ class Rule(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
     def matches(self, event: Event) -> bool:
         """Tell whether an event of a container that is meant is an alarm, but for `is_new`."""
         return (
-            (not self.kinds or event.kind in self.kinds)
+            (not self.kinds or event.kind in self.kinds or _kind_of_call(event) in self.kinds)
             and (not self.calls or event.call in self.calls)
             and (not self.errors or _has_error(event, self.errors))
             and (not self.commands or _fits(event.command, self.commands))
@@ -91,6 +93,12 @@ class Rule(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rule: tuple[dict[str, object], ...] = ()
+
+
+def _kind_of_call(event: Event) -> EventKind | None:
+    """Return what a call that a filter answered would have been: an attempt is told as `seccomp` if a rule asks for that."""
+    kind = kind_of(event.call) if event.kind is EventKind.SECCOMP else 0
+    return EventKind(Kind(kind).name.lower()) if kind else None
 
 
 def _fits(text: str, patterns: Sequence[str]) -> bool:

@@ -109,6 +109,15 @@ SHAPES: Mapping[str, Shape] = {
 }
 
 
+OUTGOING = frozenset({"connect", "sendto", "sendmsg", "sendmmsg"})
+"""Calls whose address is that of somebody else who is spoken to."""
+
+
+def kind_of(call: str) -> int:
+    """Return the kind that a call is told as, 0 for one that is only counted."""
+    return SHAPES[call].kind if call in SHAPES else 0
+
+
 def by_number(numbers: Mapping[str, int]) -> dict[int, bytes]:
     """Return the map's content for a processor's numbers; calls that it does not have are left out."""
     return {

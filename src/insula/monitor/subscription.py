@@ -19,6 +19,7 @@ from insula.kernel.cgroup import Group
 from insula.model.monitor import Ended, Event, EventKind, Lost, TraceLine, TraceWish
 from insula.monitor.describe import describe, error_name, same_as, text_of
 from insula.monitor.layout import TIME, Kind, Raw, unpack
+from insula.monitor.shapes import kind_of
 
 MAX_WAITING = 200_000
 """Events that wait for one watcher: some 50 MB."""
@@ -167,6 +168,8 @@ class Subscription:
 
     def _in_words(self, raw: Raw) -> Event | None:
         wish = self.wish
+        if raw.kind == Kind.SECCOMP and Kind.SECCOMP not in self.kinds:  # another watcher wants that
+            raw = raw._replace(kind=kind_of(self._calls.get(raw.number, "")))
         if raw.kind not in self.kinds or (
             wish.calls and (raw.kind < Kind.SECCOMP or raw.number not in self._numbers)
         ):

@@ -37,6 +37,8 @@ def starter() -> dict[str, Rule]:
     ("privilege-change", event(EventKind.CAPABILITY, detail="SYS_ADMIN refused"), True),
     ("privilege-change", event(EventKind.CAPABILITY, detail="CHOWN granted"), False),
     ("kernel-tampering", event(EventKind.KERNEL, call="ptrace"), True),
+    ("kernel-tampering", event(EventKind.SECCOMP, call="mount", error="EPERM"), True),
+    ("kernel-tampering", event(EventKind.SECCOMP, call="mkdir", error="EPERM"), False),
     ("crypto-miner-ports", event(EventKind.NETWORK, call="connect", address="192.0.2.1:3333"), True),
     ("crypto-miner-ports", event(EventKind.NETWORK, call="connect", address="192.0.2.1:33"), False),
 ])  # fmt: skip
