@@ -4,6 +4,8 @@
 The spawner holds the outer ends, so that output is kept while insulad is away.  What a program writes goes to the log
 and to every attached connection as frames (`model/stream.py`).  An attached reader that is slow holds the program back
 like a full pipe does, after BACKLOG_BYTES; a log is turned over at LOG_BYTES, so that nothing grows without limit.
+Who writes faster into it than LOG_RATE waits as well, unless somebody is attached: copying is this process's work, and
+this process is everybody's.
 
 A log file is a sequence of records `>dBxxxI` (UTC seconds, stream, length) and their bytes.  Standard library only.
 """
@@ -22,6 +24,8 @@ from insula.model import stream
 
 RECORD = struct.Struct(">dBxxxI")
 LOG_BYTES = 10 << 20
+LOG_RATE, LOG_BURST = 16 << 20, 32 << 20
+"""Bytes a second of one program's log, and how much may come at once: more than is kept."""
 BACKLOG_BYTES = 1 << 20
 STDIN_BACKLOG_BYTES = 256 << 10
 READ_BYTES = 65536
@@ -75,6 +79,7 @@ class Loop(Protocol):
 
     def watch(self, descriptor: int, events: int, callback: Callable[[int], None]) -> None: ...
     def unwatch(self, descriptor: int) -> None: ...
+    def call_at(self, deadline: float, callback: Callable[[], None]) -> object: ...
 
 
 def _watch(loop: Loop, descriptor: int, *, events: int, callback: Callable[[int], None]) -> None:
@@ -190,6 +195,10 @@ class Stdio:
         self._stdin_ends = False
         self._terminal = -1
         self._held_back = False
+        self._credit = float(LOG_BURST)
+        """Bytes that may be written into the log now; below 0: somebody has to wait."""
+        self._counted_at = time.monotonic()
+        self._rests = False
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -225,6 +234,7 @@ class Stdio:
         """Let a connection see the output from now on; `first` goes before it."""
         each = Attached(self, connection, with_stdin=with_stdin)
         self.attached.append(each)
+        self._go_on()
         if first:
             each.push(first)
 
@@ -303,6 +313,7 @@ class Stdio:
             return False
         if self._log is not None:
             self._log.write(kind, data)
+            self._spend(len(data))
         frame = stream.frame(kind, data)
         for each in list(self.attached):
             each.push(frame)
@@ -316,9 +327,23 @@ class Stdio:
             self._terminal = -1
         os.close(descriptor)
 
+    def _spend(self, count: int) -> None:
+        """Count what went into the log; too much of it has the program wait."""
+        now = time.monotonic()
+        self._credit = min(LOG_BURST, self._credit + (now - self._counted_at) * LOG_RATE) - count
+        self._counted_at = now
+        if self._credit < 0 and not self.attached and not self._rests:
+            self._rests = True
+            self.loop.call_at(now - self._credit / LOG_RATE, self._go_on)
+            self.update_pressure()
+
+    def _go_on(self) -> None:
+        self._rests = False
+        self.update_pressure()
+
     def update_pressure(self) -> None:
-        """Stop reading while an attached reader is far behind, and go on when it has caught up."""
-        behind = any(each.backlog > BACKLOG_BYTES for each in self.attached)
+        """Stop reading while an attached reader is far behind or the log is full, and go on when that is over."""
+        behind = self._rests or any(each.backlog > BACKLOG_BYTES for each in self.attached)
         if behind == self._held_back:
             return
         self._held_back = behind
