@@ -7,15 +7,21 @@ Out of scope: hosts, whose certificates are their own (`pki.py`).
 """
 
 import datetime
-import secrets
 from dataclasses import dataclass
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from insula.daemon.pki import CLOCK_SKEW, Pki, fingerprint_of_pem, write_private
+from insula.daemon.pki import (
+    Pki,
+    certificate_builder,
+    fingerprint_of_pem,
+    private_pem,
+    unique_name,
+    write_private,
+)
 
 VALIDITY = datetime.timedelta(days=20 * 365)
 
@@ -42,16 +48,15 @@ class UserAuthority:
         """Make a key and a certificate that a remote user proves itself by."""
         authority_key, authority = self._load()
         key = ec.generate_private_key(ec.SECP256R1())
-        builder = _builder(
-            _name(name), authority.subject, key=key, validity=datetime.timedelta(seconds=seconds)
-        )
+        validity = datetime.timedelta(seconds=seconds)
+        builder = certificate_builder(unique_name(name), issuer=authority.subject, key=key, validity=validity)
         signed = (
             builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=True)
             .sign(authority_key, hashes.SHA256())
         )
         pem = signed.public_bytes(serialization.Encoding.PEM).decode()
-        return Issued(key=_private(key), certificate=pem, fingerprint=fingerprint_of_pem(pem))
+        return Issued(key=private_pem(key).decode(), certificate=pem, fingerprint=fingerprint_of_pem(pem))
 
     def _load(self) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
         if not (self._key_path.exists() and self._path.exists()):
@@ -63,43 +68,12 @@ class UserAuthority:
 
     def _make(self) -> None:
         key = ec.generate_private_key(ec.SECP256R1())
-        subject = _name("insula users")
+        subject = unique_name("insula users")
         certificate = (
-            _builder(subject, subject, key=key, validity=VALIDITY)
+            certificate_builder(subject, issuer=subject, key=key, validity=VALIDITY)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .sign(key, hashes.SHA256())
         )
-        write_private(self._key_path, _private(key).encode())
+        write_private(self._key_path, private_pem(key))
         write_private(self._path, certificate.public_bytes(serialization.Encoding.PEM))
         self._pki.trust_users(self._path.read_text())
-
-
-def _name(common: str) -> x509.Name:
-    # The serial makes each subject another one: see `pki.py`.
-    unique = x509.NameAttribute(NameOID.SERIAL_NUMBER, secrets.token_hex(16))
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common[:64]), unique])
-
-
-def _builder(
-    subject: x509.Name,
-    issuer: x509.Name,
-    *,
-    key: ec.EllipticCurvePrivateKey,
-    validity: datetime.timedelta,
-) -> x509.CertificateBuilder:
-    now = datetime.datetime.now(datetime.UTC)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - CLOCK_SKEW)
-        .not_valid_after(now + validity)
-    )
-
-
-def _private(key: ec.EllipticCurvePrivateKey) -> str:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    ).decode()

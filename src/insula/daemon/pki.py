@@ -47,6 +47,39 @@ def fingerprint_of_pem(pem: str) -> str:
         raise BadRequest("cannot read the certificate: not PEM") from error
 
 
+def unique_name(common: str) -> x509.Name:
+    """Return a subject that no other certificate has.
+
+    OpenSSL looks for a certificate's issuer by its subject, and takes the first of two with the same one, so a host that
+    comes back under its name with new keys would not be known again.
+    """
+    unique = x509.NameAttribute(NameOID.SERIAL_NUMBER, secrets.token_hex(16))
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common[:64]), unique])
+
+
+def certificate_builder(
+    subject: x509.Name, *, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, validity: datetime.timedelta
+) -> x509.CertificateBuilder:
+    """Begin a certificate of a key, valid from now on."""
+    now = datetime.datetime.now(datetime.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - CLOCK_SKEW)
+        .not_valid_after(now + validity)
+    )
+
+
+def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """Return a private key in PEM, in clear."""
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
 class Pki:
     """The folder STATE/pki: `host.key`, `host.crt`, `peers/<fingerprint>.crt`."""
 
@@ -76,28 +109,15 @@ class Pki:
 
     def _make(self, name: str) -> None:
         key = ec.generate_private_key(ec.SECP256R1())
-        # Unique: OpenSSL looks for a certificate's issuer by its subject, and takes the first of two with the same one,
-        # so a host that comes back under its name with new keys would not be known again.
-        unique = x509.NameAttribute(NameOID.SERIAL_NUMBER, secrets.token_hex(16))
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64]), unique])
-        now = datetime.datetime.now(datetime.UTC)
+        subject = unique_name(name)
         usage = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
         certificate = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(subject)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - CLOCK_SKEW)
-            .not_valid_after(now + VALIDITY)
+            certificate_builder(subject, issuer=subject, key=key, validity=VALIDITY)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.ExtendedKeyUsage(usage), critical=False)
             .sign(key, hashes.SHA256())
         )
-        private = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        write_private(self._key, private)
+        write_private(self._key, private_pem(key))
         write_private(self._certificate, certificate.public_bytes(serialization.Encoding.PEM))
 
     def trust(self, pem: str) -> str:
