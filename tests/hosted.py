@@ -27,6 +27,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from demo.users import install_program
+
 import netns
 from insula.kernel.netlink import Route, namespace_entered
 
@@ -49,6 +51,17 @@ class Done:
     code: int
     out: str
     err: str
+
+
+@contextmanager
+def installed_program() -> Iterator[Path]:
+    """Install the CLI where every user may run it."""
+    folder = Path(tempfile.mkdtemp(prefix="insula-test-cli-", dir="/var/tmp"))
+    try:
+        folder.chmod(0o755)
+        yield install_program(folder)
+    finally:
+        shutil.rmtree(folder)
 
 
 class Running(subprocess.Popen[bytes]):

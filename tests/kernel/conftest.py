@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""For tests of the spawner: one real spawner per module, emptied after each test."""
+"""For tests of the spawner: one real spawner per module, emptied after each test; and what a dump is written to."""
 
 import shutil
 import tempfile
@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+import carried
 import spawned
+from insula.migrate.memory import MemoryStore
+from insula.runtime.dump import memory_folder
 
 
 @pytest.fixture(scope="module")
@@ -28,3 +31,17 @@ def host(module_spawner: spawned.Spawned) -> Iterator[spawned.Spawned]:
     """A spawner without containers."""
     with module_spawner.connected():
         yield module_spawner
+
+
+@pytest.fixture
+def images() -> Iterator[int]:
+    """A folder for CRIU's images, in memory."""
+    with memory_folder() as folder:
+        yield folder
+
+
+@pytest.fixture
+def store() -> Iterator[MemoryStore]:
+    """What a target has of a container's memory."""
+    with MemoryStore(limit_bytes=carried.LIMIT_BYTES) as made:
+        yield made

@@ -3,7 +3,6 @@
 
 import os
 import socket
-from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
@@ -15,7 +14,6 @@ from insula.kernel import criu, libc, seccomp
 from insula.kernel.criu_find import find_criu
 from insula.runtime import lazy
 from insula.runtime.conntrack import SparedWalk, has_connections
-from insula.runtime.dump import memory_folder
 from spawned import Spawned, Started
 
 PROGRAM = """
@@ -24,12 +22,6 @@ say('ready')
 wait('go')
 say('good')
 """
-
-
-@pytest.fixture
-def images() -> Iterator[int]:
-    with memory_folder() as folder:
-        yield folder
 
 
 def _dump(

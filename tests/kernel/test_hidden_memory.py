@@ -7,7 +7,6 @@ Each page is compared after a restore.  The carrying is that of `carried.py`.
 import itertools
 import mmap
 import os
-from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
@@ -19,23 +18,9 @@ from insula.kernel.pagemap import PageMap, Range, intersect, mappings_of
 from insula.migrate.absent import complete_images, list_hidden
 from insula.migrate.memory import MemoryStore
 from insula.migrate.track import Last, WholeTracker
-from insula.model import stream
 from insula.runtime import hidden, lazy
-from insula.runtime.dump import memory_folder
 from insula.runtime.hidden import HiddenMemory
 from spawned import Spawned, Started
-
-
-@pytest.fixture
-def images() -> Iterator[int]:
-    with memory_folder() as folder:
-        yield folder
-
-
-@pytest.fixture
-def store() -> Iterator[MemoryStore]:
-    with MemoryStore(limit_bytes=carried.LIMIT_BYTES) as made:
-        yield made
 
 
 class Dumped:
@@ -111,12 +96,6 @@ def _begin(host: Spawned, code: str, *, ready: int = 1) -> Started:
     return carried.start(host, code, ready=ready)
 
 
-def _end_well(host: Spawned, container: Started) -> None:
-    assert host.execute_shell(container, "touch /root/go").code == 0
-    code = host.client.wait_exit(container.key)
-    assert (code, container.logged().split()[-1]) == (0, "good"), container.logged(stream.STDERR)
-
-
 def _pagemap(images: int, pid: int) -> list[criu_images.Entry]:
     return criu_images.decode_pagemap(carried.image(images, f"pagemap-{pid}.img"))
 
@@ -127,7 +106,7 @@ def test_every_byte_comes_through(host: Spawned, images: int, store: MemoryStore
     dumped.run()
     assert len(dumped.ranges) == 4, "the memory of all four was hidden"
     dumped.restore()
-    _end_well(host, container)
+    carried.end_well(host, container)
 
 
 def test_criu_lists_nothing_of_what_is_hidden(host: Spawned, images: int, store: MemoryStore) -> None:
@@ -206,7 +185,7 @@ def test_changed_mappings_threads_guards_and_files(host: Spawned, images: int, s
     dumped.run()
     assert set(dumped.ranges) == set(dumped.last)
     dumped.restore()
-    _end_well(host, container)
+    carried.end_well(host, container)
 
 
 LOCKED = "assert c.mlock(at + (40 << 20), 2 << 20) == 0\ndeep(20)"
@@ -220,7 +199,7 @@ def test_locked_memory_is_criu_s(host: Spawned, images: int, store: MemoryStore)
     present = sum(each.pages for each in _pagemap(images, 1) if each.flags & PE_PRESENT)
     assert present * PAGE_BYTES > 2 << 20
     dumped.restore()
-    _end_well(host, container)
+    carried.end_well(host, container)
 
 
 def test_criu_sees_where_the_stack_pointers_are(host: Spawned, images: int, store: MemoryStore) -> None:
@@ -271,7 +250,7 @@ def test_process_born_after_the_launch(host: Spawned, images: int, store: Memory
     assert len(dumped.last) == 2
     assert len(dumped.ranges) == 1, "only the first one was there when CRIU was launched"
     dumped.restore()
-    _end_well(host, container)
+    carried.end_well(host, container)
 
 
 def test_little_memory_is_not_hidden(host: Spawned, images: int, store: MemoryStore) -> None:
@@ -282,7 +261,7 @@ def test_little_memory_is_not_hidden(host: Spawned, images: int, store: MemorySt
     dumped.run()
     assert dumped.ranges == {}
     dumped.restore()
-    _end_well(host, container)
+    carried.end_well(host, container)
 
 
 def test_huge_reservation_is_not_hidden(host: Spawned, images: int, store: MemoryStore) -> None:
@@ -292,7 +271,7 @@ def test_huge_reservation_is_not_hidden(host: Spawned, images: int, store: Memor
     dumped.run()
     assert dumped.ranges == {}
     dumped.restore()
-    _end_well(host, container)
+    carried.end_well(host, container)
 
 
 def test_survey_says_what_the_single_questions_say() -> None:

@@ -7,36 +7,18 @@ Needs the CRIU that `insula setup` found good on this host.
 
 import os
 import signal
-from collections.abc import Iterator
-
-import pytest
 
 import carried
 from insula.kernel import criu
 from insula.migrate.memory import MemoryStore, Range
 from insula.model import stream
-from insula.runtime.dump import memory_folder
 from spawned import Spawned, Started, is_alive, wait_until
-
-
-@pytest.fixture
-def images() -> Iterator[int]:
-    with memory_folder() as folder:
-        yield folder
-
-
-@pytest.fixture
-def store() -> Iterator[MemoryStore]:
-    with MemoryStore(limit_bytes=carried.LIMIT_BYTES) as made:
-        yield made
 
 
 def test_every_byte_comes_through(host: Spawned, images: int, store: MemoryStore) -> None:
     container = carried.start(host, carried.EVERYTHING, ready=4)
     carried.carry(host, container, images, store)
-    assert host.execute_shell(container, "touch /root/go").code == 0
-    code = host.client.wait_exit(container.key)
-    assert (code, container.logged().split()[-1]) == (0, "good"), container.logged(stream.STDERR)
+    carried.end_well(host, container)
 
 
 def test_it_is_filled_without_being_touched(host: Spawned, images: int, store: MemoryStore) -> None:
@@ -44,9 +26,7 @@ def test_it_is_filled_without_being_touched(host: Spawned, images: int, store: M
     carried.carry(host, container, images, store)
     carried.wait_filled(host, container)
     assert os.fstat(store.descriptor).st_blocks * 512 < 8 << 20, "what was brought is freed"
-    assert host.execute_shell(container, "touch /root/go").code == 0
-    code = host.client.wait_exit(container.key)
-    assert (code, container.logged().split()[-1]) == (0, "good"), container.logged(stream.STDERR)
+    carried.end_well(host, container)
 
 
 CHANGES = """

@@ -2,12 +2,10 @@
 """What the preflight calls an obstacle CRIU does refuse, and what it lets pass CRIU does not; tried with both."""
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -103,16 +101,6 @@ e = mmap.mmap(a.fileno(), 4096)""",
     "a nested mount namespace": "child(lambda: call(272, 0x20000))",
     "mounts": "assert libc.mount(b'x', b'/home', b'tmpfs', 0, None) == 0; f = open('/home/a', 'w+')",
 }
-
-
-@pytest.fixture
-def images(host: Spawned) -> Iterator[int]:
-    folder = host.run.parent / "images"
-    folder.mkdir(mode=0o755)
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    yield descriptor
-    os.close(descriptor)
-    shutil.rmtree(folder)
 
 
 def _dump(host: Spawned, container: Started, images: int) -> criu.Response:

@@ -17,14 +17,7 @@ import carried
 from insula.boot.supply import MAX_MESSAGE, REQUEST, Word
 from insula.migrate.memory import MemoryStore
 from insula.model import stream
-from insula.runtime.dump import memory_folder
 from spawned import Spawned, Started, is_alive, wait_until
-
-
-@pytest.fixture
-def images() -> Iterator[int]:
-    with memory_folder() as folder:
-        yield folder
 
 
 @pytest.fixture
@@ -104,16 +97,10 @@ def carry_later(
     return bringer, filler
 
 
-def assert_good(host: Spawned, container: Started) -> None:
-    assert host.execute_shell(container, "touch /root/go").code == 0
-    code = host.client.wait_exit(container.key)
-    assert (code, container.logged().split()[-1]) == (0, "good"), container.logged(stream.STDERR)
-
-
 def test_every_byte_comes_when_it_is_asked_for(host: Spawned, images: int, elsewhere: MemoryStore) -> None:
     container = carried.start(host, carried.EVERYTHING, ready=4)
     bringer, filler = carry_later(host, container, images, elsewhere)
-    assert_good(host, container)
+    carried.end_well(host, container)
     assert {number for number, _length in bringer.brought} == {0}
     host.client.ask("forget", key=container.key)
     wait_until(lambda: not is_alive(filler), what="the filler has ended")
@@ -126,7 +113,7 @@ def test_the_rest_comes_without_being_asked_for(host: Spawned, images: int, else
     bringer.may_bring_rest.set()
     carried.wait_filled(host, container)
     bringer.end()
-    assert_good(host, container)
+    carried.end_well(host, container)
 
 
 def test_pages_that_never_come_end_it_with_the_reason(
@@ -201,7 +188,7 @@ def test_mappings_that_change_while_pages_are_absent(
     bringer, filler = carry_later(host, container, images, elsewhere)
     if with_rest:
         bringer.may_bring_rest.set()
-    assert_good(host, container)
+    carried.end_well(host, container)
     host.client.ask("forget", key=container.key)
     wait_until(lambda: not is_alive(filler), what="the filler has ended")
     bringer.end()

@@ -7,13 +7,10 @@ them; a number of the checklist without a check, when all files were chosen, is 
 
 import json
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from demo.users import install_program
 
 import hosted
 from leftovers import take_snapshot, wait_until_gone
@@ -61,10 +58,8 @@ def pytest_unconfigure() -> None:
 @pytest.fixture(scope="session")
 def program() -> Iterator[Path]:
     """The CLI where every user may run it."""
-    folder = Path(tempfile.mkdtemp(prefix="insula-test-cli-", dir="/var/tmp"))
-    folder.chmod(0o755)
-    yield install_program(folder)
-    shutil.rmtree(folder)
+    with hosted.installed_program() as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

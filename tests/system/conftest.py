@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """For tests of a whole host: one per module, emptied after each test."""
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from demo.users import install_program
 
 import hosted
 
@@ -15,10 +12,8 @@ import hosted
 @pytest.fixture(scope="session")
 def program() -> Iterator[Path]:
     """The CLI where every user may run it."""
-    folder = Path(tempfile.mkdtemp(prefix="insula-test-cli-", dir="/var/tmp"))
-    folder.chmod(0o755)
-    yield install_program(folder)
-    shutil.rmtree(folder)
+    with hosted.installed_program() as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -28,27 +28,16 @@ def pair(module_pair: Pair) -> Iterator[Pair]:
 @contextmanager
 def slow(pair: Pair, rate: str) -> Iterator[None]:
     """Limit what reaches the second host from the first."""
-    words = [
-        "tc",
-        "qdisc",
-        "add",
-        "dev",
-        "ctl-2",
-        "root",
-        "tbf",
-        "rate",
-        rate,
-        "burst",
-        "64k",
-        "latency",
-        "100ms",
-    ]
-    subprocess.run(hosts.inside(pair.world.outside, *words), check=True, timeout=20)
+    port = ("dev", "ctl-2", "root")
+    tc(pair, "add", *port, "tbf", "rate", rate, "burst", "64k", "latency", "100ms")
     try:
         yield
     finally:
-        words = ["tc", "qdisc", "del", "dev", "ctl-2", "root"]
-        subprocess.run(hosts.inside(pair.world.outside, *words), check=True, timeout=20)
+        tc(pair, "del", *port)
+
+
+def tc(pair: Pair, *words: str) -> None:
+    subprocess.run(hosts.inside(pair.world.outside, "tc", "qdisc", *words), check=True, timeout=20)
 
 
 def test_a_slow_link_carries_less_than_there_is(pair: Pair) -> None:
