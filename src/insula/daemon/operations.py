@@ -213,7 +213,9 @@ class OperationRegistry:
             running = self._running.get(operation_id)
             record = running.record if running else self._store.get_operation(operation_id)
         if tenant is not None and record.tenant != tenant:
-            raise OperationNotFound(f"cannot find operation `{operation_id}`")
+            raise OperationNotFound(
+                f"cannot find operation `{operation_id}`", hint="insula operation ls lists them"
+            )
         return record
 
     def cancel(self, tenant: str | None, operation_id: str) -> OperationRecord:

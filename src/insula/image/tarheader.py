@@ -233,9 +233,7 @@ class TarReader:
     def _extend(self, pax: _Pax, header: bytes, *, after: bytes) -> None:
         size = _number(header[124:136], after=after)
         if not 0 <= size <= MAX_PAX_BYTES:
-            raise InvalidImage(
-                f"cannot read the archive after `{shown(after)}`: an extended header of {size} bytes"
-            )
+            raise InvalidImage(f"cannot read the archive {_place(after)}: an extended header of {size} bytes")
         payload = self._exact(size, after=after)
         self._skip(-size % BLOCK)
         match header[156:157]:
@@ -252,8 +250,11 @@ class TarReader:
 def _check_sum(header: bytes, *, after: bytes) -> None:
     expected = sum(header) - sum(header[148:156]) + 8 * 0x20
     if _number(header[148:156], after=after) != expected:
-        place = f"after `{shown(after)}`" if after else "at its start: it is no tar"
-        raise InvalidImage(f"cannot read the archive {place}: wrong checksum of a header")
+        raise InvalidImage(f"cannot read the archive {_place(after)}: wrong checksum of a header")
+
+
+def _place(after: bytes) -> str:
+    return f"after `{shown(after)}`" if after else "at its start: it is no tar"
 
 
 def _number(text: bytes, *, after: bytes) -> int:
@@ -262,9 +263,7 @@ def _number(text: bytes, *, after: bytes) -> int:
         return value - (1 << (8 * len(text) - 1)) if text[0] & 0x40 else value
     digits = text.split(b"\0", 1)[0].strip(b" ")
     if digits.strip(b"01234567"):
-        raise InvalidImage(
-            f"cannot read the archive after `{shown(after)}`: a number of a header is malformed"
-        )
+        raise InvalidImage(f"cannot read the archive {_place(after)}: a number of a header is malformed")
     return int(digits or b"0", 8)
 
 
@@ -275,7 +274,7 @@ def _read_pax(payload: bytes, pax: _Pax, *, after: bytes) -> None:
         end = position + int(digits) if digits.isdigit() else 0
         key, equals, value = payload[position + len(digits) + 1 : max(end - 1, 0)].partition(b"=")
         if not (space and equals and end <= len(payload) and payload[end - 1 : end] == b"\n"):
-            raise InvalidImage(f"cannot read the archive after `{shown(after)}`: malformed extended header")
+            raise InvalidImage(f"cannot read the archive {_place(after)}: malformed extended header")
         _set_pax(pax, key, value=value, after=after)
         position = end
 
@@ -301,14 +300,14 @@ def _set_pax(pax: _Pax, key: bytes, *, value: bytes, after: bytes) -> None:
                 )
             case _ if key.startswith(b"GNU.sparse."):
                 raise InvalidImage(
-                    f"cannot read the archive after `{shown(after)}`: sparse entries are not supported",
+                    f"cannot read the archive {_place(after)}: sparse entries are not supported",
                     hint="make the tar without --sparse",
                 )
             case _:
                 pass
     except ValueError:
         raise InvalidImage(
-            f"cannot read the archive after `{shown(after)}`: `{shown(key)}` of an extended header is malformed"
+            f"cannot read the archive {_place(after)}: `{shown(key)}` of an extended header is malformed"
         ) from None
 
 

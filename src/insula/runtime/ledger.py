@@ -109,7 +109,9 @@ class Ledger(People):
         """
         record = self.record(OperationRecord, "SELECT record FROM operations WHERE id = ?", operation_id)
         if record is None:
-            raise OperationNotFound(f"cannot find operation `{operation_id}`")
+            raise OperationNotFound(
+                f"cannot find operation `{operation_id}`", hint="insula operation ls lists them"
+            )
         return record
 
     def list_operations(

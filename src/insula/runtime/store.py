@@ -400,7 +400,7 @@ class Store(Ledger):
         record = self.record(CheckpointRecord, statement, container_id, name)
         if record is None:
             raise CheckpointNotFound(
-                f"cannot find checkpoint `{name}`", hint="see the container's checkpoints"
+                f"cannot find checkpoint `{name}`", hint="insula checkpoint ls CONTAINER lists them"
             )
         return record
 

@@ -34,9 +34,9 @@ def run(options: Namespace, client: Client) -> int:
     match options.verb:
         case "show":
             found = client.get("/v1/policy")
-            print(
-                json.dumps(found["rules"], indent=2) if options.format == "json" else found["text"].rstrip()
-            )
+            nothing = f"# {found['path']} is empty or not there: users may what every user may"
+            text = found["text"].rstrip() or nothing
+            print(json.dumps(found["rules"], indent=2) if options.format == "json" else text)
         case "check":
             client.call("POST", "/v1/policy/check", body={"text": read(options.file)})
             print(f"{options.file}: right")

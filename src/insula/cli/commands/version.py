@@ -29,11 +29,11 @@ def run(options: Namespace, client: Client) -> int:
     if options.client:
         print(json.dumps({"client": own}) if options.format == "json" else f"insula {own['version']}")
         return 0
-    daemon = client.get("/v1/version")
     if options.format == "json":
-        print(json.dumps({"client": own, "daemon": daemon}, indent=2))
+        print(json.dumps({"client": own, "daemon": client.get("/v1/version")}, indent=2))
         return 0
-    print(f"insula   {own['version']} (Python {own['python']})")
+    print(f"insula   {own['version']} (Python {own['python']})", flush=True)  # also if no daemon answers
+    daemon = client.get("/v1/version")
     print(
         f"insulad  {daemon['version']} (API {daemon['api']}, host {daemon['host']}, Linux {daemon['kernel']})"
     )
