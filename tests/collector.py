@@ -3,6 +3,7 @@
 
 import http.server
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,6 +46,7 @@ class Collector:
 
     address: str
     port: int = 0
+    scheme: str = "http"
     status: int = 200
     spans: list[SeenSpan] = field(default_factory=list)
     logs: list[SeenLog] = field(default_factory=list)
@@ -53,7 +55,7 @@ class Collector:
 
     @property
     def endpoint(self) -> str:
-        return f"http://{self.address}:{self.port}"
+        return f"{self.scheme}://{self.address}:{self.port}"
 
     def take(self, path: str, body: bytes) -> None:
         if path == "/v1/traces":
@@ -68,9 +70,11 @@ class Collector:
 
 
 @contextmanager
-def collecting(address: str = "127.0.0.1", *, namespace: int | None = None) -> Iterator[Collector]:
+def collecting(
+    address: str = "127.0.0.1", *, namespace: int | None = None, tls: ssl.SSLContext | None = None
+) -> Iterator[Collector]:
     """Listen while the block runs.  namespace: the network to do that in."""
-    found = Collector(address)
+    found = Collector(address, scheme="https" if tls else "http")
     found.may_answer.set()
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -98,6 +102,8 @@ def collecting(address: str = "127.0.0.1", *, namespace: int | None = None) -> I
     server.server_bind()
     server.server_activate()
     found.port = server.server_address[1]
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:

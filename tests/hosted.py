@@ -243,7 +243,7 @@ class Host:
             "nsenter", f"--net=/proc/{os.getpid()}/fd/{self.network}", "--",
             sys.executable, "-m", "insula.cli", "daemon", "--name", "solo", "--state", f"{self.folder}/state",
             "--run", f"{self.folder}/run", "--group", GROUP, "--cgroup-parent", self.cgroup, "--pool", POOL,
-            "--rules", f"{self.folder}/rules.d",
+            "--rules", f"{self.folder}/rules.d", "--export", f"{self.folder}/export.toml",
         ]  # fmt: skip
 
     def prepare(self) -> None:

@@ -31,7 +31,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 
 from insula import __version__
 from insula.export.post import Post
-from insula.model.change import Change
+from insula.model.change import Alarm, Change
 from insula.model.export import Told
 from insula.model.monitor import Event, Lost, in_words
 from insula.model.span import Span
@@ -56,6 +56,7 @@ EVENT_ATTRIBUTES = {
     "address": "insula.address",
     "arguments": "process.command_args",
     "detail": "insula.detail",
+    "port": "insula.port",
 }
 _ALWAYS = ("pid", "thread", "user", "result")
 
@@ -133,11 +134,15 @@ def _said(what: Event | Change | Lost) -> tuple[str, str, dict[str, _Value]]:
         case Event():
             found = {name: getattr(what, field) for field, name in EVENT_ATTRIBUTES.items()}
             always = {EVENT_ATTRIBUTES[field] for field in _ALWAYS}
-            told = {name: value for name, value in found.items() if name in always or value not in ("", ())}
+            told = {
+                name: value for name, value in found.items() if name in always or value not in ("", (), 0)
+            }
             return what.kind.value, in_words(what), told
         case Change():
-            detail: dict[str, _Value] = {"insula.detail": what.detail} if what.detail else {}
-            return what.event, f"{what.event} {what.detail}".strip(), detail
+            words: dict[str, _Value] = {"insula.detail": what.detail} if what.detail else {}
+            if isinstance(what, Alarm):
+                words["insula.rule"] = what.rule
+            return what.event, f"{what.event} {what.detail}".strip(), words
         case Lost():
             return "lost", f"{what.events} events were lost", {"insula.events": what.events}
 
