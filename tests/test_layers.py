@@ -56,6 +56,7 @@ DOORS = {
     "typing_extensions": "image.decompress",  # for the type checker only
     "dns": "network.names",
     "prometheus_client": "monitor.metrics",
+    "textual": "cli.top.app cli.top.overview cli.top.detail",
     "opentelemetry": "export.otlp",
 }
 

@@ -33,7 +33,7 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("diff", "list the files that a container changed"),
             ("inspect", "print all that is known of containers, images and so on, as JSON"),
             ("stats", "show CPU, memory, pressure and traffic of containers"),
-            ("top", "list the processes of a container"),
+            ("top", "watch all containers, live, or list the processes of one"),
             ("events", "show what happens to containers, from now on"),
             ("trace", "show what a container asks of the kernel, as it happens"),
             ("rule", "which events are an alarm, and what follows: ls, check, reload"),

@@ -21,7 +21,7 @@ from insula.model.history import INTERVAL_S, KEPT_S, CallShare, Sample, Usage
 VERSION = 1
 MAX_TICKS = int(KEPT_S / INTERVAL_S)
 MAX_BYTES = 256 << 20
-"""An hour of 500 containers takes 25 MB; beyond this the oldest tenth goes."""
+"""An hour of 500 containers takes 15 MB; beyond this the oldest tenth goes."""
 MAX_SHARES = 20
 """System calls, and their errors, told of one span."""
 

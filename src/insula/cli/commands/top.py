@@ -1,8 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`insula top`: list the processes of a container."""
+"""`insula top`: a live screen of all containers, or the processes of one.
+
+The screen's library is loaded only for the screen (docs/adr/0008-cli-without-msgspec.md).
+"""
 
 from __future__ import annotations
 
+import sys
+
+from insula.cli.parser import UsageError
 from insula.cli.render import Column, add_options, show
 from insula.client.http import quote
 from insula.model.units import format_size
@@ -13,7 +19,7 @@ if TYPE_CHECKING:
 
     from insula.client.http import Client
 
-HELP = "list the processes of a container"
+HELP = "watch all containers, live, or list the processes of one"
 
 COLUMNS = (
     Column("PID", lambda row: str(row["pid"])),
@@ -29,10 +35,14 @@ COLUMNS = (
 
 def arguments(parser: ArgumentParser) -> None:
     add_options(parser, quiet="pids")
-    parser.add_argument("container", metavar="CONTAINER", help="name or id")
+    parser.add_argument(
+        "container", metavar="CONTAINER", nargs="?", help="list its processes (default: the live screen)"
+    )
 
 
 def run(options: Namespace, client: Client) -> int:
+    if options.container is None:
+        return _show_screen(client)
     rows = client.get(f"/v1/containers/{quote(options.container)}/top")
     if options.quiet:
         for row in rows:
@@ -40,6 +50,18 @@ def run(options: Namespace, client: Client) -> int:
         return 0
     show(rows, COLUMNS, options=options)
     return 0
+
+
+def _show_screen(client: Client) -> int:
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageError(
+            "cannot show a live screen: this is no terminal", hint="insula stats, or insula top CONTAINER"
+        )
+    host = client.get("/v1/version")["host"]
+    client.get("/v1/stats")  # what is refused is told before there is a screen
+    from insula.cli.top.app import show as show_screen
+
+    return show_screen(client, host=host)
 
 
 def cpu_time(seconds: float) -> str:
