@@ -79,7 +79,7 @@ def _add_files_and_network(parser: ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="[SOURCE:]TARGET[:ro]",
-        help="mount a volume by name, or (admins) a host folder by its path",
+        help="mount a volume by name, or by its path a host folder that the policy grants",
     )
     add(
         "--mount",
@@ -132,7 +132,13 @@ def _add_limits(parser: ArgumentParser) -> None:
         metavar="NAME=N",
         help="resource limit, for example nofile=1024",
     )
-    add("--cap-add", action="append", default=[], metavar="NAME", help="give a capability (admins)")
+    add(
+        "--cap-add",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="give a capability that the policy grants",
+    )
     add("--cap-drop", action="append", default=[], metavar="NAME", help="take a capability, or ALL")
 
 

@@ -2,7 +2,7 @@
 """Hold a wish against what the one who asks may ask for.  After the last merge, on every way by which a wish comes in.
 
 The table of restricted fields: a field of `Spec` that a policy restricts has its check here and nowhere else, and every
-way (create, start, restart, restore, clone, arrival from another host) calls `check_permitted`.
+way (create, start, restart, restore, arrival from another host) calls `check_permitted`.
 """
 
 import os

@@ -57,7 +57,12 @@ def arguments(parser: ArgumentParser) -> None:
     )
     create("--ipv6", action="store_const", const="on", dest="ipv6", help="refuse if IPv6 cannot be had")
     create("--no-ipv6", action="store_const", const="off", dest="ipv6", help="IPv4 only")
-    create("--uplink", default="", metavar="INTERFACE", help="join this interface's network (admins)")
+    create(
+        "--uplink",
+        default="",
+        metavar="INTERFACE",
+        help="join this interface's network, if the policy grants it",
+    )
     create("--internal", action="store_true", help="no way to the outside")
     create(
         "-l", "--label", action="append", default=[], metavar="NAME[=VALUE]", help="label for your own use"
