@@ -19,7 +19,7 @@ from insula.api.gate import Gate
 from insula.api.lanes import Lanes
 from insula.api.standing import Judge, Standing
 from insula.api.verbs import Operations, Pairing, Policy, Users, Verbs
-from insula.api.watch import Exports, HistoryBook, Monitor, Profiles, RuleBook, Sight
+from insula.api.watch import DriftBook, Exports, HistoryBook, Monitor, Profiles, RuleBook, Sight
 from insula.model.errors import BadRequest, InvalidSpec
 from insula.model.grant import Action, Grant
 from insula.model.record import ContainerRecord
@@ -69,6 +69,7 @@ class Api:
     monitor: Monitor
     history: HistoryBook
     profiles: Profiles
+    drifts: DriftBook
     rules: RuleBook
     sight: Sight
     exports: Exports

@@ -100,7 +100,10 @@ async def metrics(call: Call) -> web.StreamResponse:
         # Sinks are the host's business: their names tell where it sends what.
         sinks = call.api.exports.counts() if call.grant.principal.is_admin else ()
         return exposition(
-            call.api.verbs.all_stats(call.grant), call.api.monitor.counts(call.grant), sinks=sinks
+            call.api.verbs.all_stats(call.grant),
+            call.api.monitor.counts(call.grant),
+            sinks=sinks,
+            drifts=call.api.drifts.counts(call.grant),
         )
 
     return web.Response(body=await call.run(scrape), headers={"Content-Type": CONTENT_TYPE})

@@ -4,7 +4,7 @@
 from aiohttp import web
 
 from insula.api.call import Call, answer, empty
-from insula.model.profile import ApplyWish, Profile, SaveWish
+from insula.model.profile import ApplyWish, SaveWish
 
 
 async def record(call: Call) -> web.StreamResponse:
@@ -23,13 +23,15 @@ async def save(call: Call) -> web.StreamResponse:
 
 async def apply(call: Call) -> web.StreamResponse:
     wish = await call.body(ApplyWish)
-    await call.run(call.api.profiles.apply, call.grant, call.ref, wish=wish)
-    return empty()
+    return answer(await call.run(call.api.profiles.apply, call.grant, call.ref, wish=wish))
 
 
 async def release(call: Call) -> web.StreamResponse:
-    await call.run(call.api.profiles.release, call.grant, call.ref)
-    return empty()
+    return answer(await call.run(call.api.profiles.release, call.grant, call.ref))
+
+
+async def drift(call: Call) -> web.StreamResponse:
+    return answer(await call.run(call.api.drifts.drifts, call.grant, call.ref))
 
 
 async def list_all(call: Call) -> web.StreamResponse:
@@ -41,8 +43,8 @@ async def inspect(call: Call) -> web.StreamResponse:
 
 
 async def put(call: Call) -> web.StreamResponse:
-    profile = await call.body(Profile)
-    return answer(await call.run(call.api.profiles.put, call.grant, call.ref, profile=profile))
+    text = await call.request.read()
+    return answer(await call.run(call.api.profiles.put, call.grant, call.ref, text=text))
 
 
 async def delete(call: Call) -> web.StreamResponse:

@@ -100,6 +100,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", _CONTAINER + "/profile/apply", profiles.apply, Action.CONTROL),
     Route("DELETE", _CONTAINER + "/profile", profiles.release, Action.CONTROL),
     Route("GET", _CONTAINER + "/profile", profiles.recorded, Action.READ),
+    Route("GET", _CONTAINER + "/drift", profiles.drift, Action.READ),
     Route("GET", "/v1/rules", rules.list_all, Action.ADMIN),
     Route("POST", "/v1/rules/check", rules.check, Action.ADMIN),
     Route("POST", "/v1/rules/reload", rules.reload, Action.ADMIN),

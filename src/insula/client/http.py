@@ -245,8 +245,8 @@ class Client:
     def open(
         self, method: str, path: str, *, query: dict[str, str] | None = None, body: object = None
     ) -> Answer:
-        """Send a request and return the answer with its body unread."""
-        data = b"" if body is None else json.dumps(body).encode()
+        """Send a request and return the answer with its body unread.  A body of bytes is JSON already."""
+        data = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
         head = self._head(method, path, query=query, length=len(data), is_json=body is not None)
         return self._exchange([head + data])
 

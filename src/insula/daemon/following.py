@@ -8,7 +8,7 @@ it ends, moves, is removed ─► what was still unheard is heard, then no more
 import logging
 import threading
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -17,7 +17,7 @@ from insula.model.errors import Unsupported, WrongState
 from insula.model.monitor import TraceLine, TraceWish
 from insula.model.record import ContainerRecord
 from insula.monitor.collect import Collector
-from insula.monitor.subscription import Subject, Subscription
+from insula.monitor.subscription import Scope, Subject, Subscription
 from insula.runtime.context import Runtime
 
 LOG = logging.getLogger(__name__)
@@ -27,6 +27,13 @@ _AT_ONCE = 1000
 WishOf: TypeAlias = Callable[[ContainerRecord], TraceWish | None]
 """What is wanted of a container; None: nothing."""
 Take: TypeAlias = Callable[[ContainerRecord, Iterable[TraceLine]], None]
+
+
+Beside: TypeAlias = Callable[[ContainerRecord, Subject], AbstractContextManager[None]]
+
+
+def _nothing_beside(_record: ContainerRecord, _subject: Subject) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +60,17 @@ class Following:
         wish_of: WishOf,
         take: Take,
         name: str,
+        scope: Scope = Scope.EVERYTHING,
+        beside: Beside = _nothing_beside,
     ) -> None:
+        """scope: what at least is told.  beside: what is held as long as a container is watched."""
         self._runtime = runtime
         self._collector = collector
         self._watching = watching
         self._wish_of = wish_of
         self._take = take
+        self._scope = scope
+        self._beside = beside
         self._ready = threading.Event()
         self._lock = threading.RLock()
         self._watches: dict[str, _Watch] = {}
@@ -99,8 +111,9 @@ class Following:
             try:
                 held.enter_context(self._collector.from_birth(subject))
                 subscription = held.enter_context(
-                    self._collector.subscribe(subject, wish, notify=self._ready.set)
+                    self._collector.subscribe(subject, wish, notify=self._ready.set, scope=self._scope)
                 )
+                held.enter_context(self._beside(record, subject))
             except Unsupported as error:
                 LOG.warning("a container is not watched", extra={"fields": {"reason": error.message}})
                 return

@@ -13,12 +13,15 @@ from pathlib import Path
 
 import msgspec
 
+from insula.daemon.drifting import home_of
 from insula.daemon.sight import Sight
 from insula.daemon.watching import Watching
+from insula.kernel import caps, syscalls
 from insula.model.errors import InvalidSpec, NameTaken, ProfileNotFound, Unsupported, WrongState
 from insula.model.grant import Grant
 from insula.model.lifecycle import ALIVE, Status
-from insula.model.profile import ApplyWish, Profile, applied
+from insula.model.profile import VERSION, Applied, ApplyWish, Profile, applied
+from insula.model.profile_text import Words, read_profile
 from insula.model.record import ContainerRecord
 from insula.model.spec import PROFILE_NAME
 from insula.monitor.collect import Collector
@@ -30,6 +33,7 @@ from insula.tenant.check import EVERY_TENANT
 LOG = logging.getLogger(__name__)
 
 _NAME = re.compile(PROFILE_NAME)
+_WORDS = Words(calls=syscalls.names(), capabilities=frozenset(caps.NAMES))
 
 
 class ProfileDesk:
@@ -63,7 +67,8 @@ class ProfileDesk:
                 self._armed.add(record.id)
 
     def _begin(self, record: ContainerRecord, *, is_from_birth: bool) -> Recording:
-        return Recording(self._collector, self._watching.subject(record), is_from_birth=is_from_birth)
+        subject = self._watching.subject(record)
+        return Recording(self._collector, subject, is_from_birth=is_from_birth, home=home_of(record))
 
     def before_start(self, record: ContainerRecord) -> None:
         """Begin the recording of a container that is about to start."""
@@ -120,32 +125,46 @@ class ProfileDesk:
         """Return what the caller may see of a profile."""
         return self._sight.of_reader(grant.principal, tenant).profile(profile)
 
-    def apply(self, grant: Grant, ref: str, *, wish: ApplyWish) -> None:
-        """Hold a container to a kept profile from its next start on.  Raises: ContainerNotFound, ProfileNotFound."""
+    def apply(self, grant: Grant, ref: str, *, wish: ApplyWish) -> Applied:
+        """Hold a container to a kept profile from its next start on.
+
+        Raises: ContainerNotFound, ProfileNotFound; InvalidSpec if the profile's file was altered.
+        """
         record = self._runtime.find(grant, ref)
         profile = self._read(record.tenant, wish.profile)
-        confine(grant, self._runtime, record.id, profile=applied(profile, enforce=wish.enforce))
+        held = applied(profile, enforce=wish.enforce)
+        confine(grant, self._runtime, record.id, profile=held)
+        return Applied(
+            is_running=record.status in ALIVE,
+            is_root_writable="/" in (held.written or ()),
+            is_old=profile.version < VERSION,
+        )
 
-    def release(self, grant: Grant, ref: str) -> None:
+    def release(self, grant: Grant, ref: str) -> Applied:
         """Let a container go from its next start on.  Raises: ContainerNotFound."""
         confine(grant, self._runtime, ref, profile=None)
+        return Applied(is_running=self._runtime.find(grant, ref).status in ALIVE)
 
     def list(self, grant: Grant) -> list[Profile]:
         """Return the tenant's profiles by name."""
         tenants = sorted(os.listdir(self._folder)) if self._folder.exists() else []
         wanted = [each for each in tenants if grant.tenant in (EVERY_TENANT, each)]
-        return [
-            self._told(grant, tenant, self._read(tenant, path.stem))
-            for tenant in wanted
-            for path in sorted((self._folder / tenant).glob("*.json"))
-        ]
+        found = []
+        for tenant in wanted:
+            for path in sorted((self._folder / tenant).glob("*.json")):
+                try:
+                    found.append(self._told(grant, tenant, self._read(tenant, path.stem)))
+                except InvalidSpec as error:  # whoever names it is told
+                    LOG.warning("a profile is left out", extra={"fields": {"reason": error.message}})
+        return found
 
     def get(self, grant: Grant, name: str) -> Profile:
         """Return a profile.  Raises: ProfileNotFound."""
         return self._told(grant, grant.tenant, self._read(grant.tenant, name))
 
-    def put(self, grant: Grant, name: str, *, profile: Profile) -> Profile:
-        """Keep a profile that another host told.  Raises: InvalidSpec, NameTaken."""
+    def put(self, grant: Grant, name: str, *, text: bytes) -> Profile:
+        """Keep a profile that another host told, as JSON.  Raises: InvalidSpec naming the line, NameTaken."""
+        profile = read_profile(text, words=_WORDS)
         if profile.name != name or not _NAME.fullmatch(name):
             raise InvalidSpec(f"cannot keep profile `{profile.name}` as `{name}`", hint="both names are one")
         if profile.is_redacted:
@@ -158,22 +177,28 @@ class ProfileDesk:
 
     def delete(self, grant: Grant, name: str) -> None:
         """Forget a profile; containers that are held to it stay so.  Raises: ProfileNotFound."""
-        self._read(grant.tenant, name)
-        self._path(grant.tenant, name).unlink()
+        try:
+            self._path(grant.tenant, name).unlink()
+        except FileNotFoundError:
+            raise _not_found(name) from None
 
     def _path(self, tenant: str, name: str) -> Path:
         if not _NAME.fullmatch(name) or tenant == EVERY_TENANT:
-            raise ProfileNotFound(f"cannot find profile `{name}`", hint="insula profile ls lists them")
+            raise _not_found(name)
         return self._folder / tenant / f"{name}.json"
 
     def _read(self, tenant: str, name: str) -> Profile:
         try:
             data = self._path(tenant, name).read_bytes()
         except FileNotFoundError:
-            raise ProfileNotFound(
-                f"cannot find profile `{name}`", hint="insula profile ls lists them"
-            ) from None
-        return msgspec.json.decode(data, type=Profile)
+            raise _not_found(name) from None
+        try:
+            return read_profile(data, words=_WORDS)
+        except InvalidSpec as error:
+            raise InvalidSpec(
+                f"{error.message}, in `{self._path(tenant, name)}`",
+                hint=f"somebody has altered it: insula profile rm {name}, and record or import it anew",
+            ) from error
 
     def _keep(self, tenant: str, profile: Profile) -> None:
         path = self._path(tenant, profile.name)
@@ -187,3 +212,7 @@ class ProfileDesk:
                 )
             part.write_bytes(msgspec.json.format(msgspec.json.encode(profile), indent=1))
             part.replace(path)
+
+
+def _not_found(name: str) -> ProfileNotFound:
+    return ProfileNotFound(f"cannot find profile `{name}`", hint="insula profile ls lists them")

@@ -15,6 +15,7 @@ from insula.daemon import exporting
 from insula.daemon.arrivals import Arrivals
 from insula.daemon.containers import Containers
 from insula.daemon.draining import Draining
+from insula.daemon.drifting import DriftDesk
 from insula.daemon.exporting import Exporter
 from insula.daemon.guard import Guard
 from insula.daemon.operations import OperationRegistry
@@ -86,6 +87,7 @@ class Daemon:
         self.runtime.spawner.close()
         self.images.host.close()
         self.api.rules.close()
+        self.api.drifts.close()
         self.api.exports.close()
         self.api.history.close()
         self.collector.close()
@@ -216,7 +218,9 @@ def _api(
     profiles = ProfileDesk(runtime, collector, watching, sight=sight, folder=options.state / "profiles")
     store.subscribe(profiles.note)
     exporter.follow(runtime, collector, watching)
-    runtime.before_start = _each(profiles.before_start, exporter.before_start)
+    drifts = DriftDesk(runtime, collector, watching, sight=sight, announce=changes.announce)
+    store.subscribe(drifts.note)
+    runtime.before_start = _each(profiles.before_start, exporter.before_start, drifts.before_start)
     guard = Guard(runtime, collector, watching, sight=sight, folder=options.rules, announce=changes.announce)
     store.subscribe(guard.note)
     runtime.before_start = _each(runtime.before_start, guard.before_start)
@@ -236,6 +240,7 @@ def _api(
         monitor=watching,
         history=sampler,
         profiles=profiles,
+        drifts=drifts,
         rules=guard,
         sight=sight,
         exports=exporter,

@@ -78,9 +78,11 @@ _NESTED_TEXT = (
 NESTED = frozenset(_NESTED_TEXT.split())
 
 
-#: What our own child still has to do behind its filter, and what the kernel does in a program's name: in every profile.
+#: What our own child still has to do behind its filter, what the init before the program does until its end (wait, pass
+#: signals on), and what the kernel does in a program's name: in every profile.
 ALWAYS_NEEDED = frozenset(
-    "brk close_range execve execveat exit exit_group mmap munmap restart_syscall rt_sigreturn write".split()
+    "brk close_range execve execveat exit exit_group kill mmap munmap restart_syscall rt_sigreturn rt_sigtimedwait wait4"
+    " waitid write".split()
 )
 
 

@@ -5,6 +5,8 @@ Sources: `asm/unistd_64.h` of x86, `asm-generic/unistd.h` for aarch64, and the k
 came after Debian 12's headers.  In the tables a number begins a run: the names after it count on from there.
 """
 
+import os
+
 #: From 424 on every architecture counts alike.
 _COMMON = """
     424 pidfd_send_signal io_uring_setup io_uring_enter io_uring_register open_tree move_mount fsopen fsconfig
@@ -92,6 +94,35 @@ def numbers(machine: str) -> dict[str, int]:
     if machine not in _TABLES:
         raise LookupError(f"the system calls of `{machine}` are not known")
     return _parse(_TABLES[machine]) | _parse(_COMMON)
+
+
+def names() -> frozenset[str]:
+    """Return the names of all calls, of whatever processor."""
+    return frozenset(name for machine in MACHINES for name in numbers(machine))
+
+
+def under_way(pid: int) -> set[int]:
+    """Return the numbers of the calls that the threads of a process wait in: they have not returned, nobody counted them.
+
+    Source: proc_pid_syscall(5).
+    """
+    found = set()
+    for thread in _entries(f"/proc/{pid}/task"):
+        try:
+            with open(f"/proc/{pid}/task/{thread}/syscall", encoding="ascii") as file:
+                word = file.read().split(" ", 1)[0]
+        except OSError:  # it has ended, or runs where nobody may look
+            continue
+        if word.isdigit():
+            found.add(int(word))
+    return found
+
+
+def _entries(path: str) -> list[str]:
+    try:
+        return os.listdir(path)
+    except OSError:
+        return []
 
 
 def _parse(table: str) -> dict[str, int]:

@@ -28,7 +28,7 @@ class Change(Fact, kw_only=True, frozen=True):
     name: str
     tenant: str
     event: str
-    """created, started, paused, unpaused, exited, moved, arriving, restored, removed, renamed …"""
+    """created, started, paused, unpaused, exited, moved, arriving, restored, removed, renamed, alarm, profile_drift …"""
     detail: str = ""
     """An exit code, the other host, the new name."""
 
@@ -51,6 +51,27 @@ def alarm_of(whose: ContainerRecord | Alarm, *, rule: str, seen: Event) -> Alarm
         event="alarm",
         detail=f"{rule}: {in_words(seen)}",
         rule=rule,
+        seen=seen,
+    )
+
+
+class ProfileDrift(Change, kw_only=True, frozen=True):
+    """A container does, or tries to, what its profile lacks."""
+
+    profile: str
+    seen: Event
+
+
+def drift_of(whose: ContainerRecord | ProfileDrift, *, profile: str, seen: Event) -> ProfileDrift:
+    """Return what is told of a container, or of such a telling in other words: they are made of what was seen."""
+    return ProfileDrift(
+        at=seen.at,
+        container=whose.container if isinstance(whose, ProfileDrift) else whose.id,
+        name=whose.name,
+        tenant=whose.tenant,
+        event="profile_drift",
+        detail=f"{profile}: {in_words(seen)}",
+        profile=profile,
         seen=seen,
     )
 

@@ -75,6 +75,8 @@ class Event(Fact, kw_only=True, frozen=True, tag="event", omit_defaults=True):
 def in_words(event: Event) -> str:
     """Return an event in one line."""
     what = " ".join(event.arguments) or event.path or event.address or event.detail
+    if event.kind is EventKind.DRIFT and what != event.detail:
+        what = f"{what} ({event.detail})"
     return f"{event.command}[{event.pid}] {event.call or event.kind.value} {what}"[:MAX_WORDS]
 
 

@@ -4,6 +4,9 @@
 Names only, no numbers: a profile recorded on one host, or processor, holds on another.  How one is read: `profile_text.py`.
 """
 
+from collections import Counter
+from collections.abc import Iterable
+
 import msgspec
 
 from insula.model.folders import merged_folders
@@ -37,6 +40,7 @@ class Profile(Fact, kw_only=True, frozen=True):
     """As `0.0.0.0:80/tcp`."""
     refused_calls: dict[str, int] = msgspec.field(default_factory=dict)
     """What was refused while it was recorded: it stays so, and is no drift."""
+    refused_capabilities: dict[str, int] = msgspec.field(default_factory=dict)
     refused_folders: dict[str, int] = msgspec.field(default_factory=dict)
     """In which it may not write as the user that it is."""
     is_from_birth: bool = False
@@ -85,6 +89,24 @@ class Drift(Fact, kw_only=True, frozen=True):
     is_refused: bool = False
 
 
+class ContainerDrifts(Fact, kw_only=True, frozen=True):
+    """How often what kind of drift was found of a container."""
+
+    id: str
+    name: str
+    refused: dict[str, int]
+    """Part of the profile → how often, of what was refused."""
+    done: dict[str, int]
+
+    @classmethod
+    def of(cls, container_id: str, name: str, drifts: Iterable[Drift]) -> "ContainerDrifts":
+        """Add drifts up."""
+        counts: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
+        for each in drifts:
+            counts[each.is_refused][each.part] += each.count
+        return cls(id=container_id, name=name, refused=dict(counts[True]), done=dict(counts[False]))
+
+
 def applied(profile: Profile, *, enforce: Enforce) -> AppliedProfile:
     """Return what a container's specification carries of a profile."""
     is_old = profile.version < VERSION
@@ -96,6 +118,7 @@ def applied(profile: Profile, *, enforce: Enforce) -> AppliedProfile:
         outgoing=None if is_old else leaving(profile.outgoing),
         serving=() if is_old else tuple(sorted(profile.listening)),
         refused_calls=tuple(sorted(profile.refused_calls)),
+        refused_capabilities=tuple(sorted(profile.refused_capabilities)),
         refused_folders=tuple(sorted(profile.refused_folders)),
         enforce=enforce,
     )

@@ -101,6 +101,7 @@ def _checks(profile: Profile, words: Words) -> tuple[_Check, ...]:
         _Check("calls", profile.calls, call),
         _Check("refused_calls", profile.refused_calls, call),
         _Check("capabilities", profile.capabilities or {}, capability),
+        _Check("refused_capabilities", profile.refused_capabilities, capability),
         _Check("written", profile.written, _judge_folder),
         _Check("refused_folders", profile.refused_folders, _judge_folder),
         _Check("outgoing", profile.outgoing, _judge_peer),

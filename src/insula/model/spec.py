@@ -70,6 +70,7 @@ class AppliedProfile(Wish, kw_only=True, frozen=True):
     """Where it listens for datagrams, which it may answer to anybody."""
     refused_calls: tuple[str, ...] = ()
     """What was tried in vain when it was recorded, and is no drift; so the next."""
+    refused_capabilities: tuple[str, ...] = ()
     refused_folders: tuple[str, ...] = ()
     enforce: Enforce = Enforce.DENY
 

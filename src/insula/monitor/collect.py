@@ -147,11 +147,11 @@ class Collector:
             found = self._probes.strange(subject.cgroup) if self._probes is not None else {}
         return {self._names.get(number, f"syscall {number}"): count for number, count in found.items()}
 
-    def tell(self, subject: Subject, events: list[Event]) -> None:
-        """Give a container's watchers events that the kernel does not know of."""
-        with self._lock:
-            for each in self._subscriptions.get(subject.cgroup, ()):
-                each.give([event for event in events if each.is_wished(event)])
+    def tell(self, container: str, event: Event) -> None:
+        """Give a container's watchers an event that the kernel does not know of."""
+        for each in self.watchers(container):
+            if each.is_wished(event):
+                each.give([event])
 
     def counts(self, subjects: list[Subject]) -> list[ContainerCounts]:
         """Return what was counted of containers since somebody began to, and as long as somebody does."""

@@ -13,6 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from insula.model.export import SinkCounts
 from insula.model.monitor import ContainerCounts
+from insula.model.profile import ContainerDrifts
 from insula.model.record import ContainerStats
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -94,6 +95,8 @@ METRICS: tuple[Metric, ...] = (
 CALLS = "insula_container_calls"
 CALL_FAILURES = "insula_container_call_failures"
 LOST_EVENTS = "insula_container_lost_events"
+#: Told of containers that are held to a profile; labels: part (calls, capabilities, written, outgoing) and answer.
+DRIFTS = "insula_container_profile_drifts"
 
 
 class _Figures:
@@ -173,12 +176,37 @@ class _Exports:
             yield family
 
 
+class _Drifts:
+    """What containers do that their profiles lack."""
+
+    def __init__(self, drifts: Sequence[ContainerDrifts]) -> None:
+        self._drifts = drifts
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        if not self._drifts:
+            return
+        labels = (*_LABELS, "part", "answer")
+        family = CounterMetricFamily(
+            DRIFTS, "what a container's profile lacks, since its start", labels=labels
+        )
+        for each in self._drifts:
+            for answer, counts in (("refused", each.refused), ("done", each.done)):
+                for part, count in counts.items():
+                    family.add_metric((each.id, each.name, part, answer), count)
+        yield family
+
+
 def exposition(
-    stats: Sequence[ContainerStats], counts: Sequence[ContainerCounts], *, sinks: Sequence[SinkCounts] = ()
+    stats: Sequence[ContainerStats],
+    counts: Sequence[ContainerCounts],
+    *,
+    sinks: Sequence[SinkCounts] = (),
+    drifts: Sequence[ContainerDrifts] = (),
 ) -> bytes:
     """Return the figures in Prometheus' text format."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Figures(stats, counts))
+    registry.register(_Drifts(drifts))
     registry.register(_Exports(sinks))
     return generate_latest(registry)
 

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from contextlib import ExitStack
 
 from insula.kernel import syscalls
@@ -18,6 +18,8 @@ from insula.model.profile import VERSION, Profile
 from insula.monitor.collect import Collector
 from insula.monitor.subscription import Scope, Subject, Subscription
 from insula.monitor.usage import (
+    NOWHERE,
+    Home,
     changed_folders,
     listening_peer,
     outgoing_peer,
@@ -27,7 +29,8 @@ from insula.monitor.usage import (
 
 _WISH = TraceWish(kinds=(EventKind.FILE, EventKind.NETWORK, EventKind.CAPABILITY, EventKind.SECCOMP))
 _AT_ONCE = 1000
-_NAMES = frozenset(syscalls.numbers(os.uname().machine))
+_NUMBERS = syscalls.numbers(os.uname().machine)
+_NAMES = frozenset(_NUMBERS)
 """Of the calls that there are; others cannot be allowed by name."""
 MAX_THINGS = 10_000
 """Folders, or addresses: more tell nothing."""
@@ -36,14 +39,14 @@ MAX_THINGS = 10_000
 class Gathered:
     """What events have told so far."""
 
-    def __init__(self, *, gateways: Collection[str] = ()) -> None:
+    def __init__(self, *, home: Home = NOWHERE) -> None:
         self.written: Counter[str] = Counter()
         self.outgoing: Counter[str] = Counter()
         self.listening: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
         self.refused_folders: Counter[str] = Counter()
         self.lost = 0
-        self._gateways = gateways
+        self._home = home
         self._serving: set[int] = set()
         """Its own ports, at which it answers datagrams."""
 
@@ -73,7 +76,7 @@ class Gathered:
         if peer := listening_peer(event):
             _count(self.listening, peer)
             self._serving.update(serving_ports((peer,)))
-        if peer := outgoing_peer(event, gateways=self._gateways, serving=self._serving):
+        if peer := outgoing_peer(event, home=self._home, serving=self._serving):
             _count(self.outgoing, peer)
 
 
@@ -91,13 +94,13 @@ class Recording:
         subject: Subject,
         *,
         is_from_birth: bool,
-        gateways: Collection[str] = (),
+        home: Home = NOWHERE,
     ) -> None:
         self.subject = subject
         self._collector = collector
         self._is_from_birth = is_from_birth
         self._begun = time.monotonic()
-        self._gathered = Gathered(gateways=gateways)
+        self._gathered = Gathered(home=home)
         self._ready = threading.Event()
         self._lock = threading.Lock()
         with ExitStack() as undo:
@@ -134,9 +137,10 @@ class Recording:
         """Return what has been recorded so far."""
         self.look()
         self._drain()
+        waiting = self._under_way()
         counts, gathered = self._counts, self._gathered
         with self._lock:
-            calls = Counter(_calls([counts] if counts else []))
+            calls = Counter(_calls([counts] if counts else [])) + Counter(waiting)
             calls.subtract(self._before)
             calls.subtract(gathered.refused)
             return Profile(
@@ -153,10 +157,21 @@ class Recording:
                 refused_calls={
                     call: count for call, count in sorted(gathered.refused.items()) if call in _NAMES
                 },
+                refused_capabilities=dict(sorted(counts.refused_capabilities.items())) if counts else {},
                 refused_folders=dict(sorted(gathered.refused_folders.items())),
                 is_from_birth=self._is_from_birth,
                 lost_events=gathered.lost,
             )
+
+    def _under_way(self) -> set[str]:
+        numbers: set[int] = set().union(*(syscalls.under_way(pid) for pid in self._pids()))
+        return {name for name, number in _NUMBERS.items() if number in numbers}
+
+    def _pids(self) -> list[int]:
+        try:
+            return list(self.subject.group.pids())
+        except OSError:  # its groups went with it
+            return []
 
     def _capabilities(self) -> dict[str, int] | None:
         if not self._collector.tells_capabilities:

@@ -3,14 +3,24 @@
 
 import os.path
 from collections.abc import Collection, Iterable
+from typing import NamedTuple
 
 from insula.model.folders import common_folder
 from insula.model.monitor import Event, EventKind
-from insula.model.peer import GATEWAY, parse_peer
+from insula.model.peer import GATEWAY, Peer, parse_peer
 from insula.monitor.describe import is_writing
 
+
+class Home(NamedTuple):
+    """Where a container stands in its network."""
+
+    own: frozenset[str] = frozenset()
+    """Its addresses: what goes there stays in it."""
+    gateways: frozenset[str] = frozenset()
+
+
+NOWHERE = Home()
 _SENDING = frozenset({"connect", "sendto", "sendmsg", "sendmmsg"})
-_UNDER_WAY = frozenset({"", "EINPROGRESS", "EALREADY", "EAGAIN"})
 _NOT_ALLOWED = frozenset({"EACCES", "EPERM", "EROFS"})
 _REMOVING = frozenset({"unlink", "unlinkat", "rmdir", "rename", "renameat", "renameat2"})
 
@@ -32,8 +42,11 @@ def changed_folders(event: Event) -> tuple[str, ...]:
 
 def refused_folders(event: Event) -> tuple[str, ...]:
     """Return the folders that somebody may not change something in who tried."""
-    if event.kind is not EventKind.FILE or event.error not in _NOT_ALLOWED:
-        return ()
+    return tried_folders(event) if event.error in _NOT_ALLOWED else ()
+
+
+def tried_folders(event: Event) -> tuple[str, ...]:
+    """Return the folders that an event changes something in, or would if it had not failed."""
     return _folders(event) if is_writing(event, is_tried=True) else ()
 
 
@@ -53,27 +66,25 @@ def _folders(event: Event) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def outgoing_peer(event: Event, *, gateways: Collection[str], serving: Collection[int]) -> str:
+def outgoing_peer(event: Event, *, home: Home, serving: Collection[int]) -> str:
     """Return whom an event connects to, or sends to; empty: nobody.
 
-    gateways: addresses of the container's own.  serving: ports of its own at which it answers datagrams.
+    serving: ports of its own at which it answers datagrams.
     """
     if event.call not in _SENDING:
         return ""
-    if (
-        event.call == "connect"
-        and event.error not in _UNDER_WAY
-        and event.error not in ("ECONNREFUSED", "EHOSTUNREACH")
-    ):
-        return ""
     if event.detail == "udp" and event.port in serving:
         return ""
-    return _peer(event, gateways)
+    peer = _peer(event)
+    if peer is None or peer.host in home.own:
+        return ""
+    return str(peer._replace(host=GATEWAY) if peer.host in home.gateways else peer)
 
 
 def listening_peer(event: Event) -> str:
     """Return where an event listens; empty: nowhere."""
-    return _peer(event, ()) if event.call == "bind" and not event.error else ""
+    peer = _peer(event) if event.call == "bind" and not event.error else None
+    return "" if peer is None else str(peer)
 
 
 def serving_ports(listening: Iterable[str]) -> frozenset[int]:
@@ -82,9 +93,8 @@ def serving_ports(listening: Iterable[str]) -> frozenset[int]:
     return frozenset(each.port for each in peers if "udp" in each.protocols and each.port)
 
 
-def _peer(event: Event, gateways: Collection[str]) -> str:
+def _peer(event: Event) -> Peer | None:
     try:
-        peer = parse_peer(f"{event.address}/{event.detail}" if event.detail else event.address)
+        return parse_peer(f"{event.address}/{event.detail}" if event.detail else event.address)
     except ValueError:  # none of IPv4 or IPv6
-        return ""
-    return str(peer._replace(host=GATEWAY) if peer.host in gateways else peer)
+        return None

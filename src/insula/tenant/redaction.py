@@ -19,9 +19,9 @@ from fnmatch import fnmatchcase
 
 from msgspec.structs import replace
 
-from insula.model.change import Alarm, Change, alarm_of
+from insula.model.change import Alarm, Change, ProfileDrift, alarm_of, drift_of
 from insula.model.monitor import Event
-from insula.model.profile import Profile
+from insula.model.profile import Drift, Profile
 
 HIDDEN = "[hidden]"
 _UNIX = "unix:"
@@ -55,16 +55,31 @@ class Redaction:
 
     def change(self, change: Change) -> Change:
         """Return what may be told of a change."""
-        if self.is_empty or not isinstance(change, Alarm):
+        if self.is_empty:
             return change
-        return alarm_of(change, rule=change.rule, seen=self.event(change.seen))
+        if isinstance(change, ProfileDrift):
+            return drift_of(change, profile=change.profile, seen=self.event(change.seen))
+        if isinstance(change, Alarm):
+            return alarm_of(change, rule=change.rule, seen=self.event(change.seen))
+        return change
 
     def profile(self, profile: Profile) -> Profile:
         """Return what may be told of a profile."""
         if self.is_empty:
             return profile
-        written = self._counted(profile.written)
-        return replace(profile, written=written, is_redacted=written != profile.written)
+        written, refused = self._counted(profile.written), self._counted(profile.refused_folders)
+        is_redacted = (written, refused) != (profile.written, profile.refused_folders)
+        return replace(profile, written=written, refused_folders=refused, is_redacted=is_redacted)
+
+    def drift(self, drift: Drift) -> Drift:
+        """Return what may be told of something that a profile lacks."""
+        match drift.part:
+            case "written":
+                return replace(drift, thing=self.path(drift.thing))
+            case "outgoing":
+                return replace(drift, thing=self._address(drift.thing))
+            case _:
+                return drift
 
     def words(self, arguments: Iterable[str]) -> tuple[str, ...]:
         """Return what may be told of a command line."""

@@ -32,12 +32,15 @@ ARCHITECTURES = {
     "aarch64": ("SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"),
 }
 
+MAX_FILE_BYTES = 1 << 20
+"""As many as the API takes."""
+
 COLUMNS = (
     Column("NAME", lambda row: str(row["name"]), shrink=1),
     Column("OF", lambda row: str(row["container"]), shrink=1),
     Column("RECORDED", lambda row: ago(row["recorded_at"])),
     Column("CALLS", lambda row: str(len(row["calls"]))),
-    Column("CAPS", lambda row: str(len(row["capabilities"]))),
+    Column("CAPS", lambda row: "?" if row["capabilities"] is None else str(len(row["capabilities"]))),
     Column("FOLDERS", lambda row: str(len(row["written"]))),
     Column("ADDRESSES", lambda row: str(len(row["outgoing"]))),
     Column("FROM START", lambda row: "yes" if row["is_from_birth"] else "no"),
@@ -53,6 +56,7 @@ def arguments(parser: ArgumentParser) -> None:
             "ls": "list profiles",
             "show": "print what a profile allows, or what is recorded so far of a container",
             "diff": "print what the second has that the first lacks (+), and the other way (-)",
+            "drift": "print what a container has done since its start that its profile lacks",
             "apply": "hold containers to a profile, from their next start on",
             "release": "hold containers to nothing any more, from their next start on",
             "export": "print a profile for another host, or its seccomp part for other managers",
@@ -71,8 +75,12 @@ def arguments(parser: ArgumentParser) -> None:
     )
     verbs["show"].add_argument("--format", default="text", metavar="FORMAT", help="text or json")
     verbs["diff"].add_argument("old", metavar="PROFILE")
-    verbs["diff"].add_argument("new", metavar="PROFILE")
-    verbs["apply"].add_argument("--enforce", default="deny", metavar="HOW", help="deny (EPERM), or log")
+    verbs["diff"].add_argument(
+        "new", metavar="PROFILE", help="name of a profile, or of a container being recorded"
+    )
+    verbs["drift"].add_argument("container", metavar="CONTAINER", help="name or id")
+    verbs["drift"].add_argument("--format", default="text", metavar="FORMAT", help="text or json")
+    verbs["apply"].add_argument("--enforce", default="deny", metavar="HOW", help="deny, or log: told only")
     verbs["apply"].add_argument("name", metavar="PROFILE")
     verbs["apply"].add_argument("containers", metavar="CONTAINER", nargs="+", help="name or id")
     verbs["release"].add_argument("containers", metavar="CONTAINER", nargs="+", help="name or id")
@@ -96,11 +104,15 @@ def run(options: Namespace, client: Client) -> int:
         case "show":
             return _show(options, client)
         case "diff":
-            return _diff(_profile(client, options.old), _profile(client, options.new))
+            return _diff(_profile(client, options.old), _profile_or_recording(client, options.new))
+        case "drift":
+            _drift(options, client)
         case "apply":
             return _apply(options, client)
         case "release":
-            return on_each(options.containers, lambda name: client.call("DELETE", _container(name)))
+            return on_each(
+                options.containers, lambda name: _tell(name, client.call("DELETE", _container(name)))
+            )
         case "export":
             profile = _profile(client, options.name)
             print(json.dumps(_oci(profile) if options.seccomp else profile, indent=1, ensure_ascii=False))
@@ -123,7 +135,10 @@ def _profile(client: Client, name: str) -> Json:
 
 
 def _summary(profile: Json) -> str:
-    counts = ", ".join(f"{len(profile[part])} {words}" for part, words in PARTS.items())
+    counts = ", ".join(
+        f"{'unknown' if profile[part] is None else len(profile[part])} {words}"
+        for part, words in PARTS.items()
+    )
     lost = (
         f"; {profile['lost_events']} events were lost: folders or addresses may be missing"
         if profile["lost_events"]
@@ -132,13 +147,18 @@ def _summary(profile: Json) -> str:
     return f"{profile['name']}: {counts}, in {profile['seconds']:.0f} s{lost}"
 
 
-def _show(options: Namespace, client: Client) -> int:
+def _profile_or_recording(client: Client, name: str) -> Json:
     from insula.model.errors import NotFound
 
     try:
-        profile = _profile(client, options.name)
+        return _profile(client, name)
     except NotFound:
-        profile = client.get(_container(options.name))
+        found: Json = client.get(_container(name))
+        return found
+
+
+def _show(options: Namespace, client: Client) -> int:
+    profile = _profile_or_recording(client, options.name)
     if options.format == "json":
         print(json.dumps(profile, indent=1, ensure_ascii=False))
         return 0
@@ -146,7 +166,9 @@ def _show(options: Namespace, client: Client) -> int:
     print(_summary(profile))
     for part, words in PARTS.items():
         print(f"\n{words}:")
-        for thing, count in sorted(profile[part].items(), key=lambda item: -item[1]):
+        if profile[part] is None:
+            print("         ?  this kernel could not tell: they are not limited")
+        for thing, count in sorted((profile[part] or {}).items(), key=lambda item: -item[1]):
             print(f"{count:>10}  {printable(thing)}")
     return 0
 
@@ -155,7 +177,7 @@ def _diff(old: Json, new: Json) -> int:
     """Print differences.  Returns: 1 if there is one, as diff(1)."""
     lines = []
     for part, words in PARTS.items():
-        before, after = set(old[part]), set(new[part])
+        before, after = set(old[part] or ()), set(new[part] or ())
         lines += [f"- {words}: {printable(each)}" for each in sorted(before - after)]
         lines += [f"+ {words}: {printable(each)}" for each in sorted(after - before)]
     if lines:
@@ -168,8 +190,31 @@ def _apply(options: Namespace, client: Client) -> int:
         raise UsageError(f"cannot enforce by `{options.enforce}`", hint="deny or log")
     wish = {"profile": options.name, "enforce": options.enforce}
     return on_each(
-        options.containers, lambda name: client.call("POST", f"{_container(name)}/apply", body=wish)
+        options.containers,
+        lambda name: _tell(name, client.call("POST", f"{_container(name)}/apply", body=wish)),
     )
+
+
+def _tell(name: str, applied: Json) -> None:
+    """Say what of it does not count yet, or not at all."""
+    if applied["is_running"]:
+        print(f"{name}: from its next start on (insula restart {name})")
+    if applied["is_root_writable"]:
+        print(f"{name}: the profile has something written in `/`: no folder is read-only")
+    if applied["is_old"]:
+        print(f"{name}: recorded by an older insula: only its system calls and capabilities hold")
+
+
+def _drift(options: Namespace, client: Client) -> None:
+    drifts = client.get(f"/v1/containers/{quote(options.container)}/drift")
+    if options.format == "json":
+        print(json.dumps(drifts, indent=1, ensure_ascii=False))
+        return
+    check_form(options.format)
+    for each in drifts:
+        answer = "refused" if each["is_refused"] else "done"
+        who = f" by {printable(each['command'])}" if each["command"] else ""
+        print(f"{each['count']:>8} {answer:<8} {PARTS[each['part']]}: {printable(each['thing'])}{who}")
 
 
 def _oci(profile: Json) -> Json:
@@ -185,17 +230,25 @@ def _oci(profile: Json) -> Json:
 
 
 def _import(path: str, client: Client) -> int:
+    """Hand a file on as it is: who refuses it names its line."""
     try:
         if path == "-":
-            profile = json.load(sys.stdin)
+            text = sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
         else:
-            with open(path, encoding="utf-8") as file:
-                profile = json.load(file)
-        name = str(profile["name"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"cannot read profile `{path}`: {error}", hint="what `insula profile export` printed"
-        ) from None
-    client.call("PUT", f"/v1/profiles/{quote(name)}", body=profile)
+            with open(path, "rb") as file:
+                text = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"cannot read `{path}`: {error.strerror}") from None
+    if len(text) > MAX_FILE_BYTES:
+        raise UsageError(f"cannot import `{path}`: no profile has more than {MAX_FILE_BYTES} bytes")
+    name = _name_in(text)
+    client.call("PUT", f"/v1/profiles/{quote(name)}", body=text)
     print(name)
     return 0
+
+
+def _name_in(text: bytes) -> str:
+    try:
+        return str(json.loads(text)["name"])
+    except (ValueError, KeyError, TypeError):
+        return "unknown"  # it will be refused

@@ -32,7 +32,7 @@ def arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "-k", "--kind", action="append", metavar="KIND",
-        help="exec, fork, exit, signal, oom, capability, seccomp, file, network, mount, identity, kernel, throttle",
+        help="exec, fork, exit, signal, oom, capability, seccomp, file, network, mount, identity, kernel, throttle, drift",
     )  # fmt: skip
     add("-c", "--call", action="append", metavar="NAME", help="only that system call, as openat")
     add(

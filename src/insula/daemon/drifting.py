@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Containers that are held to a profile, watched for what it lacks: told as `profile_drift`, counted, given to rules.
+
+From a start on, or an arrival, or insulad's own start.  What the programs in the kernel are asked for is little: of files
+what changes them, of the network what goes out, of system calls the first of each that the profile lacks.
+"""
+
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+
+from insula.daemon.following import Following
+from insula.daemon.sight import Sight
+from insula.daemon.watching import Watching
+from insula.kernel import seccomp_policy, syscalls
+from insula.model.change import Change, drift_of
+from insula.model.errors import WrongState
+from insula.model.grant import Grant
+from insula.model.monitor import Event, EventKind, TraceLine, TraceWish
+from insula.model.profile import ContainerDrifts, Drift
+from insula.model.record import ContainerRecord
+from insula.model.spec import AppliedProfile, MountKind
+from insula.monitor.collect import Collector
+from insula.monitor.drift import CALLS, Judge, Ledger, told
+from insula.monitor.subscription import Scope, Subject
+from insula.monitor.usage import Home
+from insula.runtime.context import Runtime
+from insula.runtime.plan import capabilities_of
+from insula.tenant.check import scope
+
+_WISH = TraceWish(kinds=(EventKind.DRIFT, EventKind.CAPABILITY, EventKind.FILE, EventKind.NETWORK))
+
+
+class DriftDesk:
+    """What was found of whom since its last start."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        collector: Collector,
+        watching: Watching,
+        *,
+        sight: Sight,
+        announce: Callable[[Change], None],
+    ) -> None:
+        self._runtime = runtime
+        self._collector = collector
+        self._watching = watching
+        self._sight = sight
+        self._announce = announce
+        self._lock = threading.Lock()
+        self._ledgers: dict[str, Ledger] = {}
+        self._following = Following(
+            runtime, collector, watching, wish_of=_wish_of, take=self._take, name="drift",
+            scope=Scope.CHANGES, beside=self._knowing,
+        )  # fmt: skip
+
+    def before_start(self, record: ContainerRecord) -> None:
+        """Take up a container of which nothing runs yet."""
+        self._following.before_start(record)
+
+    def close(self) -> None:
+        """Watch no more."""
+        self._following.close()
+
+    def note(self, container_id: str, record: ContainerRecord | None) -> None:
+        """Take a change of a container."""
+        self._following.note(container_id, record)
+        if record is None:
+            with self._lock:
+                self._ledgers.pop(container_id, None)
+
+    def _knowing(self, record: ContainerRecord, subject: Subject) -> AbstractContextManager[None]:
+        """Begin a run of a container: what was found of the one before is old."""
+        with self._lock:
+            self._ledgers[record.id] = Ledger()
+        return self._collector.knowing(subject, known_calls(record.profile))
+
+    def _take(self, record: ContainerRecord, lines: Iterable[TraceLine]) -> None:
+        if record.profile is None:
+            return
+        judge = _judge_of(record, record.profile)
+        for event in lines:
+            if isinstance(event, Event):
+                self._take_event(record, judge, event=event)
+
+    def _take_event(self, record: ContainerRecord, judge: Judge, *, event: Event) -> None:
+        for found in judge.judge(event):
+            with self._lock:
+                ledger = self._ledgers.setdefault(record.id, Ledger())
+                is_to_tell = ledger.add(found, event)
+                drift = ledger.drifts.get((found.part, found.thing))
+            if not is_to_tell or drift is None:
+                continue
+            seen = told(event, found, count=drift.count)
+            if found.part != CALLS:  # these the kernel has told by itself
+                self._collector.tell(record.id, seen)
+            profile = record.profile.name if record.profile else ""
+            self._announce(drift_of(record, profile=profile, seen=seen))
+
+    def drifts(self, grant: Grant, ref: str) -> list[Drift]:
+        """Return what a container has done since its last start that its profile lacks, the latest first.
+
+        Raises: ContainerNotFound; WrongState if it is held to none.
+        """
+        record = self._runtime.find(grant, ref)
+        if record.profile is None:
+            raise WrongState(
+                f"`{record.name}` is held to no profile since its last start",
+                hint=f"insula profile apply PROFILE {record.name}; it counts from the next start on",
+            )
+        hidden = self._sight.of_reader(grant.principal, record.tenant)
+        found = sorted(self._of(record), key=lambda each: -each.last_at)
+        return [hidden.drift(each) for each in found]
+
+    def counts(self, grant: Grant) -> list[ContainerDrifts]:
+        """Return how often what kind of it was found of the caller's containers."""
+        return [
+            ContainerDrifts.of(record.id, record.name, self._of(record))
+            for record in self._runtime.store.list_containers(scope(grant))
+            if record.profile is not None
+        ]
+
+    def _of(self, record: ContainerRecord) -> list[Drift]:
+        try:
+            calls = self._collector.strange(self._watching.subject(record))
+        except WrongState:  # it has ended
+            calls = {}
+        with self._lock:
+            ledger = self._ledgers.get(record.id, Ledger())
+            ledger.count_calls(calls)
+            return list(ledger.drifts.values())
+
+
+def _wish_of(record: ContainerRecord) -> TraceWish | None:
+    return None if record.profile is None else _WISH
+
+
+def known_calls(profile: AppliedProfile | None) -> frozenset[str]:
+    """Return the system calls that are no drift; without any in the profile it says nothing of them."""
+    if profile is None or not profile.calls:
+        return syscalls.names()
+    return frozenset((*profile.calls, *profile.refused_calls)) | seccomp_policy.ALWAYS_NEEDED
+
+
+def home_of(record: ContainerRecord) -> Home:
+    """Return where a container stands in its network."""
+    place = record.attachment
+    if place is None:
+        return Home()
+    return Home(
+        own=frozenset(filter(None, (place.address, place.address6))),
+        gateways=frozenset(filter(None, (place.gateway, place.gateway6))),
+    )
+
+
+def _judge_of(record: ContainerRecord, profile: AppliedProfile) -> Judge:
+    free = tuple(each.target for each in record.spec.mounts if each.kind is MountKind.TMPFS)
+    held = frozenset(capabilities_of(record.spec))
+    return Judge(profile, home=home_of(record), capabilities=held, free=free)

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a container does, or tries to do, that its profile lacks: found in events, told once, counted.  Pure.
+
+Out of scope: what makes it fail (seccomp, capabilities, a read-only root, the firewall); this looks at the events only, so
+what was done before it was refused, or in a way that no event tells, is not here.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from msgspec.structs import replace
+
+from insula.model.folders import OURS, is_within
+from insula.model.monitor import Event, EventKind
+from insula.model.peer import parse_peer
+from insula.model.profile import Drift
+from insula.model.spec import AppliedProfile, Enforce
+from insula.monitor.usage import Home, changed_folders, outgoing_peer, serving_ports, tried_folders
+
+MAX_DRIFTS = 1000
+"""Of one run of a container: more tell nothing."""
+MAX_TOLD, TOLD_WITHIN_S = 30, 60.0
+"""So many are told as events within that time; the others are counted only."""
+
+CALLS, CAPABILITIES, WRITTEN, OUTGOING = "calls", "capabilities", "written", "outgoing"
+
+
+class Found(NamedTuple):
+    """One thing that a profile lacks."""
+
+    part: str
+    thing: str
+    is_refused: bool
+
+
+class Judge:
+    """Compares events with a profile.
+
+    capabilities: what the container would have without it.  free: folders that are not its root, such as tmpfs.
+    """
+
+    def __init__(
+        self, profile: AppliedProfile, *, home: Home, capabilities: frozenset[str], free: tuple[str, ...] = ()
+    ) -> None:
+        self._profile = profile
+        self._home = home
+        self._lacked = capabilities - {*(profile.capabilities or capabilities), *profile.refused_capabilities}
+        self._free = (*OURS, *free)
+        self._outgoing = frozenset(profile.outgoing or ())
+        self._is_denied = profile.enforce is Enforce.DENY
+        self._serving = serving_ports(profile.serving)
+
+    def judge(self, event: Event) -> Iterator[Found]:
+        """Yield what an event does that the profile lacks."""
+        match event.kind:
+            case EventKind.DRIFT if not event.detail:  # the kernel's: ours have words
+                yield Found(CALLS, event.call, self._is_denied)
+            case EventKind.CAPABILITY:
+                name, _, answer = event.detail.partition(" ")
+                if name in self._lacked and (answer == "refused") is self._is_denied:
+                    yield Found(CAPABILITIES, name, self._is_denied)
+            case EventKind.FILE | EventKind.NETWORK:
+                yield from self._folders(event)
+                yield from self._peers(event)
+            case _:
+                return
+
+    def _folders(self, event: Event) -> Iterator[Found]:
+        written = self._profile.written
+        if written is None:
+            return
+        is_refused = event.error == "EROFS"
+        for folder in tried_folders(event) if is_refused else changed_folders(event):
+            known = (*written, *self._free, *(self._profile.refused_folders if is_refused else ()))
+            if not any(is_within(folder, each) for each in known):
+                yield Found(WRITTEN, folder, is_refused)
+
+    def _peers(self, event: Event) -> Iterator[Found]:
+        if self._profile.outgoing is None:
+            return
+        peer = outgoing_peer(event, home=self._home, serving=self._serving)
+        if peer and not self._is_known(peer):
+            yield Found(OUTGOING, peer, self._is_denied)
+
+    def _is_known(self, text: str) -> bool:
+        peer = parse_peer(text)
+        hosts = (peer.host, "*")
+        forms = {str(peer._replace(host=host)) for host in hosts}
+        forms |= {form.partition("/")[0] for form in forms if set(peer.protocols) <= {"tcp", "udp"}}
+        return peer.is_own or not forms.isdisjoint(self._outgoing)
+
+
+@dataclass
+class Ledger:
+    """What was found in one run of a container."""
+
+    drifts: dict[tuple[str, str], Drift] = field(default_factory=dict)
+    _told_since: float = 0.0
+    _told: int = 0
+
+    def add(self, found: Found, event: Event) -> bool:
+        """Count one.  Returns: whether it is to be told: the first, the 10th, the 100th …, and not too many at a time."""
+        key = (found.part, found.thing)
+        known = self.drifts.get(key)
+        if known is None and len(self.drifts) >= MAX_DRIFTS:
+            return False
+        count = 1 if known is None else known.count + 1
+        self.drifts[key] = (
+            Drift(
+                part=found.part, thing=found.thing, count=1, first_at=event.at, last_at=event.at,
+                command=event.command, is_refused=found.is_refused,
+            )
+            if known is None
+            else replace(known, count=count, last_at=event.at)
+        )  # fmt: skip
+        return _is_power_of_ten(count) and self._may_tell()
+
+    def _may_tell(self) -> bool:
+        now = time.monotonic()
+        if now - self._told_since > TOLD_WITHIN_S:
+            self._told_since, self._told = now, 0
+        self._told += 1
+        return self._told <= MAX_TOLD
+
+    def count_calls(self, counts: dict[str, int]) -> None:
+        """Take in what the kernel counted: of system calls it tells the first of each only."""
+        for call, count in counts.items():
+            known = self.drifts.get((CALLS, call))
+            if known is not None:
+                self.drifts[CALLS, call] = replace(known, count=max(count, known.count))
+
+
+def _is_power_of_ten(count: int) -> bool:
+    return str(count).strip("0") == "1"
+
+
+def told(event: Event, found: Found, *, count: int) -> Event:
+    """Return what watchers and rules are told of something that was found."""
+    words = {
+        CALLS: "system call",
+        CAPABILITIES: f"capability {found.thing}",
+        WRITTEN: "folder",
+        OUTGOING: "address",
+    }
+    times = f", {count} times" if count > 1 else ""
+    answer = "refused" if found.is_refused else "not refused"
+    return replace(event, kind=EventKind.DRIFT, detail=f"new {words[found.part]}, {answer}{times}")

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a container is held to: folders, addresses, capabilities; what is refused is told; and all of it survives."""
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from hosted import DEADLINE_S, Host, Person, wait_until
+
+#: Executes what it is sent, a line each, and answers with the error's name or `done`.
+PROGRAM = """
+import errno, os, socket
+server = socket.create_server(("0.0.0.0", 7000))
+while True:
+    connection, _ = server.accept()
+    for line in connection.makefile("r"):
+        try:
+            exec(line)
+            answer = "done"
+        except OSError as error:
+            answer = errno.errorcode.get(error.errno, str(error)) if error.errno else str(error)
+        connection.sendall(answer.encode() + b"\\n")
+"""
+PORT = 7000
+
+
+class Conversation:
+    """A connection to the program."""
+
+    def __init__(self, host: Host, address: str) -> None:
+        self._host, self._address = host, address
+        self._socket: socket.socket | None = None
+        wait_until(self._is_connected, what="the program listens")
+
+    def _is_connected(self) -> bool:
+        try:
+            self._socket = self._host.connect(self._address, PORT)
+        except OSError:
+            return False
+        self._socket.settimeout(DEADLINE_S)
+        return True
+
+    def __call__(self, *lines: str) -> list[str]:
+        assert self._socket is not None
+        self._socket.sendall("".join(f"{line}\n" for line in lines).encode())
+        with self._socket.makefile("r") as file:
+            return [file.readline().strip() for _ in lines]
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+
+
+class Events:
+    """What `insula events` tells meanwhile."""
+
+    def __init__(self, person: Person) -> None:
+        self._process = person.begin("events", "--format", "json")
+        self.seen: list[dict[str, Any]] = []
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self.seen.append(json.loads(line))
+
+    def drifts(self) -> list[str]:
+        return [each["detail"] for each in list(self.seen) if each["event"] == "profile_drift"]
+
+    def close(self) -> None:
+        self._process.kill()
+        self._thread.join()
+        self._process.communicate()
+
+
+@contextmanager
+def events(person: Person) -> Iterator[Events]:
+    made = Events(person)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@contextmanager
+def talking(host: Host, name: str) -> Iterator[Conversation]:
+    made = Conversation(host, host.root.look(name)["attachment"]["address"])
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def begin(host: Host, name: str = "c", *, words: tuple[str, ...] = ()) -> None:
+    host.root("create", "--name", name, *words, "host", "python3", "-Suc", PROGRAM)
+
+
+def record(host: Host, *lines: str, name: str = "c", profile: str = "p") -> None:
+    host.root.give("profile", "rm", profile)  # of a test that failed
+    host.root("profile", "record", name)
+    host.root("start", name)
+    with talking(host, name) as say:
+        assert say(*lines) == ["done"] * len(lines)
+    host.root("profile", "stop", name, profile)
+    host.root("stop", "-t", "1", name)
+
+
+LOAD = (
+    'os.makedirs("/var/lib/app/data", exist_ok=True); open("/var/lib/app/data/x", "w").close()',
+    'os.chdir("/var/lib/app"); open("relative", "w").close(); os.rename("relative", "data/y"); os.chdir("/")',
+    'socket.create_connection(("127.0.0.1", 7000), timeout=9).close()',
+    's = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.sendto(b"?", ("192.0.2.9", 53)); s.close()',
+)
+
+
+def test_folders_are_read_only_but_for_those_that_were_written(host: Host) -> None:
+    begin(host)
+    record(host, *LOAD)
+    shown = host.root.json("profile", "show", "--format", "json", "p")
+    assert "/var/lib/app/data" in shown["written"]
+    assert shown["outgoing"] == {"127.0.0.1:7000/tcp": 1, "192.0.2.9:53/udp": 1}
+    assert host.root("profile", "apply", "p", "c") == "c"
+    host.root("start", "c")
+    with events(host.root) as told, talking(host, "c") as say:
+        assert say(*LOAD) == ["done"] * len(LOAD)
+        assert told.drifts() == []
+        assert host.root("profile", "drift", "c") == ""
+        assert say('open("/etc/planted", "w")', 'open("/usr/bin/planted", "w")') == ["EROFS", "EROFS"]
+        wait_until(lambda: len(told.drifts()) == 2, what=lambda: f"told: {told.drifts()}")
+        assert "/etc/planted (new folder, refused)" in told.drifts()[0]
+    drifts = host.root.json("profile", "drift", "--format", "json", "c")
+    assert {(each["part"], each["thing"], each["is_refused"]) for each in drifts} == {
+        ("written", "/etc", True),
+        ("written", "/usr/bin", True),
+    }
+    status, _ = host.root.ask("GET", "/v1/containers/c/drift")
+    assert status == 200
+    host.root("stop", "-t", "1", "c")
+    host.root("profile", "release", "c")
+    host.root("start", "c")
+    with talking(host, "c") as say:
+        assert say('open("/etc/planted", "w")') == ["done"]
+    host.root("profile", "rm", "p")
+
+
+def test_it_is_held_after_a_checkpoint_too(host: Host) -> None:
+    begin(host)
+    record(host, *LOAD)
+    host.root("profile", "apply", "p", "c")
+    host.root("start", "c")
+    with talking(host, "c") as say:
+        assert say(*LOAD) == ["done"] * len(LOAD)
+    # What is wished for the next start does not touch what runs, nor its checkpoint.
+    assert "from its next start on" in host.root("profile", "release", "c")
+    host.root("checkpoint", "create", "c")
+    host.root("restore", "c")
+    with events(host.root) as told, talking(host, "c") as say:
+        assert say(*LOAD) == ["done"] * len(LOAD)
+        assert say('open("/etc/planted", "w")') == ["EROFS"]
+        assert say('socket.create_connection(("192.0.2.9", 80), timeout=9)') == ["ECONNREFUSED"]
+        wait_until(lambda: len(told.drifts()) == 2, what=lambda: f"told: {told.drifts()}")
+    host.root("stop", "-t", "1", "c")
+    host.root("start", "c")
+    with talking(host, "c") as say:
+        assert say('open("/etc/planted", "w")') == ["done"]
+    host.root("profile", "rm", "p")
+
+
+def test_who_is_not_in_the_profile_cannot_be_reached(host: Host) -> None:
+    begin(host, "other")
+    begin(host)
+    host.root("start", "other")
+    other = host.root.look("other")["attachment"]["address"]
+    local = 'socket.create_connection(("127.0.0.1", 7000), timeout=2).close()'
+    reach = f'socket.create_connection(("{other}", {PORT}), timeout=2).close()'
+    with talking(host, "other"):
+        record(host, local)
+        record(host, reach, profile="q")
+        host.root("profile", "apply", "p", "c")
+        host.root("start", "c")
+        with talking(host, "c") as say:
+            assert say(local) == ["done"]
+            # It stays in the network: dropped there, unless this host has bridged frames pass its IP rules (br_netfilter).
+            assert say(reach)[0] in ("timed out", "ECONNREFUSED")
+            assert say('socket.create_connection(("192.0.2.9", 80), timeout=9)') == ["ECONNREFUSED"]
+        host.root("stop", "-t", "1", "c")
+        host.root("profile", "apply", "q", "c")
+        host.root("start", "c")
+        with talking(host, "c") as say:
+            assert say(reach) == ["done"]
+    # insulad makes all rules anew when it starts.
+    host.kill()
+    host.start()
+    with talking(host, "c") as say:
+        assert say(reach) == ["done"]
+        assert say('socket.create_connection(("192.0.2.9", 80), timeout=9)') == ["ECONNREFUSED"]
+    host.root("profile", "rm", "p", "q")
+
+
+def test_logging_tells_and_refuses_nothing(host: Host) -> None:
+    begin(host)
+    record(host)
+    host.root("profile", "apply", "--enforce", "log", "p", "c")
+    host.root("start", "c")
+    with events(host.root) as told, talking(host, "c") as say:
+        assert say('open("/etc/planted", "w")', "os.getsid(0)", LOAD[3]) == ["done"] * 3
+        wait_until(lambda: len(told.drifts()) >= 3, what=lambda: f"told: {told.drifts()}")
+        assert all("not refused" in each for each in told.drifts())
+        assert say(*["os.getsid(0)"] * 4) == ["done"] * 4
+    lines = host.root("profile", "drift", "c").splitlines()
+    assert any(line.split()[:2] == ["5", "done"] and "getsid" in line for line in lines), lines
+    host.root("profile", "rm", "p")
