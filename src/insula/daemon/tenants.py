@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from insula.daemon.uid_ranges import UidRanges
-from insula.model.errors import Conflict, InUse, NameTaken, TenantNotFound
+from insula.model.errors import InUse, NameTaken, TenantNotFound
 from insula.model.grant import Grant
 from insula.model.quota import KINDS, Quota, QuotaWish, Resource, TenantView, TenantWish, Use
 from insula.runtime import quotas
@@ -120,11 +120,8 @@ class Tenants:
         changes = {*wish.limits, *wish.inherit}
         if Resource.DISK in changes:
             self.disks.apply(name)
-        elif Resource.INODES in changes and self.disks.room(name) is not None:
-            raise Conflict(
-                f"cannot limit the files of tenant `{name}` anew: its disk was made for as many as it has",
-                hint="set `inodes` before or together with `disk`",
-            )
+        elif Resource.INODES in changes:
+            self.disks.apply_files(name)
 
     def remove_tenant(self, grant: Grant, name: str) -> None:
         """Forget a tenant that owns nothing.  Its uids are never given to another.  Raises: TenantNotFound, InUse."""

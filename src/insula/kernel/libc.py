@@ -64,6 +64,7 @@ _UNIFIED_NUMBERS = {
     "openat2": 437,
     "pidfd_getfd": 438,
     "mount_setattr": 442,
+    "quotactl_fd": 443,
 }
 
 
@@ -206,4 +207,5 @@ close_range = system_call("close_range", c_uint, c_uint, c_uint)
 pidfd_getfd = system_call("pidfd_getfd", c_int, c_int, c_uint)
 bpf = system_call("bpf", c_int, c_void_p, c_uint)
 userfaultfd = system_call("userfaultfd", c_int)
+quotactl_fd = system_call("quotactl_fd", c_uint, c_uint, c_uint, c_void_p)
 ptrace = system_call("ptrace", c_long, c_long, c_void_p, c_void_p)

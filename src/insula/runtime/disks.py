@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A disk for each tenant that has a limit of bytes: a file system in a sparse file, mounted below the state folder.
+"""A disk for each tenant that has a limit of bytes: a place of its own below the state folder, as large as the limit.
 
-    tenants/<tenant>/disk.img      the file: takes from the host what is in it, and no more than the limit
-    tenants/<tenant>/disk/         where it is mounted: containers/<id>, volumes/<name>
+    tenants/<tenant>/disk/         containers/<id>, volumes/<name>: a mounted file system, a folder or a subvolume
     containers/<id>  ─────────────► …/disk/containers/<id>      links, so that every path is as it always was
     volumes/<tenant> ─────────────► …/disk/volumes
 
-Chosen over quotas by project or qgroup because it works on every kernel and below every file system, counts files as
-well as bytes, and the program inside sees plain ENOSPC; ADR 18.  A tenant without the limit has none, and loses nothing.
-Out of scope: images, which tenants may share (`quotas`), and the file system itself (`kernel/disk_image.py`).
+What makes it as large as that is chosen by what is there (`disk_kinds.py`); ADR 18.  A tenant without the limit has none,
+and loses nothing.  Out of scope: images, which tenants may share (`quotas`).
 """
 
 import errno
@@ -21,11 +19,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from insula.kernel import disk_image
 from insula.kernel.disk_image import Room
 from insula.model.errors import Conflict, DiskFull, InsulaError, InUse, LimitRefused, Unsupported, WrongState
 from insula.model.lifecycle import ALIVE
 from insula.model.quota import Allowance, Resource
+from insula.runtime import disk_kinds
+from insula.runtime.disk_kinds import Disk
 from insula.runtime.store import Store
 from insula.runtime.trees import remove_tree
 from insula.runtime.undo import attempt
@@ -48,22 +47,24 @@ class Disks:
 
     def attach_all(self) -> None:
         """Mount every disk, after a start of the host or of insulad.  One that cannot be is logged."""
-        for image in self._state.glob("tenants/*/disk.img"):
-            place = image.with_name("disk")
+        for folder, disk in self._all():
             try:
-                if not disk_image.is_attached(str(place)):
-                    disk_image.attach(str(image), str(place))
+                disk.attach()
             except OSError as error:
                 LOG.error(
-                    "a tenant's disk is absent", extra={"fields": {"disk": str(image), "why": str(error)}}
+                    "a tenant's disk is absent", extra={"fields": {"disk": str(folder), "why": str(error)}}
                 )
 
     def detach_all(self) -> None:
         """Unmount every disk: the host comes to rest."""
-        for image in self._state.glob("tenants/*/disk.img"):
-            deadline = time.monotonic() + LEAVING_SECONDS
-            if not disk_image.detach(str(image), str(image.with_name("disk")), deadline=deadline):
-                LOG.warning("a tenant's disk is still in use", extra={"fields": {"disk": str(image)}})
+        for folder, disk in self._all():
+            if not disk.detach(time.monotonic() + LEAVING_SECONDS):
+                LOG.warning("a tenant's disk is still in use", extra={"fields": {"disk": str(folder)}})
+
+    def _all(self) -> Iterator[tuple[Path, Disk]]:
+        for folder in self._state.glob("tenants/*"):
+            if (disk := disk_kinds.find(folder)) is not None:
+                yield folder, disk
 
     def home_of(self, tenant: str) -> Path | None:
         """Return where folders of a tenant's new containers lie; None: in the state folder, as it has no disk.
@@ -71,12 +72,13 @@ class Disks:
         The first time the disk is made.  Raises: Unsupported, DiskFull; LimitRefused while the disk is absent.
         """
         with self._guard:
-            if not self._image(tenant).exists():
+            disk = self._find(tenant)
+            if disk is None:
                 size = self._allowance.limit(tenant, Resource.DISK)
                 if size is None or self._has_files(tenant):
                     return None
-                self._make(tenant, size)
-            if not disk_image.is_attached(str(self._place(tenant))):
+                disk = self._make(tenant, size)
+            if not disk.is_ready():
                 raise LimitRefused(
                     "cannot use the tenant's disk: it is not mounted",
                     hint="an administrator finds the reason in insulad's log",
@@ -85,8 +87,12 @@ class Disks:
 
     def room(self, tenant: str) -> Room | None:
         """Measure a tenant's disk; None: it has none."""
-        place = self._place(tenant)
-        return disk_image.room(str(place)) if disk_image.is_attached(str(place)) else None
+        disk = self._find(tenant)
+        return disk.room() if disk is not None and disk.is_ready() else None
+
+    def kind(self, tenant: str) -> str:
+        """Tell what keeps the limit of a tenant's disk, or would."""
+        return (self._find(tenant) or self._choose(tenant)).kind
 
     def apply(self, tenant: str) -> None:
         """Make, enlarge, shrink or remove a tenant's disk, as its limit now is.
@@ -95,65 +101,78 @@ class Disks:
         """
         size = self._allowance.limit(tenant, Resource.DISK)
         with self._guard:
-            exists = self._image(tenant).exists()
+            disk = self._find(tenant)
             if size is None:
-                if exists:
-                    self.remove(tenant)
-            elif exists:
-                self._resize(tenant, size)
+                self.remove(tenant)
+            elif disk is not None:
+                self._resize(tenant, disk, size=size)
             elif self._has_files(tenant):
                 self._move_in(tenant, size)
+
+    def apply_files(self, tenant: str) -> None:
+        """Limit the files of a tenant's disk, if it has one, as its limit now is.  Raises: Conflict, DiskFull."""
+        with self._guard:
+            disk = self._find(tenant)
+            if disk is None:
+                return
+            if disk.needs_rest or not disk.counts_files:
+                raise Conflict(
+                    f"cannot limit the files of tenant `{tenant}` anew: its disk was made for as many as it has",
+                    hint="set `inodes` before or together with `disk`",
+                )
+            self._resize(tenant, disk, size=disk.size())
 
     def remove(self, tenant: str) -> None:
         """Remove an empty disk.  Raises: InUse."""
         with self._guard:
-            if not self._image(tenant).exists():
+            disk = self._find(tenant)
+            if disk is None:
                 return
             if self._has_files(tenant):
                 raise InUse(
                     f"cannot take away the disk of tenant `{tenant}`: containers or volumes lie on it",
                     hint="give it a larger one, or remove them first",
                 )
-            if not self._detach(tenant):
+            if not _detach(disk):
                 raise InUse(f"cannot take away the disk of tenant `{tenant}`: it is in use", hint="try again")
             (self._state / "volumes" / tenant).unlink(missing_ok=True)
-            remove_tree(self._image(tenant).parent)
+            disk.remove()
 
-    def _image(self, tenant: str) -> Path:
-        return self._state / "tenants" / tenant / "disk.img"
+    def _folder(self, tenant: str) -> Path:
+        return self._state / "tenants" / tenant
 
     def _place(self, tenant: str) -> Path:
-        return self._state / "tenants" / tenant / "disk"
+        return self._folder(tenant) / "disk"
+
+    def _find(self, tenant: str) -> Disk | None:
+        return disk_kinds.find(self._folder(tenant))
+
+    def _choose(self, tenant: str) -> Disk:
+        files = self._allowance.limit(tenant, Resource.INODES)
+        return disk_kinds.choose(self._folder(tenant), limits_files=files is not None)
 
     def _has_files(self, tenant: str) -> bool:
         return bool(self._store.count_containers(tenant) or self._store.list_volumes(tenant))
 
-    def _make(self, tenant: str, size: int) -> None:
-        """Make and mount an empty disk, and lead the tenant's volumes to it."""
-        image, place, volumes = self._image(tenant), self._place(tenant), self._state / "volumes" / tenant
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    def _make(self, tenant: str, size: int) -> Disk:
+        """Make an empty disk, and lead the tenant's volumes to it."""
+        disk, place, volumes = self._choose(tenant), self._place(tenant), self._state / "volumes" / tenant
         with ExitStack() as undo, _explained(tenant):
-            undo.callback(remove_tree, image.parent)
-            new = image.with_name("disk.new")
-            files = self._allowance.limit(tenant, Resource.INODES)
-            new.unlink(missing_ok=True)
-            disk_image.make(str(new), size_bytes=_whole(size), files=files)
-            new.rename(image)
-            disk_image.attach(str(image), str(place))
-            undo.callback(self._detach, tenant)
+            undo.callback(_undo_make, disk, self._folder(tenant))
+            disk.make(size=_whole(size), files=self._allowance.limit(tenant, Resource.INODES))
             for name in ("containers", "volumes"):
                 (place / name).mkdir(mode=0o700)
-            (place / "lost+found").rmdir()
             if volumes.is_dir() and not volumes.is_symlink() and not any(volumes.iterdir()):
                 volumes.rmdir()
             if not volumes.exists():
                 volumes.symlink_to(place / "volumes")
             undo.pop_all()
+        return disk
 
     def _move_in(self, tenant: str, size: int) -> None:
         """Make a disk for a tenant that has files already, and carry them there; its containers must not run."""
         self._need_rest(tenant, "given a disk")
-        self._make(tenant, size)
+        disk = self._make(tenant, size)
         places = [self._state / "containers" / each.id for each in self._store.list_containers(tenant)]
         moved: list[tuple[Path, Path]] = []
         try:
@@ -166,33 +185,30 @@ class Disks:
                     moved.append((volumes, self._place(tenant) / "volumes"))
                     _copy(*moved[-1])
         except BaseException:
-            self._detach(tenant)
-            remove_tree(self._image(tenant).parent)
+            _undo_make(disk, self._folder(tenant))
             raise
         for old, new in moved:
             _lead(old, new)
 
-    def _resize(self, tenant: str, size: int) -> None:
-        image, wanted = self._image(tenant), _whole(size)
-        now = image.stat().st_size
-        if wanted == now:
+    def _resize(self, tenant: str, disk: Disk, *, size: int) -> None:
+        wanted, files = _whole(size), self._allowance.limit(tenant, Resource.INODES)
+        if disk.needs_rest and wanted == disk.size():
             return
-        if wanted > now:
-            try:
-                with _explained(tenant, passes=errno.EPERM):
-                    disk_image.grow(str(image), size_bytes=wanted)
-                return
-            except PermissionError:  # CAP_SYS_RESOURCE is missing: only at rest, then
-                pass
+        try:
+            with _explained(tenant, passes=errno.EPERM):
+                disk.grow(size=wanted, files=files)
+            return
+        except PermissionError:  # smaller, or CAP_SYS_RESOURCE is missing: only at rest, then
+            pass
         self._need_rest(tenant, "given a disk of another size")
-        if not self._detach(tenant):
-            attempt(disk_image.attach, str(image), str(self._place(tenant)))
+        if not _detach(disk):
+            attempt(disk.attach)
             raise WrongState(f"cannot resize the disk of tenant `{tenant}`: it is in use", hint="try again")
         try:
             with _explained(tenant):
-                disk_image.resize(str(image), size_bytes=wanted)
+                disk.resize(size=wanted)
         finally:
-            attempt(disk_image.attach, str(image), str(self._place(tenant)))
+            attempt(disk.attach)
 
     def _need_rest(self, tenant: str, what: str) -> None:
         alive = [each.name for each in self._store.list_containers(tenant) if each.status in ALIVE]
@@ -202,9 +218,17 @@ class Disks:
                 hint="stop its containers first",
             )
 
-    def _detach(self, tenant: str) -> bool:
-        deadline = time.monotonic() + LEAVING_SECONDS
-        return disk_image.detach(str(self._image(tenant)), str(self._place(tenant)), deadline=deadline)
+
+def _detach(disk: Disk) -> bool:
+    return disk.detach(time.monotonic() + LEAVING_SECONDS)
+
+
+def _undo_make(disk: Disk, folder: Path) -> None:
+    """Take away what was made of a disk, however much that is."""
+    if disk.exists():
+        _detach(disk)
+        attempt(disk.remove)
+    remove_tree(folder)
 
 
 def _whole(size: int) -> int:

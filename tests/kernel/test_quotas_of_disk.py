@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Limits that file systems keep themselves: project quotas of ext4, quota groups of btrfs.  On loop-mounted images."""
+
+import errno
+import fcntl
+import os
+import shutil
+import struct
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from insula.kernel import btrfs, project_quota
+
+MIB = 1 << 20
+
+
+def mounted(tmp_path: Path, *make: str, size: int, options: str, missing: str) -> Iterator[Path]:
+    image, place = tmp_path / "image", tmp_path / "mounted"
+    if shutil.which(make[0], path="/usr/sbin:/sbin:/usr/bin:/bin") is None:
+        pytest.skip(f"{make[0]} is not installed")
+    with open(image, "wb") as file:
+        file.truncate(size)
+    place.mkdir()
+    subprocess.run([*make, str(image)], check=True, capture_output=True)
+    done = subprocess.run(["mount", "-o", options, str(image), str(place)], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip(missing)
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.fixture
+def with_projects(tmp_path: Path) -> Iterator[Path]:
+    make = ("mkfs.ext4", "-q", "-F", "-O", "quota,project", "-E", "quotatype=prjquota")
+    missing = "the kernel has no project quotas (CONFIG_QFMT_V2)"
+    yield from mounted(tmp_path, *make, size=64 * MIB, options="loop,prjquota", missing=missing)
+
+
+@pytest.fixture
+def on_btrfs(tmp_path: Path) -> Iterator[Path]:
+    missing = "the kernel has no btrfs (CONFIG_BTRFS_FS)"
+    yield from mounted(tmp_path, "mkfs.btrfs", "-q", size=256 * MIB, options="loop", missing=missing)
+
+
+def fill(path: Path, size: int) -> int:
+    """Write until it fails; returns the errno, 0 if all could be written."""
+    try:
+        with open(path, "wb", buffering=0) as file:
+            for _ in range(size // MIB):
+                file.write(os.urandom(MIB))
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error.errno or -1
+    return 0
+
+
+def test_a_project_ends_where_its_limit_says(with_projects: Path) -> None:
+    assert project_quota.is_enforced(str(with_projects))
+    folder = with_projects / "folder"
+    folder.mkdir()
+    project_quota.assign(str(folder), 77)
+    project_quota.limit(str(folder), 77, size_bytes=8 * MIB, files=10)
+    (folder / "below").mkdir()
+    assert project_quota.project_of(str(folder / "below")) == 77
+    assert fill(folder / "below/x", 4 * MIB) == 0
+    room = os.statvfs(folder)
+    assert (room.f_blocks * room.f_frsize, room.f_files) == (8 * MIB, 10)
+    assert fill(folder / "y", 8 * MIB) in (errno.EDQUOT, errno.ENOSPC)
+    assert fill(with_projects / "outside", 16 * MIB) == 0
+    with pytest.raises(OSError, match=r"quota|space"):
+        for number in range(20):
+            (folder / f"file {number}").touch()
+
+
+def test_where_they_are_not_they_are_not_found(tmp_path: Path) -> None:
+    for known in (project_quota.is_enforced, btrfs.has_quotas, btrfs.is_subvolume):
+        assert not known("/proc")
+        assert known is btrfs.is_subvolume or not known("/dev/shm")
+    assert not btrfs.is_subvolume(str(tmp_path / "nothing"))
+
+
+def enable(path: Path, how: int) -> None:
+    """As `btrfs quota enable [--simple]`.  Source: BTRFS_IOC_QUOTA_CTL."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.ioctl(descriptor, 0xC0109428, struct.pack("=2Q", how, 0))
+    except OSError:
+        pytest.skip("the kernel has no simple quotas of btrfs (Linux 6.7)")
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize("how", [1, 4], ids=["full", "simple"])
+def test_a_subvolume_ends_where_its_limit_says(on_btrfs: Path, how: int) -> None:
+    assert not btrfs.has_quotas(str(on_btrfs))
+    enable(on_btrfs, how)
+    assert btrfs.has_quotas(str(on_btrfs))
+    btrfs.create(str(on_btrfs), "mine")
+    mine = on_btrfs / "mine"
+    assert btrfs.is_subvolume(str(mine)) and not btrfs.is_subvolume(str(on_btrfs / "image"))
+    assert btrfs.group(str(mine)).limit_bytes is None
+    btrfs.limit(str(mine), size_bytes=16 * MIB)
+    assert fill(mine / "x", 8 * MIB) == 0
+    os.sync()
+    used, most = btrfs.group(str(mine))
+    assert 8 * MIB <= used < 9 * MIB
+    assert most == 16 * MIB
+    assert fill(mine / "y", 16 * MIB) == errno.EDQUOT
+    assert fill(on_btrfs / "outside", 24 * MIB) == 0
+    btrfs.limit(str(mine), size_bytes=None)
+    assert btrfs.group(str(mine)).limit_bytes is None
+    btrfs.destroy(str(on_btrfs), "mine")
+    assert not mine.exists()
