@@ -48,6 +48,9 @@ class Collector:
     port: int = 0
     scheme: str = "http"
     status: int = 200
+    answer: bytes = b""
+    closes: bool = False
+    """Whether it closes connections that it has answered on, without saying so."""
     spans: list[SeenSpan] = field(default_factory=list)
     logs: list[SeenLog] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -87,8 +90,10 @@ def collecting(
             if found.status == 200:
                 found.take(self.path, body)
             self.send_response(found.status)
-            self.send_header("Content-Length", "0")
+            self.send_header("Content-Length", str(len(found.answer)))
             self.end_headers()
+            self.wfile.write(found.answer)
+            self.close_connection = found.closes
 
         def log_message(self, *arguments: object) -> None:
             pass

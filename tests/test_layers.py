@@ -58,6 +58,7 @@ DOORS = {
     "prometheus_client": "monitor.metrics",
     "textual": "cli.top.app cli.top.overview cli.top.detail",
     "opentelemetry": "export.otlp",
+    "google": "export.otlp",  # protobuf, which the messages are made of
 }
 
 #: Module of the standard library → the only module that may import it, and why.

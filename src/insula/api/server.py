@@ -19,7 +19,7 @@ from insula.api.gate import Gate
 from insula.api.routes import ROUTES, Route
 from insula.model.errors import Denied, InsulaError, OperationNotFound, TooManyRequests, from_code
 from insula.model.grant import Action, Principal
-from insula.model.span import Attributes
+from insula.model.span import TENANT, Attributes
 from insula.runtime.store import no_container
 from insula.tenant.audit import Entry
 from insula.tenant.check import scope
@@ -124,7 +124,7 @@ def _attributes(call: Call, route: Route) -> Attributes:
     return {
         "http.request.method": route.method,
         "http.route": route.path,
-        "insula.tenant": call.grant.tenant,
+        TENANT: call.grant.tenant,
         "enduser.id": call.grant.principal.name,
         **named,
     }

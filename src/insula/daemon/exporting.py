@@ -15,6 +15,7 @@ from pathlib import Path
 
 from insula.daemon.config_file import read_roots_file
 from insula.daemon.following import Following
+from insula.daemon.options import Options
 from insula.daemon.sight import Sight
 from insula.daemon.watching import Watching
 from insula.export.config import MAX_BYTES, Choice, Exports, Otlp, read_exports
@@ -27,14 +28,15 @@ from insula.model.errors import InvalidExport
 from insula.model.export import SinkCounts, Told
 from insula.model.monitor import Event, EventKind, Lost, TraceLine, TraceWish
 from insula.model.record import ContainerRecord
-from insula.model.span import Span, Tracer
+from insula.model.span import WHOSE, Span, Tracer
 from insula.monitor.collect import Collector
 from insula.runtime.context import Runtime
 
 
-def read(path: Path) -> Exports:
-    """Read what is to be exported.  Raises: InvalidExport, so that insulad does not start with less than is meant."""
-    return read_exports(read_roots_file(path, name="exports", max_bytes=MAX_BYTES, error=InvalidExport))
+def begin(options: Options, *, sight: Sight) -> "Exporter":
+    """Open what the daemon's words say.  Raises: InvalidExport, so that insulad does not start with less than is meant."""
+    text = read_roots_file(options.exports, name="exports", max_bytes=MAX_BYTES, error=InvalidExport)
+    return Exporter(read_exports(text), host=options.name, sight=sight, audit_to=options.syslog)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class _Sinks:
     """The open ones."""
 
     events: list[tuple[Choice, Sink[Told]]] = field(default_factory=list)
-    spans: list[Sink[Span]] = field(default_factory=list)
+    spans: list[tuple[Choice, Sink[Span]]] = field(default_factory=list)
 
     @classmethod
     def open(cls, exports: Exports, *, host: str) -> "_Sinks":
@@ -69,7 +71,8 @@ class _Sinks:
         if endpoint.changes or endpoint.kinds:
             self.events.append((endpoint, Sink(f"otlp {endpoint.endpoint} logs", otlp.Logs(logs))))
         if endpoint.traces:
-            self.spans.append(Sink(f"otlp {endpoint.endpoint} traces", otlp.Traces(traces, host=host)))
+            sink = Sink(f"otlp {endpoint.endpoint} traces", otlp.Traces(traces, host=host))
+            self.spans.append((endpoint, sink))
 
 
 def _syslog(address: str, *, host: str) -> Sink[Told]:
@@ -128,7 +131,8 @@ class Exporter:
     @property
     def _all(self) -> tuple[Sink[Told] | Sink[Span] | Sink[Line], ...]:
         events = (sink for _, sink in self._sinks.events)
-        return (*events, *self._sinks.spans, *((self._audit,) if self._audit is not None else ()))
+        spans = (sink for _, sink in self._sinks.spans)
+        return (*events, *spans, *((self._audit,) if self._audit is not None else ()))
 
     def _wish_of(self, record: ContainerRecord) -> TraceWish | None:
         """Return what a container is watched for; None: nothing."""
@@ -180,8 +184,10 @@ class Exporter:
         return Tracer(self._deliver if self._sinks.spans else None)
 
     def _deliver(self, span: Span) -> None:
-        for sink in self._sinks.spans:
-            sink.offer(span)
+        tenant, container = (str(span.attributes.get(key, "")) for key in WHOSE)
+        for choice, sink in self._sinks.spans:
+            if choice.is_about(tenant=tenant, container=container):
+                sink.offer(span)
 
     def counts(self) -> list[SinkCounts]:
         """Tell what became of it all."""

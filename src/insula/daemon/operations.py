@@ -139,7 +139,7 @@ class OperationRegistry:
     def _traced(self, record: OperationRecord, work: Work, *, reporter: Reporter, asked_by: str) -> Result:
         attributes = {
             "insula.operation": record.id,
-            "insula.tenant": record.tenant,
+            span.TENANT: record.tenant,
             "insula.subject": record.subject,
         }
         with self._tracer.root(record.kind, parent=asked_by, attributes=attributes):

@@ -142,9 +142,7 @@ def build(options: Options, *, loop: asyncio.AbstractEventLoop) -> Daemon:
     recover_operations(ground.store)
     runtime = _runtime(options, ground)
     sight = Sight(ground.policy)
-    exporter = Exporter(
-        exporting.read(options.exports), host=options.name, sight=sight, audit_to=options.syslog
-    )
+    exporter = exporting.begin(options, sight=sight)
     runtime.tracer = exporter.tracer
     peers = PairedHosts(ground.store, ground.pki)
     settle_all(runtime, peers)

@@ -121,10 +121,13 @@ def _check_endpoint(otlp: Otlp) -> None:
     try:
         url = urllib.parse.urlsplit(otlp.endpoint)
         is_url = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+        is_plain = "@" not in url.netloc and not url.query and not url.fragment
     except ValueError:
         is_url = False
     if not is_url:
         raise _wrong("otlp.endpoint", f"`{otlp.endpoint}` is no address of http or https")
+    if not is_plain:
+        raise _wrong("otlp.endpoint", "it has more than host, port and path; who we are belongs in `headers`")
     if url.scheme == "http" and (otlp.ca_file or otlp.certificate_file):
         raise _wrong("otlp.endpoint", "certificates need https")
     for name, value in otlp.headers.items():

@@ -9,6 +9,7 @@ Sources: OTLP specification 1.x, "OTLP/HTTP"; semantic conventions "container", 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import (
     ExportLogsServiceRequest,
     ExportLogsServiceResponse,
@@ -71,8 +72,10 @@ class Logs:
         answer = self._post(LOGS, logs_of(items).SerializeToString())
         if answer is None:
             return len(items)
-        told = ExportLogsServiceResponse.FromString(answer).partial_success
-        return int(told.rejected_log_records)
+        try:
+            return int(ExportLogsServiceResponse.FromString(answer).partial_success.rejected_log_records)
+        except DecodeError:  # it has taken them, whatever it says
+            return 0
 
     def close(self) -> None:
         self._post.close()
@@ -89,8 +92,10 @@ class Traces:
         answer = self._post(TRACES, traces_of(items, resource=self._resource).SerializeToString())
         if answer is None:
             return len(items)
-        told = ExportTraceServiceResponse.FromString(answer).partial_success
-        return int(told.rejected_spans)
+        try:
+            return int(ExportTraceServiceResponse.FromString(answer).partial_success.rejected_spans)
+        except DecodeError:  # as above
+            return 0
 
     def close(self) -> None:
         self._post.close()

@@ -46,18 +46,32 @@ class Post:
     def __call__(self, path: str, body: bytes) -> bytes | None:
         """Send a message.  Returns: the answer; None: it was refused.  Raises: Unavailable."""
         try:
-            self._connection.request("POST", self._path + path, body=body, headers=self._headers)
-            response = self._connection.getresponse()
+            response = self._ask(path, body)
             answer = response.read(MAX_ANSWER_BYTES)
         except (OSError, http.client.HTTPException) as error:
             self.close()
-            raise Unavailable(f"{self._connection.host}: {error or type(error).__name__}") from error
+            raise Unavailable(f"{self._connection.host}: {str(error) or type(error).__name__}") from error
         if response.status == HTTPStatus.OK:
             return answer
         if response.status in _LATER:
             after_s = _seconds(response.headers.get("Retry-After", ""))
             raise Unavailable(f"{self._connection.host}: it answered {response.status}", after_s=after_s)
         return None
+
+    def _ask(self, path: str, body: bytes) -> http.client.HTTPResponse:
+        """Send a request; on a new connection, if the one that was kept has been closed meanwhile."""
+        is_kept = self._connection.sock is not None
+        try:
+            return self._ask_once(path, body)
+        except ConnectionError:
+            self.close()
+            if not is_kept:
+                raise
+            return self._ask_once(path, body)
+
+    def _ask_once(self, path: str, body: bytes) -> http.client.HTTPResponse:
+        self._connection.request("POST", self._path + path, body=body, headers=self._headers)
+        return self._connection.getresponse()
 
     def close(self) -> None:
         self._connection.close()

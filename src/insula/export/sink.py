@@ -62,6 +62,7 @@ class Sink(Generic[Item]):
         self._max_waiting = max_waiting
         self._changed = threading.Condition()
         self._is_closing = False
+        self._has_problem = False
         self._sent = self._dropped = self._refused = self._failures = self._tried = 0
         self._thread = threading.Thread(target=self._run, name=f"export {name}", daemon=True)
         self._thread.start()
@@ -124,19 +125,29 @@ class Sink(Generic[Item]):
             except Unavailable as error:
                 batch = batch[error.carried :]
                 self._note(error.carried, refused=0, left=len(batch), failures=1)
-                if tries == 0:
-                    LOG.warning("cannot export", extra={"fields": {"sink": self.name, "reason": str(error)}})
+                self._judge(str(error))
                 if self._waits_to_end(error.after_s or PAUSES_S[min(tries, len(PAUSES_S) - 1)]):
                     self._note(0, refused=0, left=0, dropped=len(batch))
                     return
                 tries += 1
+            except ValueError as error:  # it cannot be put into their words: nor could it later
+                self._note(0, refused=len(batch), left=0)
+                self._judge(str(error))
+                return
             else:
                 self._note(len(batch) - refused, refused=refused, left=0)
-                if refused:
-                    LOG.warning(
-                        "exports are refused", extra={"fields": {"sink": self.name, "items": refused}}
-                    )
+                self._judge("some of it is refused" if refused else "")
                 return
+
+    def _judge(self, problem: str) -> None:
+        """Log that a problem has come, or that all is well again; not each time."""
+        if bool(problem) is self._has_problem:
+            return
+        self._has_problem = bool(problem)
+        if problem:
+            LOG.warning("cannot export", extra={"fields": {"sink": self.name, "reason": problem}})
+        else:
+            LOG.info("exports go on", extra={"fields": {"sink": self.name}})
 
     def _note(self, sent: int, *, refused: int, left: int, failures: int = 0, dropped: int = 0) -> None:
         with self._changed:

@@ -26,6 +26,9 @@ from insula.model.record import ContainerRecord
 Attribute: TypeAlias = str | int | float | bool
 Attributes: TypeAlias = Mapping[str, Attribute]
 
+TENANT, CONTAINER = "insula.tenant", "container.name"
+WHOSE = (TENANT, CONTAINER)
+"""Attributes that parts have from their whole."""
 _TRACE_BYTES, _SPAN_BYTES = 16, 8
 _TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?", re.ASCII)
 _VERSION = "00"
@@ -113,9 +116,17 @@ class OpenSpan:
             self._attributes.update(attributes)
 
     def child(self, name: str, *, attributes: Attributes | None = None) -> "OpenSpan":
-        """Begin a part of it."""
-        within = Parent(self.trace_id, self.span_id)
-        return OpenSpan(name, deliver=self._deliver, clock=self._clock, parent=within, attributes=attributes)
+        """Begin a part of it; whose it is, the part is, too."""
+        return OpenSpan(
+            name,
+            deliver=self._deliver,
+            clock=self._clock,
+            parent=Parent(self.trace_id, self.span_id),
+            attributes={
+                **{key: self._attributes[key] for key in WHOSE if key in self._attributes},
+                **(attributes or {}),
+            },
+        )
 
     def enter_phase(self, name: str) -> None:
         """Begin a part that lasts until the next one, or until the end of all."""
@@ -192,7 +203,7 @@ def note(attributes: Attributes) -> None:
 
 def about(record: ContainerRecord) -> Attributes:
     """Return what a span tells of a container."""
-    return {"container.id": record.id, "container.name": record.name, "insula.tenant": record.tenant}
+    return {"container.id": record.id, CONTAINER: record.name, TENANT: record.tenant}
 
 
 def end() -> None:

@@ -40,6 +40,8 @@ def test_all_of_them() -> None:
         ('[[otlp]]\nendpoint = "collector:4318"', "is no address of http or https"),
         ('[[otlp]]\nendpoint = "http://"', "is no address of http or https"),
         ('[[otlp]]\nendpoint = "http://h:port"', "is no address of http or https"),
+        ('[[otlp]]\nendpoint = "http://me:secret@h"', "belongs in `headers`"),
+        ('[[otlp]]\nendpoint = "http://h?token=x"', "belongs in `headers`"),
         ('[[otlp]]\nendpoint = "http://h"\nca_file = "/x"', "certificates need https"),
         ('[[otlp]]\nendpoint = "http://h"\nheaders = {"a b" = "c"}', "`a b` cannot be a header"),
         ('[[otlp]]\nendpoint = "http://h"\nheaders = {a = "c\\r\\nd: e"}', "`a` cannot be a header"),

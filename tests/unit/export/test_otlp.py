@@ -12,6 +12,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTracePartialSuccess,
+    ExportTraceServiceResponse,
+)
 
 from collector import Collector, collecting
 from insula.export.config import Otlp
@@ -135,6 +139,14 @@ def test_what_cannot_be_taken_now_is_tried_again(collector: Collector, status: i
         Traces(post(collector), host="alpha").carry([SPAN])
 
 
+def test_an_answer_may_refuse_a_part(collector: Collector) -> None:
+    part = ExportTracePartialSuccess(rejected_spans=1)
+    collector.answer = ExportTraceServiceResponse(partial_success=part).SerializeToString()
+    assert Traces(post(collector), host="alpha").carry([SPAN, SPAN]) == 1
+    collector.answer = b"\xff nonsense"
+    assert Traces(post(collector), host="alpha").carry([SPAN]) == 0
+
+
 @pytest.mark.parametrize("status", [400, 401, 404, 500])
 def test_what_would_be_refused_again_is_not_tried_again(collector: Collector, status: int) -> None:
     collector.status = status
@@ -202,3 +214,12 @@ def test_tls_with_certificates_of_both_sides(certificate: Path) -> None:
 def test_certificates_that_are_not_there() -> None:
     with pytest.raises(OSError, match="No such file"):
         Post(Otlp(endpoint="https://127.0.0.1:1", ca_file="/none"))
+
+
+def test_a_kept_connection_that_was_closed_meanwhile_is_opened_anew(collector: Collector) -> None:
+    traces = Traces(post(collector), host="alpha")
+    traces.carry([SPAN])
+    collector.closes = True
+    traces.carry([SPAN])  # closed after the answer
+    assert traces.carry([SPAN]) == 0
+    assert len(collector.spans) == 3

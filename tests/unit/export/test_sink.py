@@ -107,6 +107,22 @@ def test_what_was_carried_before_a_failure_is_not_carried_again() -> None:
     assert place.got == [0, 1, 2, 3, 4]
 
 
+def test_what_cannot_be_put_into_words_is_refused_and_the_rest_goes_on() -> None:
+    class Literal(Place):
+        def carry(self, items: Sequence[int]) -> int:
+            if 1 in items:
+                raise ValueError("no words for 1")
+            return super().carry(items)
+
+    place = Literal()
+    sink = Sink("literal", place, linger_s=0.0)
+    sink.offer(1)
+    wait_until(lambda: sink.counts.refused == 1, what="refused")
+    sink.offer(2)
+    sink.close()
+    assert place.got == [2]
+
+
 def test_what_is_refused_is_counted() -> None:
     place = Place(refused=2)
     sink = Sink("picky", place, linger_s=0.05)

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who gets what: by tenant and name, redacted, counted; and nothing where nothing is configured."""
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from collector import collecting
+from insula.daemon.exporting import Exporter
+from insula.daemon.rights import PolicyFile
+from insula.daemon.sight import Sight
+from insula.export.config import read_exports
+from insula.model import span
+from insula.model.change import Alarm, Change
+from insula.model.errors import InvalidExport
+from insula.model.monitor import Event, EventKind
+
+POLICY = '[tenant.alice]\nhide_arguments = ["password=*"]\n'
+
+
+@contextmanager
+def exporting(folder: Path, text: str, **options: Any) -> Iterator[Exporter]:
+    policy = folder / "policy.toml"
+    policy.write_text(POLICY)
+    exporter = Exporter(read_exports(text), host="alpha", sight=Sight(PolicyFile(policy)), **options)
+    yield exporter
+    exporter.close()
+
+
+def change(tenant: str, name: str = "web") -> Change:
+    return Change(at=1.0, container=f"{tenant}-1", name=name, tenant=tenant, event="started")
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_each_sink_gets_what_it_is_about(tmp_path: Path) -> None:
+    text = "".join(
+        f'[[file]]\npath = "{tmp_path}/{name}"\n{more}\n'
+        for name, more in (
+            ("all", ""),
+            ("alice", 'tenants = ["ali*"]'),
+            ("db", 'containers = ["db"]'),
+            ("none", "changes = false"),
+        )
+    )
+    with exporting(tmp_path, text) as exporter:
+        for tenant, name in (("alice", "web"), ("bob", "db")):
+            exporter.take_change(change(tenant, name))
+    found = {path.name: [line["tenant"] for line in lines(path)] for path in tmp_path.glob("[!p]*")}
+    assert found == {"all": ["alice", "bob"], "alice": ["alice"], "db": ["bob"]}
+
+
+def test_an_alarm_is_redacted(tmp_path: Path) -> None:
+    seen = Event(
+        at=1.0, container="c", name="web", kind=EventKind.EXEC, command="sh", arguments=("sh", "password=x")
+    )
+    with exporting(tmp_path, f'[[file]]\npath = "{tmp_path}/all"\n') as exporter:
+        for tenant in ("alice", "bob"):
+            fields = {"at": 1.0, "container": "c", "name": "web", "tenant": tenant, "event": "alarm"}
+            exporter.take_change(Alarm(**fields, rule="r", seen=seen))  # type: ignore[arg-type]
+    alice, bob = lines(tmp_path / "all")
+    assert alice["detail"] == "r: sh[0] exec sh password=[hidden]"
+    assert "password=x" not in json.dumps(alice)
+    assert bob["seen"]["arguments"] == ["sh", "password=x"]
+
+
+def test_traces_of_others_do_not_go_to_who_is_for_one_tenant(tmp_path: Path) -> None:
+    with collecting() as collector:
+        text = f'[[otlp]]\nendpoint = "{collector.endpoint}"\ntenants = ["alice"]\nchanges = false\n'
+        with exporting(tmp_path, text) as exporter:
+            for tenant in ("alice", "bob"):
+                with exporter.tracer.root("migrate", attributes={span.TENANT: tenant}):
+                    span.enter_phase("freeze")
+        assert {each.attributes["insula.tenant"] for each in collector.spans} == {"alice"}
+        assert {each.name for each in collector.spans} == {"migrate", "freeze"}
+
+
+def test_who_configures_nothing_pays_nothing(tmp_path: Path) -> None:
+    with exporting(tmp_path, "") as exporter:
+        with exporter.tracer.root("migrate") as root:
+            assert root is None
+        exporter.take_change(change("alice"))
+        exporter.tell_audit("line")
+        assert exporter.counts() == []
+
+
+def test_generated_messages_are_loaded_by_otlp_only() -> None:
+    code = "import sys, insula.daemon.wiring; print([m for m in sys.modules if m.startswith(('opentelemetry', 'google'))])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_certificates_that_are_not_there_are_told_at_the_start(tmp_path: Path) -> None:
+    text = '[[otlp]]\nendpoint = "https://127.0.0.1:1"\nca_file = "/none"\n'
+    with pytest.raises(InvalidExport, match="cannot use the certificates"), exporting(tmp_path, text):
+        pass
+
+
+def test_the_audit_goes_to_syslog(tmp_path: Path) -> None:
+    where = tmp_path / "log"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(where))
+        listener.settimeout(10)
+        with exporting(tmp_path, "", audit_to=str(where)) as exporter:
+            exporter.tell_audit('{"who": "alice"}')
+            said = listener.recv(4096)
+    assert said.startswith(b"<86>1 ")
+    assert said.endswith(b' alpha insulad - audit - {"who": "alice"}')
