@@ -24,6 +24,7 @@ from insula.client.http import Client
 from insula.client.operations import failure, follow
 from insula.kernel.netlink import Route, namespace_entered
 from insula.migrate.fault import VARIABLE
+from insula.network.bridge import interface_name
 
 TENANT = "root"
 LAN = Lan(name="lan1", tenant=TENANT, prefix="10.99.1")
@@ -259,13 +260,13 @@ class Pair:
 
     def traces(self, host: str, container_id: str) -> list[str]:
         """Return what a host has of a container beside its record: folder, cgroups, interface, lease, processes."""
-        short = container_id[:12]
         folder = self.host(host).folder / "state/containers" / container_id
         found = [str(folder)] if folder.exists() else []
         parent = self.host(host).cgroup
         found += [str(path) for path in cleanup.cgroups_named(container_id) if parent in path.parts]
+        wanted = interface_name(host, container_id)
         with Route.in_namespace(self.host(host).network) as route:
-            found += [link.name for link in route.links() if short[:8] in link.name]
+            found += [link.name for link in route.links() if link.name == wanted]
         found += [
             f"process {pid}" for pid in cleanup.members(container_id) if pid in self.host(host).processes()
         ]

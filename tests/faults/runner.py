@@ -60,6 +60,10 @@ TOO_LATE = (
 """A move that was given up for its own deadlines: on a busy machine that is right, and not the fault's doing."""
 
 
+SLOW_TO_GO_S = 3.0
+"""What stays for longer is told, although it went."""
+
+
 class Verdict(StrEnum):
     HELD = "held"
     FAILED = "failed"
@@ -239,8 +243,17 @@ class Runner:
         result.fail(f"owner should be {wanted.value}: {error or 'no error'}")
 
     def _judge_residue(self, result: Result, *, home: str) -> None:
-        if not wait_until(lambda: not self._residue(home), seconds=self._field.pace.allow(QUIET_S)):
-            result.fail(*self._residue(home))
+        began, seen = time.monotonic(), [""]
+
+        def is_clean() -> bool:
+            found = self._residue(home)
+            seen[:] = found or seen
+            return not found
+
+        if not wait_until(is_clean, seconds=self._field.pace.allow(QUIET_S)):
+            result.fail(*seen)
+        elif time.monotonic() - began > SLOW_TO_GO_S:
+            result.reasons.append(f"late to go: {'; '.join(seen)}")
 
     def _residue(self, home: str) -> list[str]:
         field = self._field

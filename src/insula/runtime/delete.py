@@ -7,6 +7,8 @@ import time
 
 from msgspec.structs import replace
 
+from insula.kernel.cgroup import Group
+from insula.kernel.tcp_repair import begin_repair
 from insula.model.errors import ContainerNotFound, InvalidSpec, NameTaken, VolumeNotFound
 from insula.model.grant import Grant
 from insula.model.lifecycle import ALIVE
@@ -43,6 +45,7 @@ def remove_moved(runtime: Runtime, record: ContainerRecord) -> None:
     group = runtime.group(record)
     deadline = time.monotonic() + END_SECONDS
     if group.exists():
+        _silence(group)
         group.kill()
         group.thaw()
         try:
@@ -63,6 +66,13 @@ def remove_moved(runtime: Runtime, record: ContainerRecord) -> None:
                 drop_arriving_volume(runtime, record, name=mount.source)
     with contextlib.suppress(ContainerNotFound):
         remove_ended(runtime, record, volumes=False)
+
+
+def _silence(group: Group) -> None:
+    """Have connections end without a word: a CRIU that was killed, or has rolled back, took them out of repair."""
+    for pid in group.pids():
+        with contextlib.suppress(OSError):  # it has just ended
+            begin_repair(pid)
 
 
 def rename(grant: Grant, runtime: Runtime, ref: str, *, name: str) -> None:
