@@ -47,6 +47,7 @@ def read_memory(
                 left = pages * PAGE_BYTES
                 while left:
                     piece = os.pread(memory.fileno(), min(left, 1 << 20), start + pages * PAGE_BYTES - left)
+                    assert piece, f"process {pid} has ended meanwhile"
                     taken.feed(piece)
                     left -= len(piece)
         taken.finish()
