@@ -52,3 +52,18 @@ def test_it_is_there_again_when_insulad_was_killed_and_goes_with_the_container(h
             return [row[0] for row in database.execute("SELECT id FROM containers")]
 
     hosted.wait_until(lambda: more["id"] not in kept(), what="the rows are gone")
+
+
+def test_system_calls_are_kept_while_somebody_counts_them_and_for_nobody_else(host: hosted.Host) -> None:
+    container = host.alice("run", "-d", "--name", "busy", "box", "sh", "-c", "while :; do cat /none; done")
+    with host.alice.asking("GET", f"/v1/calls?stream=1&only={container}"):
+        hosted.wait_until(
+            lambda: history(host.alice).get("busy", {"counted_seconds": 0})["counted_seconds"] > 0,
+            what="counted calls in the history",
+        )
+        status, counts = host.bob.ask("GET", f"/v1/calls?only={container}")
+        assert (status, counts) == (200, [])
+    found = history(host.alice)["busy"]
+    assert found["calls"] >= sum(found["top_calls"].values()) > 0
+    assert found["top_errors"]["openat ENOENT"] > 0
+    assert 0 < found["failures"] < found["calls"]

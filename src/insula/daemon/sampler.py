@@ -29,6 +29,8 @@ from insula.tenant.check import scope
 
 LOG = logging.getLogger(__name__)
 
+SHORTEST_S = 1.0
+"""What a start itself uses would be the peak of a shorter sample."""
 TOP_CALLS = 8
 """Of each sample: system calls, and failures, that are kept by name."""
 
@@ -36,15 +38,14 @@ TOP_CALLS = 8
 class _Look(NamedTuple):
     """All counters of a container at one moment: they began at 0 with its start."""
 
+    at: float
+    """Monotonic seconds."""
     cpu_us: int
     waits: tuple[int | None, int | None, int | None]
     disk: tuple[int, int]
     traffic: Traffic
     calls: dict[tuple[str, str], int] | None = None
     """(call, error) → count; None: nobody counts them."""
-
-
-_BIRTH = _Look(0, (0, 0, 0), (0, 0), NOTHING)
 
 
 @dataclass(slots=True)
@@ -71,7 +72,6 @@ class Sampler:
         self._gone: set[str] = set()
         self._lock = threading.Lock()
         self._closing = threading.Event()
-        self._sampled_at = time.monotonic()
         self._is_failing = False
         self._has_begun = False
         records = runtime.store.list_containers()
@@ -94,7 +94,7 @@ class Sampler:
             if watched is not None and watched.record.pid == record.pid:
                 watched.record = record
             else:
-                before = _BIRTH if self._has_begun else None
+                before = _Look(time.monotonic(), 0, (0, 0, 0), (0, 0), NOTHING) if self._has_begun else None
                 self._watched[container_id] = _Watched(record, self._runtime.group(record), before)
 
     def usage(self, grant: Grant, ref: str, *, seconds: float, step_s: float) -> list[Usage]:
@@ -120,9 +120,9 @@ class Sampler:
         while not self._closing.wait(INTERVAL_S):
             try:
                 self._sample()
-            except InsulaError as error:
+            except (InsulaError, OSError) as error:
                 if not self._is_failing:
-                    LOG.warning("no history is kept", extra={"fields": {"reason": error.message}})
+                    LOG.warning("no history is kept", extra={"fields": {"reason": str(error)}})
                 self._is_failing = True
             else:
                 self._is_failing = False
@@ -130,10 +130,10 @@ class Sampler:
     def _sample(self) -> None:
         with self._lock:
             watched = list(self._watched.values())
-            gone, self._gone = self._gone, set()
+            gone = frozenset(self._gone)
         self._history.forget(gone)
-        now = time.monotonic()
-        seconds, self._sampled_at = now - self._sampled_at, now
+        with self._lock:
+            self._gone -= gone
         interfaces, counts = traffic(), self._counts(watched)
         samples = []
         for each in watched:
@@ -144,7 +144,7 @@ class Sampler:
                 continue
             if found is not None:
                 samples.append(found)
-        self._history.add(samples, at=time.time(), seconds=seconds)
+        self._history.add(samples, at=time.time())
 
     def _counts(self, watched: Iterable[_Watched]) -> dict[str, ContainerCounts]:
         if not self._collector.is_counting:
@@ -161,13 +161,19 @@ class Sampler:
 def _look(
     watched: _Watched, *, interfaces: dict[str, Traffic], counts: dict[str, ContainerCounts]
 ) -> Sample | None:
-    """Return what a container used since the last look; None: this was the first.  Raises: OSError if it is gone."""
+    """Return what a container used since the last look; None: there was none, or only just.
+
+    Raises: OSError if it is gone.
+    """
     record, before = watched.record, watched.before
+    if before is not None and time.monotonic() - before.at < SHORTEST_S:
+        return None
     glance = watched.group.glance()
     has_rested = before is not None and before.cpu_us == glance.cpu_usage_us
     attachment = record.attachment
     counted = counts.get(record.id)
     now = _Look(
+        at=time.monotonic(),
         cpu_us=glance.cpu_usage_us,
         waits=glance.pressure,
         disk=before.disk if before is not None and has_rested else watched.group.io_bytes(),
@@ -180,6 +186,7 @@ def _look(
     calls, failures, shares = _counted(now.calls, before.calls)
     return Sample(
         container=record.id,
+        seconds=now.at - before.at,
         cpu_us=now.cpu_us - before.cpu_us,
         memory_bytes=glance.memory_bytes,
         pids=glance.pids,

@@ -27,6 +27,8 @@ class Sample(NamedTuple):
     """What one container used since the sample before; memory and processes: now."""
 
     container: str
+    seconds: float
+    """Since then."""
     cpu_us: int
     memory_bytes: int
     pids: int

@@ -18,7 +18,7 @@ from typing import Any
 from insula.model.errors import InsulaError
 from insula.model.history import INTERVAL_S, KEPT_S, CallShare, Sample, Usage
 
-VERSION = 1
+VERSION = 2
 MAX_TICKS = int(KEPT_S / INTERVAL_S)
 MAX_BYTES = 256 << 20
 """An hour of 500 containers takes 15 MB; beyond this the oldest tenth goes."""
@@ -27,11 +27,11 @@ MAX_SHARES = 20
 
 _SCHEMA = f"""
     BEGIN;
-    CREATE TABLE ticks (tick INTEGER PRIMARY KEY, at REAL NOT NULL, seconds REAL NOT NULL);
+    CREATE TABLE ticks (tick INTEGER PRIMARY KEY, at REAL NOT NULL);
     CREATE TABLE containers (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE);
     CREATE TABLE samples (
-        tick INTEGER NOT NULL, container INTEGER NOT NULL, cpu_us INTEGER NOT NULL, memory_bytes INTEGER NOT NULL,
-        pids INTEGER NOT NULL, cpu_wait_us INTEGER, memory_wait_us INTEGER, io_wait_us INTEGER,
+        tick INTEGER NOT NULL, container INTEGER NOT NULL, seconds REAL NOT NULL, cpu_us INTEGER NOT NULL,
+        memory_bytes INTEGER NOT NULL, pids INTEGER NOT NULL, cpu_wait_us INTEGER, memory_wait_us INTEGER, io_wait_us INTEGER,
         read_bytes INTEGER NOT NULL, written_bytes INTEGER NOT NULL, received_bytes INTEGER NOT NULL,
         sent_bytes INTEGER NOT NULL, calls INTEGER, failures INTEGER,
         PRIMARY KEY (tick, container)
@@ -43,19 +43,19 @@ _SCHEMA = f"""
     PRAGMA user_version = {VERSION};
     COMMIT;
 """
-_INSERT = f"INSERT INTO samples VALUES ({', '.join('?' * 14)})"
+_INSERT = f"INSERT INTO samples VALUES ({', '.join('?' * 15)})"
 _SUMS = "cpu_wait_us memory_wait_us io_wait_us read_bytes written_bytes received_bytes sent_bytes"
 #: Field of `Usage` → how the samples of a span become it.
 _FIELDS = {
     "at": "max(t.at)",
-    "seconds": "round(sum(t.seconds), 3)",
+    "seconds": "round(sum(seconds), 3)",
     "cpu_us": "sum(cpu_us)",
-    "cpu_peak_percent": "round(max(cpu_us / t.seconds) / 1e4, 2)",
+    "cpu_peak_percent": "round(max(cpu_us / seconds) / 1e4, 2)",
     "memory_bytes": "CAST(avg(memory_bytes) AS INTEGER)",
     "memory_peak_bytes": "max(memory_bytes)",
     "pids_peak": "max(pids)",
     **{name: f"sum({name})" for name in _SUMS.split()},
-    "counted_seconds": "round(sum(iif(calls IS NULL, 0.0, t.seconds)), 3)",
+    "counted_seconds": "round(sum(iif(calls IS NULL, 0.0, seconds)), 3)",
     "calls": "coalesce(sum(calls), 0)",
     "failures": "coalesce(sum(failures), 0)",
 }
@@ -63,7 +63,7 @@ _FIELDS = {
 _SPANS = f"""
     SELECT s.container, min(t.tick), max(t.tick), {", ".join(_FIELDS.values())}
     FROM ticks t CROSS JOIN samples s ON s.tick = t.tick AND s.container IN (%s)
-    WHERE t.at > :since AND t.seconds > 0
+    WHERE t.at > :since AND seconds > 0
     GROUP BY s.container, CASE WHEN :step > 0 THEN CAST(t.at / :step AS INTEGER) ELSE t.tick END
     ORDER BY s.container, max(t.at)
 """
@@ -91,15 +91,15 @@ class History:
             self._reader.close()
             self._writer.close()
 
-    def add(self, samples: Sequence[Sample], *, at: float, seconds: float) -> None:
-        """Keep what was used in the `seconds` before `at`, and let go of what is too old.
+    def add(self, samples: Sequence[Sample], *, at: float) -> None:
+        """Keep what was used up to now (`at`), and let go of what is too old.
 
         Raises: InsulaError if the disk is full; then nothing was kept.
         """
         with self._writing, _translated(), self._transaction():
             tick = self._next
             self._let_go(older_than=at - KEPT_S)
-            self._writer.execute("INSERT INTO ticks VALUES (?, ?, ?)", (tick, at, seconds))
+            self._writer.execute("INSERT INTO ticks VALUES (?, ?)", (tick, at))
             numbers = [self._number(sample.container) for sample in samples]
             self._writer.executemany(
                 _INSERT,

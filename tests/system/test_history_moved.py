@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The hour that is kept does not travel: each host tells what it has looked at itself, and for how long."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from two_hosts import Pair, emptied_after, start_pair, wait_until
+
+
+@pytest.fixture(scope="module")
+def module_pair() -> Iterator[Pair]:
+    yield from start_pair()
+
+
+@pytest.fixture
+def pair(module_pair: Pair) -> Iterator[Pair]:
+    yield from emptied_after(module_pair, "c")
+
+
+def seconds_at(pair: Pair, host: str) -> float:
+    return sum(row["seconds"] for row in pair.client(host).get("/v1/history") if row["name"] == "c")
+
+
+def test_a_container_that_has_moved_is_told_of_from_its_arrival_on(pair: Pair) -> None:
+    pair.run("c")
+    assert wait_until(lambda: seconds_at(pair, "alpha") > 8)
+    pair.migrate("c", "alpha", "beta")
+    assert wait_until(lambda: seconds_at(pair, "beta") > 0)
+    assert seconds_at(pair, "beta") < 8
+    assert wait_until(lambda: seconds_at(pair, "alpha") == 0)
+    spans = pair.client("beta").get("/v1/containers/c/history")
+    assert all(0 < span["seconds"] < 8 for span in spans)
