@@ -11,24 +11,35 @@ import termios
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
 
 import hosted
+from accounts import AccountsHost
 
 ROWS, COLUMNS = 24, 80
 BUSY = "while :; do cat /none/at/all 2>/dev/null; : > /tmp/x; done"
 _SEQUENCE = re.compile(rb"\x1b(\[[0-?]*[ -/]*[@-~]|[P\]_^][^\x1b\x07]*(\x1b\\|\x07)|[=>])")
 
 
-class Screen:
-    """A terminal with `insula top` in it."""
+@pytest.fixture(scope="module")
+def module_host(program: Path, image: bytes) -> Iterator[hosted.Host]:
+    with hosted.host(program, image, kind=AccountsHost) as made:
+        yield made
 
-    def __init__(self, host: hosted.Host, *words: str) -> None:
+
+class Screen:
+    """A terminal, within the host's network, with `insula top` in it."""
+
+    def __init__(self, host: hosted.Host, *, address: str, environment: dict[str, str]) -> None:
         self._ours, theirs = pty.openpty()
         termios.tcsetwinsize(theirs, (ROWS, COLUMNS))
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "insula.cli", "-H", f"unix://{host.socket_path}", "top", *words],
+            ["nsenter", f"--net=/proc/{os.getpid()}/fd/{host.network}", "--",
+             sys.executable, "-m", "insula.cli", "-H", address, "top"],
             stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
-            env={**os.environ, "PYTHONPATH": str(hosted.SOURCE), "TERM": "xterm-256color"},
+            env={**os.environ, "PYTHONPATH": str(hosted.SOURCE), "TERM": "xterm-256color", **environment},
         )  # fmt: skip
         os.close(theirs)
         self.seen = b""
@@ -73,8 +84,8 @@ class Screen:
 
 
 @contextmanager
-def screen(host: hosted.Host, *words: str) -> Iterator[Screen]:
-    made = Screen(host, *words)
+def screen(host: hosted.Host, *, address: str = "", **environment: str) -> Iterator[Screen]:
+    made = Screen(host, address=address or f"unix://{host.socket_path}", environment=environment)
     try:
         yield made
     finally:
@@ -106,6 +117,19 @@ def test_the_screen_shows_what_runs_and_counts_only_meanwhile(host: hosted.Host)
         assert shown.end() == 0
         assert b"\x1b[?1049l" in shown.seen, "the terminal's own screen is not back"
     hosted.wait_until(lambda: not counted(host), what="nobody counts any more")
+
+
+def test_it_works_from_another_machine(host: hosted.Host) -> None:
+    assert isinstance(host, AccountsHost)
+    host.alice("run", "-d", "--name", "hers", "box", "sleep", "600")
+    host.bob("run", "-d", "--name", "his", "box", "sleep", "600")
+    token = host.alice("token", "create")
+    pin = host.root.json("host", "info", "--format", "json")["fingerprint"]
+    with screen(host, address=host.address, INSULA_TOKEN=token, INSULA_PIN=pin) as shown:
+        text = shown.read_until("solo: 1 container,", "hers", "calls   ")
+        assert "his" not in text
+        shown.press("q")
+        assert shown.end() == 0
 
 
 def test_without_a_terminal_it_says_what_to_do(host: hosted.Host) -> None:
