@@ -29,6 +29,8 @@ LOG_RATE, LOG_BURST = 16 << 20, 32 << 20
 BACKLOG_BYTES = 1 << 20
 STDIN_BACKLOG_BYTES = 256 << 10
 READ_BYTES = 65536
+LAST_BYTES = 1 << 20
+"""What a pipe holds at most (pipe(7), pipe-max-size): so much may be in it when its program ends."""
 
 
 class Log:
@@ -62,7 +64,8 @@ class Log:
     def _turn_over(self) -> None:
         # The new one is open before the old one is closed: a closed number is soon somebody else's.
         old = self._file
-        os.replace(self._path, self._path + ".1")
+        with contextlib.suppress(FileNotFoundError):  # it was renamed when no new one could be made
+            os.replace(self._path, self._path + ".1")
         self._open()
         os.close(old)
 
@@ -297,27 +300,27 @@ class Stdio:
             os.close(self._stdin)
             self._stdin = -1
 
-    def _read(self, descriptor: int) -> bool:
-        """Read once; tell whether there may be more."""
+    def _read(self, descriptor: int) -> int:
+        """Read once.  Returns: how much; 0: there is no more."""
         kind = self._outputs.get(descriptor)
         if kind is None:
-            return False
+            return 0
         try:
             data = os.read(descriptor, READ_BYTES)
         except BlockingIOError:
-            return False
+            return 0
         except OSError:  # EIO: the last slave of a terminal was closed
             data = b""
         if not data:
             self._close_output(descriptor)
-            return False
+            return 0
         if self._log is not None:
             self._log.write(kind, data)
             self._spend(len(data))
         frame = stream.frame(kind, data)
         for each in list(self.attached):
             each.push(frame)
-        return True
+        return len(data)
 
     def _close_output(self, descriptor: int) -> None:
         del self._outputs[descriptor]
@@ -360,8 +363,10 @@ class Stdio:
         # Its pidfd is closed: the number may be another program's by the time a slow reader sends a signal.
         self.signal = _signal_nobody
         for descriptor in list(self._outputs):
-            while self._read(descriptor):
-                pass
+            # Others may still write, and faster than this reads.
+            left = LAST_BYTES
+            while left > 0 and (count := self._read(descriptor)):
+                left -= count
         for descriptor in list(self._outputs):
             self._close_output(descriptor)
         self._close_input()
