@@ -243,7 +243,7 @@ class Runner:
         result.fail(f"owner should be {wanted.value}: {error or 'no error'}")
 
     def _judge_residue(self, result: Result, *, home: str) -> None:
-        began, seen = time.monotonic(), [""]
+        began, seen = time.monotonic(), list[str]()
 
         def is_clean() -> bool:
             found = self._residue(home)
@@ -252,7 +252,7 @@ class Runner:
 
         if not wait_until(is_clean, seconds=self._field.pace.allow(QUIET_S)):
             result.fail(*seen)
-        elif time.monotonic() - began > SLOW_TO_GO_S:
+        elif seen and time.monotonic() - began > SLOW_TO_GO_S:
             result.reasons.append(f"late to go: {'; '.join(seen)}")
 
     def _residue(self, home: str) -> list[str]:

@@ -6,14 +6,18 @@ link is cut (both sides hear of it at some time, whatever was on the way is lost
 killed (its memory goes, its disk stays; what CRIU and the freezer hold stays held), one side's power goes (nothing of
 that host runs any more; what was written and not yet synchronised may be lost or not), a side starts again and settles.
 
+A move of post-copy (ADR 0017) goes on after that: what runs on the target lacks pages, which it pulls out of the frozen source.
+
 What the machine follows: `migrate/source.py` (Move), `migrate/target.py` (Arrival), `migrate/settle.py`
-(confirm_or_take_back, learn_commit, answer_question), `runtime/recover.py`; the names are those of `model/migration.py`.
+(confirm_or_take_back, learn_commit, answer_question, resolve), `migrate/pull.py`, `migrate/lend.py`, `runtime/recover.py`; the
+names are those of `model/migration.py`.  Left out: an administrator's `give-up` on a source, which is lost if its target is.
 
 Invariants, after every step:
     never two           the copies that run are one at most
     never two owners    of the two disks, at most one says of a running copy that it is its own
     never undone        once the target has taken over on its disk, the source never runs again
     network held        no copy that is not its owner's can answer on the network
+    memory kept         a source whose memory is still being pulled is not ended
 And from each state, when the faults are over: a way leads to where exactly one copy runs (never none for ever).  What a
 machine without power has lost is started afresh by the host whose disk says that it owns it, as a restart policy does.
 """
@@ -32,6 +36,7 @@ class Mutation(StrEnum):
     THAW_ON_TIMEOUT = "thaw on timeout"
     LOCK_DROPPED_LATE = "network lock dropped late"
     NO_FSYNC = "no fsync of the journal"
+    ENDED_EARLY = "the source is ended when the target runs, not when it has all memory"
 
 
 class S(StrEnum):
@@ -57,6 +62,8 @@ class T(StrEnum):
     TAKEN = "has heard Commit; killed now, it drops what it restored, and the source takes it back"
     NOTED = "on disk that it may run, about to run"
     RUNS = "runs"
+    LOST = "what it ran was ended, for its memory can never come; its files are here, and it is this host's"
+    STARTS = "its machine has lost it; asks before it starts it afresh, for an administrator may have decided meanwhile"
     UNDONE = "nothing of it is here"
     DOWN = "insulad is dead"
     OFF = "power is gone"
@@ -93,6 +100,12 @@ class State:
     target_stands: bool = False
     source_port: bool = False
     target_port: bool = False
+    is_later: bool = False
+    """A move of post-copy: the memory stays where it is, and is pulled."""
+    is_missing: bool = False
+    """What was restored on the target lacks pages, which are in the frozen processes of the source."""
+    is_kept: bool = False
+    """An administrator has promised that the target is off, and let the source run."""
     has_cancelled: bool = False
     """Another of insulad's threads has given the source back (the operation was cancelled, the container removed)."""
     faults: int = 0
@@ -100,6 +113,10 @@ class State:
 
 def initial() -> State:
     return State()
+
+
+def initial_later() -> State:
+    return State(is_later=True)
 
 
 _ALIVE_S = frozenset(S) - {S.DOWN, S.OFF}
@@ -118,6 +135,10 @@ class Protocol:
         yield from self._source(now)
         yield from self._target(now)
         yield from self._settle(now)
+        yield from self._pulls(now)
+        yield from self._resolve(now)
+        if now.target is T.LOST:
+            yield "target: starts afresh what it has lost", _afresh(now)
         yield from _notice(now)
         if now.faults < self._max_faults:
             for name, then in _faults(now):
@@ -151,7 +172,13 @@ class Protocol:
             sent = replace(now, source=S.WAITING)
             yield "source: Commit", replace(sent, to_target=M.COMMIT) if now.is_link_up else sent
         if now.source is S.WAITING and now.to_source is M.RESUMED:
-            yield "source: Resumed, end", _ended(replace(now, to_source=None))
+            heard = replace(now, to_source=None)
+            if (
+                now.is_later and self._mutation is not Mutation.ENDED_EARLY
+            ):  # it asks until nothing is missing any more
+                yield "source: Resumed, lends", replace(heard, source=S.ASKING)
+            else:
+                yield "source: Resumed, end", _ended(heard)
         if now.source is S.WAITING and now.to_source is M.REFUSE:
             yield "source: refused after the commit, ask", replace(now, source=S.ASKING, to_source=None)
         if self._mutation is Mutation.THAW_ON_TIMEOUT and now.source is S.WAITING:
@@ -166,7 +193,9 @@ class Protocol:
     def _target(self, now: State) -> Iterator[tuple[str, State]]:
         if now.target is T.RESTORING:
             port = self._mutation is Mutation.LOCK_DROPPED_LATE
-            held = replace(now, target=T.HOLDING, target_stands=True, target_port=port)
+            held = replace(
+                now, target=T.HOLDING, target_stands=True, target_port=port, is_missing=now.is_later
+            )
             yield "target: Held", replace(held, to_source=M.HELD) if now.is_link_up else held
             refused = replace(now, target=T.UNDONE)
             yield "target: Refuse", replace(refused, to_source=M.REFUSE) if now.is_link_up else refused
@@ -204,10 +233,39 @@ class Protocol:
             and answers_t
             and now.target not in (T.RESTORING, T.HOLDING, T.TAKEN, T.NOTED)
         ):
-            if now.target_owns:
+            if now.target_owns and not now.is_missing:
                 yield "source: learns of the take-over, end", _ended(now)
-            elif now.target is not T.ASKING:
+            elif not now.target_owns and now.target is not T.ASKING:
                 yield "source: takes back", _thawed(replace(now, source=S.RUNS, source_moved=False))
+        if now.target is T.STARTS and answers_s and now.source in (S.ENDED, S.RUNS):
+            if now.source is S.ENDED:
+                yield "target: is asked for by nobody else, afresh", _afresh(now)
+            else:
+                yield "target: learns that it has lost, drops it", _undone(replace(now, target_owns=False))
+
+    # -- migrate/pull.py, migrate/lend.py
+
+    def _pulls(self, now: State) -> Iterator[tuple[str, State]]:
+        """Pages come from the time when all else stands; without them nothing that runs may see a zero."""
+        if not now.is_missing:
+            return
+        is_connected = now.is_link_up and now.source in _ALIVE_S and now.target in _ALIVE_T
+        if is_connected and now.source_stands and not now.source_runs:
+            yield "target: has pulled all", replace(now, is_missing=False)
+        if now.target is not T.RUNS:
+            return
+        if is_connected and not now.source_stands:
+            yield "source: the memory is lost; target: ends it", _lost(now)
+        if not is_connected:
+            yield "target: the source is silent for too long, ends it", _lost(now)
+            yield "target: an administrator keeps it, ends it", _lost(now)
+            yield "target: an administrator gives it up", _undone(replace(now, target_owns=False))
+
+    def _resolve(self, now: State) -> Iterator[tuple[str, State]]:
+        """An administrator promises that the target is off, which only he knows: its power is gone."""
+        if now.source is S.ASKING and now.target is T.OFF:
+            kept = replace(now, source=S.RUNS, source_moved=False, is_kept=True)
+            yield "source: an administrator keeps it", _thawed(kept)
 
 
 def _thawed(now: State) -> State:
@@ -220,7 +278,19 @@ def _ended(now: State) -> State:
 
 
 def _undone(now: State) -> State:
-    return replace(now, target=T.UNDONE, target_stands=False, target_runs=False, target_port=False)
+    return replace(
+        now, target=T.UNDONE, target_stands=False, target_runs=False, target_port=False, is_missing=False
+    )
+
+
+def _lost(now: State) -> State:
+    return replace(
+        now, target=T.LOST, target_stands=False, target_runs=False, target_port=False, is_missing=False
+    )
+
+
+def _afresh(now: State) -> State:
+    return replace(now, target=T.RUNS, target_runs=True, target_stands=True, target_port=True)
 
 
 def _notice(now: State) -> Iterator[tuple[str, State]]:
@@ -262,7 +332,7 @@ def _faults(now: State) -> Iterator[tuple[str, State]]:
         for owns in {now.target_owns, now.target_owns if now.target_synced else False}:
             yield "target: power", replace(
                 _cut(now), target=T.OFF, target_owns=owns, target_synced=True,
-                target_stands=False, target_runs=False, target_port=False,
+                target_stands=False, target_runs=False, target_port=False, is_missing=False,
             )  # fmt: skip
 
 
@@ -283,10 +353,7 @@ def _repairs(now: State) -> Iterator[tuple[str, State]]:
         ):  # the spawner has what was restored: it is adopted, or resumed
             yield "target: starts, goes on", replace(up, target=T.NOTED if not now.target_runs else T.RUNS)
         elif now.target_owns:  # its machine has lost it, and a restart policy starts what is one's own
-            yield (
-                "target: starts, afresh",
-                replace(up, target=T.RUNS, target_runs=True, target_stands=True, target_port=True),
-            )
+            yield "target: starts, asks before it starts it afresh", replace(up, target=T.STARTS)
         else:
             yield "target: starts, undone", _undone(up)
 
@@ -298,13 +365,15 @@ def broken(now: State, *, took_over: bool) -> str:
     """Return which invariant a state breaks; empty if none."""
     if now.source_runs and now.target_runs:
         return "two copies run"
-    if now.source_runs and now.target_owns:
+    if now.source_runs and now.target_owns and not now.is_kept:
         return "a committed move was undone"
     if now.target_runs and not now.target_owns:
         return "a copy runs that its host does not own"
+    if now.target_runs and now.is_missing and not now.source_stands and now.source is S.ENDED:
+        return "the memory was ended before the target had it"
     if now.target_port and not now.target_owns:
         return "a copy answers on the network that its host does not own"
-    if took_over and now.source_runs:
+    if took_over and now.source_runs and not now.is_kept:
         return "a committed move was undone"
     return ""
 

@@ -8,7 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from protocol_model import M, Mutation, Protocol, explore
+from protocol_model import M, Mutation, Protocol, explore, initial_later
 
 from insula.model import migration
 
@@ -21,7 +21,22 @@ def test_never_two_never_none_never_undone(max_faults: int) -> None:
     print(f"{count} states with {max_faults} faults")
 
 
-@pytest.mark.parametrize("mutation", [each for each in Mutation if each is not Mutation.NONE])
+@pytest.mark.parametrize("max_faults", [0, 1, 2, 3, 4])
+def test_nor_while_the_memory_is_pulled(max_faults: int) -> None:
+    count, found = explore(Protocol(max_faults=max_faults), start=initial_later)
+    assert found is None, "\n".join((found[0], *found[1]))
+    print(f"{count} states of post-copy with {max_faults} faults")
+
+
+def test_a_source_that_ends_before_all_is_pulled_is_found() -> None:
+    _, found = explore(Protocol(mutation=Mutation.ENDED_EARLY, max_faults=0), start=initial_later)
+    assert found is not None
+    assert found[0] == "the memory was ended before the target had it"
+
+
+@pytest.mark.parametrize(
+    "mutation", [each for each in Mutation if each not in (Mutation.NONE, Mutation.ENDED_EARLY)]
+)
 def test_a_planted_mistake_is_found(mutation: Mutation) -> None:
     _, found = explore(Protocol(mutation=mutation, max_faults=3))
     assert found is not None, mutation.value
