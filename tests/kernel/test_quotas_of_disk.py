@@ -2,47 +2,26 @@
 """Limits that file systems keep themselves: project quotas of ext4, quota groups of btrfs.  On loop-mounted images."""
 
 import errno
-import fcntl
 import os
-import shutil
-import struct
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from file_systems import FULL, MIB, SIMPLE, btrfs_file_system, enable_btrfs_quotas, ext4_with_projects
 from insula.kernel import btrfs, project_quota
-
-MIB = 1 << 20
-
-
-def mounted(tmp_path: Path, *make: str, size: int, options: str, missing: str) -> Iterator[Path]:
-    image, place = tmp_path / "image", tmp_path / "mounted"
-    if shutil.which(make[0], path="/usr/sbin:/sbin:/usr/bin:/bin") is None:
-        pytest.skip(f"{make[0]} is not installed")
-    with open(image, "wb") as file:
-        file.truncate(size)
-    place.mkdir()
-    subprocess.run([*make, str(image)], check=True, capture_output=True)
-    done = subprocess.run(["mount", "-o", options, str(image), str(place)], capture_output=True, check=False)
-    if done.returncode:
-        pytest.skip(missing)
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
 
 
 @pytest.fixture
 def with_projects(tmp_path: Path) -> Iterator[Path]:
-    make = ("mkfs.ext4", "-q", "-F", "-O", "quota,project", "-E", "quotatype=prjquota")
-    missing = "the kernel has no project quotas (CONFIG_QFMT_V2)"
-    yield from mounted(tmp_path, *make, size=64 * MIB, options="loop,prjquota", missing=missing)
+    with ext4_with_projects(tmp_path) as place:
+        yield place
 
 
 @pytest.fixture
 def on_btrfs(tmp_path: Path) -> Iterator[Path]:
-    missing = "the kernel has no btrfs (CONFIG_BTRFS_FS)"
-    yield from mounted(tmp_path, "mkfs.btrfs", "-q", size=256 * MIB, options="loop", missing=missing)
+    with btrfs_file_system(tmp_path) as place:
+        yield place
 
 
 def fill(path: Path, size: int) -> int:
@@ -82,21 +61,10 @@ def test_where_they_are_not_they_are_not_found(tmp_path: Path) -> None:
     assert not btrfs.is_subvolume(str(tmp_path / "nothing"))
 
 
-def enable(path: Path, how: int) -> None:
-    """As `btrfs quota enable [--simple]`.  Source: BTRFS_IOC_QUOTA_CTL."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.ioctl(descriptor, 0xC0109428, struct.pack("=2Q", how, 0))
-    except OSError:
-        pytest.skip("the kernel has no simple quotas of btrfs (Linux 6.7)")
-    finally:
-        os.close(descriptor)
-
-
-@pytest.mark.parametrize("how", [1, 4], ids=["full", "simple"])
+@pytest.mark.parametrize("how", [FULL, SIMPLE], ids=["full", "simple"])
 def test_a_subvolume_ends_where_its_limit_says(on_btrfs: Path, how: int) -> None:
     assert not btrfs.has_quotas(str(on_btrfs))
-    enable(on_btrfs, how)
+    enable_btrfs_quotas(on_btrfs, how)
     assert btrfs.has_quotas(str(on_btrfs))
     btrfs.create(str(on_btrfs), "mine")
     mine = on_btrfs / "mine"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hosted import GROUP_ID, Host, Person
+from hosted import GROUP_ID, Host, Person, answered
 
 
 def door_of(person: Person) -> Path:
@@ -82,3 +82,17 @@ def test_it_goes_with_insulad_and_a_dead_one_is_passed_over(host: Host, alice: P
     assert door_of(alice).exists()
     host.kill(signal.SIGTERM)
     assert not door_of(alice).exists()
+
+
+def test_who_is_refused_at_the_door_gets_a_whole_answer(root: Person, alice: Person) -> None:
+    alice("ps")
+    root("tenant", "set", alice.tenant, "requests=2")
+    try:
+        asked = [alice.asking("GET", "/v1/containers") for _ in range(40)]
+        answers = [answered(each) for each in asked]
+        for each in asked:
+            each.close()
+        assert {status for status, _ in answers} == {200, 429}
+        assert {said["error"]["code"] for status, said in answers if status == 429} == {"too_many_requests"}
+    finally:
+        root("tenant", "set", alice.tenant, "requests=default")

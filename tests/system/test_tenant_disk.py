@@ -42,6 +42,7 @@ def test_bytes_of_containers_and_volumes_end_together(
     )
     full = alice.give("run", "--name", "two", "box", "dd", "if=/dev/zero", "of=/x", "bs=1M", "count=60")
     assert full.code != 0 and "No space left" in full.err
+    assert "ext4 in a file" in alice("tenant", "show")
     used, limit = disk(alice)
     assert 30 * MIB < used <= limit == 64 * MIB
     assert image(host, alice).stat().st_blocks * 512 <= 66 * MIB

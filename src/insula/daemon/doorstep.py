@@ -43,12 +43,14 @@ MAX_PENALTIES = 256
 """Connections of all uids together that wait for their refusal, each a descriptor; beyond that it comes at once."""
 REST_S = 0.2
 """After a connection for which there was no descriptor left."""
+UNREAD_BYTES = 64 << 10
+"""Of a refused request that are thrown away."""
 LOOK_S = 0.5
 """How often it is looked whether a uid that has too many has closed some."""
 
 _BODY = (
-    b'{"error":{"code":"too_many_requests","message":"cannot take so many connections: %d are yours",'
-    b'"hint":"close some"}}' % MAX_CONNECTIONS
+    b'{"error":{"code":"too_many_requests","message":"cannot take so many connections of one user",'
+    b'"hint":"connect less often, and close those that are idle (at most %d)"}}' % MAX_CONNECTIONS
 )
 REFUSAL = (
     b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 1\r\nConnection: close\r\nContent-Type: application/json\r\n"
@@ -212,3 +214,5 @@ class Doorstep:
 def _answer(connection: socket.socket) -> None:
     with connection, contextlib.suppress(OSError):
         connection.send(REFUSAL)
+        # What is left unread would make the end of the answer an error (ECONNRESET, unix(7)).
+        connection.recv(UNREAD_BYTES)

@@ -169,6 +169,7 @@ class Tenants:
                 used=used.get(each),
                 limit=self.limits.limit(name, each),
                 is_default=each not in own.limits,
+                kept_by=self.disks.kind(name) if each is Resource.DISK else "",
             )
             for each in Resource
         )

@@ -54,13 +54,16 @@ def attach(file: int) -> int:
 def find(path: str) -> str | None:
     """Return the path of the device that shows a file, None if none does."""
     wanted = os.path.realpath(path)
-    for entry in os.scandir("/sys/block"):
-        try:
-            with open(f"{entry.path}/loop/backing_file", encoding="utf-8", errors="surrogateescape") as file:
-                if file.read().rstrip("\n") == wanted:
-                    return f"/dev/{entry.name}"
-        except OSError:  # another kind of device, or free
-            continue
+    with os.scandir("/sys/block") as entries:
+        for entry in entries:
+            try:
+                with open(
+                    f"{entry.path}/loop/backing_file", encoding="utf-8", errors="surrogateescape"
+                ) as file:
+                    if file.read().rstrip("\n") == wanted:
+                        return f"/dev/{entry.name}"
+            except OSError:  # another kind of device, or free
+                continue
     return None
 
 

@@ -113,6 +113,13 @@ _FILE_FEATURES = (
         cure="Linux 5.19 or later",
         probe=files.overlay_idmapped,
     ),
+    _optional(
+        "limits of disk space",
+        "insula tenant set TENANT disk=…",
+        consequence="no tenant can be given a limit of disk space",
+        cure="modprobe loop and apt-get install e2fsprogs; or mount the state's file system with `prjquota`",
+        probe=files.disk_limits,
+    ),
 )
 _GROUP_FEATURES = (
     _required("cgroups", "limits and counting", cure="mount /sys/fs/cgroup", probe=groups.mode),

@@ -60,7 +60,7 @@ KINDS: dict[Resource, Kind] = {
     Resource.NETWORKS: Kind(Unit.COUNT, "networks"),
     Resource.PORTS: Kind(Unit.COUNT, "published ports"),
     Resource.STREAMS: Kind(Unit.COUNT, "open streams"),
-    Resource.REQUESTS: Kind(Unit.PER_SECOND, "requests of a user", 1),
+    Resource.REQUESTS: Kind(Unit.PER_SECOND, "requests of all users together", 1),
     Resource.LOG: Kind(Unit.BYTES, "log of a container", 64 << 10),
     Resource.IMAGES: Kind(Unit.BYTES, "images"),
     Resource.BUILD_TIME: Kind(Unit.SECONDS, "time of a build", 1),
@@ -98,6 +98,8 @@ class Use(Fact, kw_only=True, frozen=True):
     limit: int | None = None
     is_default: bool = True
     """The limit is everybody's."""
+    kept_by: str = ""
+    """What keeps the limit, where that depends on the host."""
 
 
 class TenantView(Fact, kw_only=True, frozen=True):

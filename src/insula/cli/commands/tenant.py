@@ -28,7 +28,7 @@ RESOURCES = {
     "networks": "with the default one",
     "ports": "published at the same time",
     "streams": "requests and connections open at the same time",
-    "requests": "a second, of each user",
+    "requests": "a second, of all users together",
     "log": "bytes kept of each container",
     "images": "bytes of layers",
     "build-time": "of one build, as 10m",
@@ -52,6 +52,7 @@ USE_COLUMNS = (
     Column("USED", lambda use: "-" if use.get("used") is None else _figure(use, use["used"])),
     Column("LIMIT", lambda use: "none" if use.get("limit") is None else _figure(use, use["limit"])),
     Column("FROM", lambda use: "default" if use.get("is_default", True) else "tenant"),
+    Column("KEPT BY", lambda use: str(use.get("kept_by", ""))),
 )
 
 

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from insula.kernel import idmap, libc, mount, namespace
+from insula.kernel import btrfs, idmap, libc, mount, namespace, project_quota
 from insula.kernel.overlay import make as make_overlay
-from insula.kernel.trials import in_child
+from insula.kernel.trials import Absent, in_child
 
 #: insula's state folder, or before the first start the nearest folder above it that exists.
 STATE = Path("/var/lib/insula")
@@ -106,9 +106,26 @@ def _idmapped(folder: Path, stack: ExitStack) -> int:
     return idmap.idmapped_clone(_open(folder, stack), users)
 
 
+def disk_limits() -> str:
+    """Find what can keep a tenant's limit of disk space on the state's file system, the cheapest first."""
+    state = str(_nearest_state())
+    if project_quota.is_enforced(state):
+        return "project quota"
+    if btrfs.has_quotas(state):
+        return "btrfs quota; a file system in a file for tenants with a limit of files"
+    if not os.path.exists("/dev/loop-control"):
+        raise Absent("no project quota (prjquota), no btrfs quota, and no loop devices")
+    if shutil.which("mkfs.ext4", path="/usr/sbin:/sbin:/usr/bin:/bin") is None:
+        raise Absent("no project quota (prjquota), no btrfs quota, and no mkfs.ext4")
+    return "a file system in a file"
+
+
+def _nearest_state() -> Path:
+    return next(folder for folder in (STATE, *STATE.parents) if folder.is_dir())
+
+
 def _with_folder(trial: Callable[[Path], str]) -> str:
-    place = next(folder for folder in (STATE, *STATE.parents) if folder.is_dir())
-    folder = Path(tempfile.mkdtemp(prefix=".insula-probe-", dir=place))
+    folder = Path(tempfile.mkdtemp(prefix=".insula-probe-", dir=_nearest_state()))
     try:
         for name in ("lower", "upper", "work"):
             (folder / name).mkdir()
