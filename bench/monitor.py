@@ -2,7 +2,7 @@
 """How much slower programs run while they are watched, beside strace and bpftrace; how many events are told without loss;
 what 500 containers at rest cost.
 
-    python bench/monitor.py [--pairs N] [--containers N]
+    python bench/monitor.py [--pairs N] [--containers N] [--only slower|events|idle]
 
 Three programs in containers: redis-server asked by redis-benchmark from outside, sqlite3 inserting rows, and a loop of
 getppid(2), which is the worst case: nothing but system calls.  Each runs unwatched, counted (`/calls`), told of in full
@@ -92,7 +92,8 @@ for line in sys.stdin:
         time.sleep(0.0005)
     print(made, time.perf_counter() - begun, flush=True)
 """
-#: What a piece of work is, how many of them are a round.
+PARTS = ("slower", "events", "idle")
+#: How many pieces of work are a round.
 ROUNDS = {"redis": 20_000, "sqlite3": 4_000, "getppid": 1_500_000}
 
 
@@ -394,36 +395,47 @@ def start_redis(client: Client, outside: int) -> None:
     raise CommandFailed("redis-server does not answer")
 
 
-def measure(world: World, *, pairs: int, containers: int) -> dict[str, object]:
-    """Return all facts."""
+def measure(world: World, parts: Sequence[str], *, pairs: int, containers: int) -> dict[str, object]:
+    """Return all facts of these parts."""
     host = world.hosts["alpha"]
-    client, program = host.client(), users.install_program(world.folder)
+    client = host.client()
+    facts: dict[str, object] = {}
+    if {"slower", "events"} & set(parts):
+        with ExitStack() as stack:
+            workers = start_workers(users.install_program(world.folder), host.socket, stack)
+            if "slower" in parts:
+                facts |= all_slowdowns(world, client, workers=workers, pairs=pairs)
+            if "events" in parts:
+                facts["events_told_per_s"] = most_told(client, workers["flood"], kinds="file")
+    if "idle" in parts:
+        facts |= idle_share(world, client, count=containers)
+    return facts
+
+
+def all_slowdowns(
+    world: World, client: Client, *, workers: Mapping[str, Worker], pairs: int
+) -> dict[str, object]:
+    """Return how much slower each program is by each way, and print it."""
     facts: dict[str, object] = {}
     tools = find_tools()
+    start_redis(client, world.outside)
     columns = ("counters", "events", "beside", "strace", "bpftrace")
     rows = [("slower by (cpu)", "counted", "told", "beside one told", "strace -f -c", "bpftrace")]
-    with ExitStack() as stack:
-        workers = start_workers(program, host.socket, stack)
-        start_redis(client, world.outside)
-        works: dict[str, Callable[[int], float]] = {"redis": lambda units: redis_work(world.outside, units)}
-        for name in ("sqlite3", "getppid"):
-            works[name] = lambda units, worker=workers[name]: float(worker.tell(str(units)))  # type: ignore[misc]
-        for name, work in works.items():
-            pid = program_pid(client, name)
-            os.sched_setaffinity(pid, FIRST_PROCESSOR)
-            watches = ways(client, name, "flood", tools=tools)
-            by = slowdowns(timed(pid, work), watches, units=ROUNDS[name], pairs=pairs)
-            for way, value in by.items():
-                facts |= {f"{name}_{way}": value.seconds, f"{name}_{way}_cpu": value.cpu_s}
-            cells = (
-                f"{by[way].seconds:+.1%} ({by[way].cpu_s:+.1%})" if way in by else "-" for way in columns
-            )
-            rows.append((name, *cells))
-            print("\n".join(align(rows)), flush=True)
-        facts["events_told_per_s"] = most_told(client, workers["flood"], kinds="file")
-        facts["events_looked_at_per_s"] = most_told(client, workers["flood"], kinds="file", calls="unlink")
-        client.call("DELETE", "/v1/containers/redis", query={"force": "1"})
-    return facts | idle_share(world, client, count=containers)
+    works: dict[str, Callable[[int], float]] = {"redis": lambda units: redis_work(world.outside, units)}
+    for name in ("sqlite3", "getppid"):
+        works[name] = lambda units, worker=workers[name]: float(worker.tell(str(units)))  # type: ignore[misc]
+    for name, work in works.items():
+        pid = program_pid(client, name)
+        os.sched_setaffinity(pid, FIRST_PROCESSOR)
+        watches = ways(client, name, "flood", tools=tools)
+        by = slowdowns(timed(pid, work), watches, units=ROUNDS[name], pairs=pairs)
+        for way, value in by.items():
+            facts |= {f"{name}_{way}": value.seconds, f"{name}_{way}_cpu": value.cpu_s}
+        cells = (f"{by[way].seconds:+.1%} ({by[way].cpu_s:+.1%})" if way in by else "-" for way in columns)
+        rows.append((name, *cells))
+    print("\n".join(align(rows)), flush=True)
+    client.call("DELETE", "/v1/containers/redis", query={"force": "1"})
+    return facts
 
 
 def main() -> int:
@@ -431,6 +443,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pairs", type=int, default=PAIRS, help="rounds of each way; 3 for a short look")
     parser.add_argument("--containers", type=int, default=500)
+    parser.add_argument("--only", action="append", choices=PARTS, help="only that part; may be repeated")
     options = parser.parse_args()
     if check.refuse("bench"):
         return EXIT_MISSING
@@ -439,7 +452,9 @@ def main() -> int:
             users.make((), program=Path())
             world.start()
             world.create_networks()
-            facts = measure(world, pairs=max(2, options.pairs), containers=options.containers)
+            facts = measure(
+                world, options.only or PARTS, pairs=max(2, options.pairs), containers=options.containers
+            )
         except (CommandFailed, InsulaError, OSError, subprocess.SubprocessError) as error:
             print(f"bench: {error}\n{tail(world.hosts['alpha'])}", file=sys.stderr)
             return EXIT_FAILED

@@ -36,6 +36,7 @@ class Watching:
         self._sight = sight
         self._runtime = runtime
         self._collector = collector
+        self._changes = 0
         self._relays = Relays(collector, store=runtime.store, pki=pki)
 
     @contextmanager
@@ -62,7 +63,8 @@ class Watching:
 
         only: of these, by their ids; empty: of all.  Raises: ContainerNotFound, WrongState, Unsupported.
         """
-        with _Counters(lambda: self._counted(grant, ref, only=only), self._collector) as counters:
+        find = _Known(lambda: self._counted(grant, ref, only=only), changes=lambda: self._changes)
+        with _Counters(find, self._collector) as counters:
             yield counters
 
     def _counted(self, grant: Grant, ref: str, *, only: frozenset[str] = frozenset()) -> list[Subject]:
@@ -87,6 +89,7 @@ class Watching:
 
     def note(self, container_id: str, record: ContainerRecord | None) -> None:
         """Take a change of a container: its watchers are told of an end."""
+        self._changes += 1
         if record is None:
             self._collector.end(container_id, reason="removed")
         elif record.status is Status.EXITED:
@@ -103,6 +106,23 @@ class Watching:
                 self._relays.open(container_id, host=host)
             case Phase.COMMIT:
                 self._relays.wait_open(container_id)
+
+
+class _Known:
+    """Subjects that are looked for again only after a change of some container: each costs files that are looked at."""
+
+    def __init__(self, find: Callable[[], list[Subject]], *, changes: Callable[[], int]) -> None:
+        self._find = find
+        self._changes = changes
+        self._seen = -1
+        self._subjects: list[Subject] = []
+
+    def __call__(self) -> list[Subject]:
+        now = self._changes()
+        if now != self._seen:
+            self._subjects = self._find()
+            self._seen = now
+        return self._subjects
 
 
 class _Counters:

@@ -49,26 +49,30 @@ def create_per_cpu_array(*, value_bytes: int, entries: int) -> int:
 
 
 class Map:
-    """One map.  The descriptor belongs to whoever loaded it."""
+    """One map.  The descriptor belongs to whoever loaded it.  Not for several threads at once."""
 
-    __slots__ = ("_fd", "_key_bytes", "_value_bytes")
+    __slots__ = ("_fd", "_key", "_key_bytes", "_lookup", "_value", "_value_bytes")
 
     def __init__(self, fd: int, *, key_bytes: int, value_bytes: int) -> None:
         self._fd = fd
         self._key_bytes = key_bytes
         self._value_bytes = value_bytes
         """Of all processors together, if each has its own."""
+        self._key, self._value = bytearray(key_bytes), bytearray(value_bytes)
+        self._lookup = bytearray(
+            _ELEMENT.pack(fd, libc.address_of(self._key), libc.address_of(self._value), 0)
+        )
 
     def get(self, key: bytes) -> bytes | None:
         """Return a key's value, None if it has none.  Raises: OSError naming bpf."""
-        value = bytearray(self._value_bytes)
+        self._key[:] = key
         try:
-            self._call(_LOOKUP, key, address=libc.address_of(value))
+            libc.bpf(_LOOKUP, libc.address_of(self._lookup), len(self._lookup))
         except OSError as error:
             if error.errno == errno.ENOENT:
                 return None
             raise
-        return bytes(value)
+        return bytes(self._value)
 
     def put(self, key: bytes, value: bytes) -> None:
         """Write a key's value.  Raises: OSError naming bpf: E2BIG if the map is full."""
@@ -134,6 +138,24 @@ class Map:
     def _call(self, command: int, key: bytes, *, address: int) -> None:
         attributes = _ELEMENT.pack(self._fd, libc.address_of(key), address, 0)
         libc.bpf(command, libc.address_of(attributes), len(attributes))
+
+
+class Words:
+    """An array of 64-bit words that both sides write where it lies (BPF_F_MMAPABLE)."""
+
+    __slots__ = ("_memory", "_view", "at")
+
+    def __init__(self, fd: int, *, entries: int) -> None:
+        self._memory = mmap.mmap(fd, entries * 8, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        self._view = memoryview(self._memory)
+        self.at = self._view.cast("Q")
+        """By place."""
+
+    def close(self) -> None:
+        """Let go of the pages."""
+        self.at.release()
+        self._view.release()
+        self._memory.close()
 
 
 class Ring:

@@ -16,6 +16,8 @@ FIRST_STEP_NS = 256
 SLOTS = 4096
 """Containers that can be counted at once."""
 NO_SLOT = SLOTS
+USED_WORDS = SYSCALLS // 64
+"""Of the map `used`, for each slot."""
 TEXT_BYTES = 256
 ARGUMENTS_BYTES = 1024
 
@@ -152,8 +154,8 @@ class Durations(NamedTuple):
 
 def sum_counts(value: bytes) -> Count:
     """Add what each processor has counted."""
-    calls, failures = map(sum, zip(*COUNT.iter_unpack(value), strict=True))
-    return Count(calls, failures)
+    words = memoryview(value).cast("Q")
+    return Count(sum(words[::2]), sum(words[1::2]))
 
 
 def sum_durations(value: bytes) -> Durations:

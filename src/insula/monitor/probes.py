@@ -6,17 +6,17 @@ or not; the others cost only what happens.  So which are attached follows from t
 who watches (`collect.py`).  Not for several threads at once.
 """
 
-import errno
 import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from insula.kernel import syscalls
-from insula.kernel.bpf_map import Map, Ring, create_per_cpu_array, possible_processors
+from insula.kernel.bpf_map import Map, Ring, Words, possible_processors
 from insula.kernel.bpf_object import Object, knows_tracepoint
 from insula.monitor import layout, shapes
 from insula.monitor.layout import Count, Durations, Kind
+from insula.monitor.slots import Slots
 
 OBJECT = Path(__file__).parent / "programs/watch.bpf.o"
 RING_BYTES = 16 << 20
@@ -53,7 +53,6 @@ class Probes:
         self._processors = possible_processors()
         fd = self._object.map_fd
         self._watched = Map(fd("watched"), key_bytes=layout.CGROUP.size, value_bytes=layout.WATCH.size)
-        self._counts = Map(fd("counts"), key_bytes=4, value_bytes=4)
         self._timed = Map(
             fd("timed"), key_bytes=layout.CALL_KEY.size, value_bytes=layout.DURATIONS.size * self._processors
         )
@@ -63,15 +62,13 @@ class Probes:
         }
         self._known = Map(fd("known"), key_bytes=layout.CGROUP.size, value_bytes=layout.KNOWN.size)
         self.ring = Ring(fd("ring"), ring_bytes=ring_bytes)
-        self._sleeping = Map(fd("sleeping"), key_bytes=4, value_bytes=4)
+        self._sleeping = Words(fd("sleeping"), entries=1)
+        self._slots = Slots(fd)
         self._generation = Map(fd("generation"), key_bytes=4, value_bytes=layout.GENERATION.size)
         table = Map(fd("shapes"), key_bytes=4, value_bytes=layout.SHAPE.size)
         for number, shape in shapes.by_number(syscalls.numbers(os.uname().machine)).items():
             table.put(number.to_bytes(4, sys.byteorder), shape)
         self._serial = 0
-        self._slots: dict[int, tuple[int, int]] = {}
-        """cgroup → its place in `counts`, and the descriptor of the map that stands there."""
-        self._read_before: dict[int, tuple[bytes, dict[int, Count]]] = {}
         self.is_timing = False
         self._wishes: dict[int, tuple[frozenset[Kind], bool]] = {}
 
@@ -85,7 +82,7 @@ class Probes:
         self._serial += 1
         if kinds or is_counted:
             bits = sum(1 << kind for kind in kinds)
-            slot = self._slot(cgroup) if is_counted else layout.NO_SLOT
+            slot = self._slots.take(cgroup) if is_counted else layout.NO_SLOT
             self._wishes[cgroup] = (kinds, is_counted)
             self._attach()
             self._watched.put(key, layout.WATCH.pack(bits, slot, self._serial, flags))
@@ -110,24 +107,12 @@ class Probes:
 
     def wake_reader(self) -> None:
         """Have the next event make the ring readable; those after it do not, until this is called again."""
-        self._sleeping.put(bytes(4), (1).to_bytes(4, sys.byteorder))
+        self._sleeping.at[0] = 1
 
     def time_calls(self, *, is_on: bool) -> None:
         """Time the calls of those that are counted from now on, or no more."""
         self.is_timing = is_on
         self._attach()
-
-    def _slot(self, cgroup: int) -> int:
-        """Return a container's place among the counted.  Raises: OSError: ENOSPC if there is none left."""
-        if cgroup not in self._slots:
-            taken = {slot for slot, _ in self._slots.values()}
-            slot = next((each for each in range(layout.SLOTS) if each not in taken), None)
-            if slot is None:
-                raise OSError(errno.ENOSPC, f"cannot count more than {layout.SLOTS} containers at once")
-            own = create_per_cpu_array(value_bytes=layout.COUNT.size, entries=layout.SYSCALLS)
-            self._counts.put(slot.to_bytes(4, sys.byteorder), own.to_bytes(4, sys.byteorder))
-            self._slots[cgroup] = (slot, own)
-        return self._slots[cgroup][0]
 
     def _attach(self) -> None:
         kinds = frozenset().union(*(each for each, _ in self._wishes.values()))
@@ -151,17 +136,7 @@ class Probes:
 
     def counts(self, cgroup: int) -> dict[int, Count]:
         """Return number of the system call → how often, of a container; empty: nobody has counted it."""
-        if cgroup not in self._slots:
-            return {}
-        size = layout.COUNT.size * self._processors
-        raw = Map(self._slots[cgroup][1], key_bytes=4, value_bytes=size).array(layout.SYSCALLS)
-        before, counts = self._read_before.get(cgroup, (b"", {}))
-        if raw != before:  # most containers rest most of the time
-            none = bytes(size)
-            parts = (raw[at * size : (at + 1) * size] for at in range(layout.SYSCALLS))
-            counts = {number: layout.sum_counts(part) for number, part in enumerate(parts) if part != none}
-            self._read_before[cgroup] = raw, counts
-        return counts
+        return self._slots.read(cgroup)
 
     def durations(self) -> Iterator[tuple[int, int, Durations]]:
         """Return (cgroup, number of the system call, what was timed) of all that was."""
@@ -188,19 +163,14 @@ class Probes:
 
     def forget(self, cgroup: int) -> None:
         """Drop what was counted of a container that is gone."""
-        if cgroup in self._slots:
-            slot, own = self._slots.pop(cgroup)
-            self._counts.drop(slot.to_bytes(4, sys.byteorder))
-            os.close(own)
-            self._read_before.pop(cgroup, None)
+        self._slots.give_back(cgroup)
         for table in (self._timed, *(self._details[name] for name in ("errors", "capabilities", "losses"))):
             _drop(table, cgroup)
 
     def close(self) -> None:
         """Take everything out of the kernel."""
-        self.ring.close()
-        for _, own in self._slots.values():
-            os.close(own)
+        for shared in (self.ring, self._sleeping, self._slots):
+            shared.close()
         self._object.close()
 
 

@@ -47,9 +47,28 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_MMAPABLE);
 	__type(key, __u32);
-	__type(value, __u32);
+	__type(value, __u64);
 } sleeping SEC(".maps");
+
+/* By slot of `counts`: something was counted since user space wrote 0 here.  Most containers rest, and are not read. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, SLOTS);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, __u64);
+} touched SEC(".maps");
+
+/* By slot, a bit for each number that was ever counted: few are, and the others need not be read. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, SLOTS * (SYSCALLS / 64));
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, __u64);
+} used SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -305,7 +324,8 @@ static __always_inline void add_one(void *map, struct detail_key *key)
 static __always_inline void finish(struct event *event)
 {
 	__u64 size = EVENT_HEAD + event->text_bytes + event->other_bytes + event->folder_bytes;
-	__u32 zero = 0, *is_sleeping = bpf_map_lookup_elem(&sleeping, &zero);
+	__u32 zero = 0;
+	__u64 *is_sleeping = bpf_map_lookup_elem(&sleeping, &zero);
 	__u64 wake = BPF_RB_NO_WAKEUP;
 
 	if (size > sizeof(*event))
@@ -371,9 +391,14 @@ static __always_inline void count(struct task *task, __u32 number, long result)
 	__u32 slot = task->watch.slot;
 	void *own = bpf_map_lookup_elem(&counts, &slot);
 	struct count *count = own ? bpf_map_lookup_elem(own, &number) : 0;
+	__u64 *is_touched = bpf_map_lookup_elem(&touched, &slot);
+	__u32 word = slot * (SYSCALLS / 64) + number / 64;
+	__u64 *used_word = bpf_map_lookup_elem(&used, &word), used_bit = 1ull << (number & 63);
 
 	if (!count)
 		return;
+	if (used_word && !(*used_word & used_bit))
+		__sync_fetch_and_or(used_word, used_bit);
 	count->calls++;
 	if (result < 0 && result >= -ERRNO_MAX) {
 		struct detail_key detail = { .cgroup = task->cgroup, .number = number, .detail = -result };
@@ -381,6 +406,8 @@ static __always_inline void count(struct task *task, __u32 number, long result)
 		count->failures++;
 		add_one(&errors, &detail);
 	}
+	if (is_touched && !*is_touched)
+		*is_touched = 1; /* last: who reads has all that was counted before */
 }
 
 static __always_inline __u16 read_path(struct event *event, __u32 at, __u8 place)
