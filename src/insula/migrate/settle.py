@@ -276,13 +276,13 @@ def settle_later(runtime: Runtime, container_id: str, *, peers: Peers) -> None:
 
 
 def _settle(runtime: Runtime, container_id: str, peers: Peers) -> None:
-    try:
-        with runtime.locked(container_id):
+    def settle() -> None:
+        with contextlib.suppress(ContainerNotFound), runtime.locked(container_id):
             record = runtime.store.get_container(container_id)
             if record.owner != runtime.host_name:
                 _settle_locked(runtime, record, peers=peers)
-    except InsulaError as error:
-        LOG.warning("not settled", extra={"fields": {"container": container_id[:12], "reason": str(error)}})
+
+    until_done(runtime.closing, settle, what="settle a move")
 
 
 def _settle_locked(runtime: Runtime, record: ContainerRecord, *, peers: Peers) -> None:
