@@ -12,15 +12,20 @@ from contextlib import ExitStack
 import pytest
 
 import carried
-from insula.kernel import criu, criu_images, criu_unseen
+from insula.kernel import criu, criu_images, criu_unseen, protobuf
 from insula.kernel.criu_images import PAGE_BYTES, PE_PRESENT
 from insula.kernel.pagemap import PageMap, Range, intersect, mappings_of
 from insula.migrate.absent import complete_images, list_hidden
 from insula.migrate.memory import MemoryStore
 from insula.migrate.track import Last, WholeTracker
-from insula.runtime import hidden, lazy
+from insula.model.errors import MigrationFailed
+from insula.runtime import hidden, lazy, mappings
 from insula.runtime.hidden import HiddenMemory
+from insula.runtime.mappings import Described
 from spawned import Spawned, Started
+
+VSYSCALL = 1 << 2
+"""VMA_AREA_VSYSCALL of CRIU's `criu/include/image.h`."""
 
 
 class Dumped:
@@ -30,6 +35,8 @@ class Dumped:
         self.links = [os.readlink(f"/proc/{container.pid}/fd/{number}") for number in range(3)]
         self.ranges: dict[int, tuple[Range, ...]] = {}
         self.last: dict[int, Last] = {}
+        self.described: set[int] = set()
+        self.refused: MigrationFailed | None = None
         self._host, self._container, self._images, self._store = host, container, images, store
 
     def run(self, *, before_the_freeze: str = "") -> None:
@@ -73,6 +80,11 @@ class Dumped:
         return tuple(self._host.group(self._container).pids())
 
     def _stands(self, maps: HiddenMemory) -> None:
+        self.described = set(maps.described)
+        try:
+            maps.check()
+        except MigrationFailed as error:
+            self.refused = error
         self.ranges = {pid: each.hidden for pid, each in maps.seen.items()}
         self.last = dict(WholeTracker(self._pids).scan_last())
         list_hidden(self._images, self.last, seen=maps.seen)
@@ -105,6 +117,8 @@ def test_every_byte_comes_through(host: Spawned, images: int, store: MemoryStore
     dumped = Dumped(host, container, images, store)
     dumped.run()
     assert len(dumped.ranges) == 4, "the memory of all four was hidden"
+    assert len(dumped.described) == 4, "nobody's mappings changed"
+    assert dumped.refused is None
     dumped.restore()
     carried.end_well(host, container)
 
@@ -249,6 +263,45 @@ def test_process_born_after_the_launch(host: Spawned, images: int, store: Memory
     dumped.run(before_the_freeze="touch /root/fork; while [ ! -d /root/born ]; do sleep 0.01; done")
     assert len(dumped.last) == 2
     assert len(dumped.ranges) == 1, "only the first one was there when CRIU was launched"
+    assert dumped.refused is None
+    dumped.restore()
+    carried.end_well(host, container)
+
+
+def test_criu_reads_the_flags_of_before(
+    host: Spawned, images: int, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    container = _begin(host, "memory = anonymous(48)\nsay('ready')\nwait('go')\n")
+    dumped = Dumped(host, container, images, store)
+    lies = itertools.chain([b" dc"], itertools.repeat(b""))
+
+    def describe(pid: int) -> Described:
+        lie = next(lies)
+        return Described({line: flags + lie for line, flags in mappings.describe(pid).flags.items()})
+
+    monkeypatch.setattr(hidden, "describe", describe)
+    dumped.run()
+    advice = _advice(images, 1)
+    assert advice
+    assert all(each & 1 << mmap.MADV_DONTFORK for each in advice)
+    assert dumped.refused is not None, "and it is noticed that they are none of now"
+
+
+def _advice(images: int, pid: int) -> list[int]:
+    image = carried.image(images, f"mm-{pid}.img")
+    areas = [dict(protobuf.decode(value)) for field, value in protobuf.decode(image[12:]) if field == 14]  # type: ignore[arg-type]
+    return [int(each.get(9, 0)) for each in areas if int(each[7]) & VSYSCALL == 0]
+
+
+def test_mappings_that_change_before_the_freeze_are_read_in_it(
+    host: Spawned, images: int, store: MemoryStore
+) -> None:
+    code = "memory = anonymous(48)\nsay('ready')\nwait('more')\nmore = anonymous(8)\nos.mkdir('/root/has')\nwait('go')\n"
+    container = _begin(host, code + "check(memory, 7)\ncheck(more, 7)\nsay('good')\n")
+    dumped = Dumped(host, container, images, store)
+    dumped.run(before_the_freeze="touch /root/more; while [ ! -d /root/has ]; do sleep 0.01; done")
+    assert not dumped.described
+    assert dumped.refused is None
     dumped.restore()
     carried.end_well(host, container)
 

@@ -6,7 +6,7 @@ CRIU asks for pages by the ioctl PAGEMAP_SCAN, which only the kernel's own file 
 that ioctl does not exist makes CRIU read, and nothing else is different.
 
     /run/blind.kdat   that cache; only this module makes it
-    /run/pagemaps     a file for each process, by its pid, mounted over /proc/PID/pagemap
+    /run/pagemaps     files for each process: PID, mounted over /proc/PID/pagemap, PID.smaps over /proc/PID/smaps
 
 Where anything of it fails, CRIU goes on with the kernel's page maps.  Out of scope: what is in the files (`runtime/hidden.py`).
 Sources: CRIU's `criu/kerndat.c` (`kerndat_try_load_cache`, `check_pagemap`), `criu/pagemap-cache.c`.  Standard library only.
@@ -39,9 +39,11 @@ def cover_page_maps(page_maps: int, *, argv: list[str]) -> None:
     except OSError as error:
         os.write(2, f"spawner: criu sees the kernel's page maps: {error}\n".encode())
         return
-    for pid in os.listdir(_PAGE_MAPS):
+    for name in os.listdir(_PAGE_MAPS):
+        pid, _, what = name.partition(".")
+        place = f"/proc/{pid}/{what or 'pagemap'}"
         with contextlib.suppress(OSError):  # it has ended, or the kernel refuses
-            libc.mount(f"{_PAGE_MAPS}/{pid}".encode(), f"/proc/{pid}/pagemap".encode(), None, _MS_BIND, None)
+            libc.mount(f"{_PAGE_MAPS}/{name}".encode(), place.encode(), None, _MS_BIND, None)
 
 
 def _learn(criu: list[str]) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Something that is done beside CRIU's dump: the last round."""
+"""Something that is done beside the pause's own way: the last round, a last look at mappings."""
 
 import threading
 from collections.abc import Callable
@@ -11,7 +11,7 @@ class Beside(threading.Thread):
     """Work in a thread of its own, whose failure is the caller's."""
 
     def __init__(self, work: Callable[[], None]) -> None:
-        super().__init__(name="last-round", daemon=True)
+        super().__init__(name="beside-pause", daemon=True)
         self._work = work
         self._failure: InsulaError | OSError | None = None
 

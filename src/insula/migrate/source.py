@@ -315,7 +315,7 @@ class Move:
 
     def _dump(self, plan: StartPlan, *, images: int) -> None:
         hidden = HiddenMemory(self._runtime.group(self._record).pids())
-        rest = Beside(lambda: self._finish(images, hidden))
+        rest, told = Beside(lambda: self._finish(images, hidden)), Beside(hidden.check)
 
         def frozen() -> None:
             self._frozen_at = time.monotonic()
@@ -331,8 +331,9 @@ class Move:
             self._runtime.group(self._record).freeze()
             complete_images(images, self._precopy.last, seen=hidden.seen)
             fault(Point.SOURCE_DUMPED)
+            told.start()
             self._transfer(images)
-            self._commit()
+            self._commit(told)
 
         try:
             with hidden:
@@ -359,6 +360,7 @@ class Move:
             LOG.warning("CRIU failed after the commit", extra={"fields": {"container": self._record.id[:12]}})
         finally:
             rest.join()
+            told.join()
 
     def _finish(self, images: int, hidden: HiddenMemory) -> None:
         """Send what is left, beside CRIU's dump."""
@@ -375,8 +377,8 @@ class Move:
         for area in held.values():
             self._shared.send_image(self._wire, area=area)
 
-    def _commit(self) -> None:
-        """The point of no return: a durable compare-and-set of the owner."""
+    def _commit(self, told: Beside) -> None:
+        """The point of no return: a durable compare-and-set of the owner.  told: whether CRIU saw what is."""
         self._enter(Phase.RESTORE, after_phase=Phase.TRANSFER)
         await_held(
             self._wire,
@@ -384,6 +386,7 @@ class Move:
             on_missing=self._send_missing,
             check=self._reporter.check,
         )
+        told.result()
         fault(Point.SOURCE_HELD)
         self._enter(Phase.COMMIT, after_phase=Phase.RESTORE)
         self._reporter.check()

@@ -5,9 +5,10 @@ CRIU splices every page that it finds into pipes, for a lazy server that never s
 /proc/PID/pagemap.  In its mount namespace a sparse file of ours lies over that: a hole says that there is no page.
 
     launch         `boot/engine.py` mounts a file over each process's pagemap, and lets CRIU know a kernel without the ioctl
-                   PAGEMAP_SCAN, which no file of ours could answer
-    network-lock   all stand, no pagemap was read: `show` copies the entries of what CRIU must dump itself into the files
-    post-dump      the caller writes beside CRIU's images which pages there are that CRIU did not list (`migrate/absent.py`)
+                   PAGEMAP_SCAN, which no file of ours could answer; another one over its smaps (`mappings.py`)
+    network-lock   all stand, neither was read: `show` copies the entries of what CRIU must dump itself into the files
+    post-dump      the caller writes beside CRIU's images which pages there are that CRIU did not list (`migrate/absent.py`),
+                   and calls `check` before it is too late
 
 Hidden are private anonymous mappings (CRIU's `vma_entry_can_be_lazy`) but the page at each thread's stack pointer, which CRIU
 means not to list as lazy (its `is_stack`, which in 4.2 compares the wrong bits).  A process that has locked memory or a shadow stack hides nothing.  What is not hidden
@@ -21,7 +22,7 @@ import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import ClassVar, NamedTuple, Self
+from typing import BinaryIO, ClassVar, NamedTuple, Self
 
 from insula.kernel import mount
 from insula.kernel.pagemap import (
@@ -36,6 +37,8 @@ from insula.kernel.pagemap import (
     subtract,
 )
 from insula.kernel.whole import write_at
+from insula.model.errors import MigrationFailed
+from insula.runtime.mappings import Described, describe
 
 LOG = logging.getLogger(__name__)
 
@@ -44,6 +47,8 @@ SMALL_PAGES = 64
 MIN_BYTES = 32 << 20
 """Of a container's memory below which CRIU is fast enough."""
 MIN_PROCESS_BYTES = 4 << 20
+MIN_RESIDENT_BYTES = 8 << 20
+"""Of a process below which the kernel makes its smaps fast enough: 0.1 ms."""
 BYTES_PER_GAIN = 40
 """Reserved addresses that cost as much as one byte of memory saves: CRIU reads 8 bytes for each page that could be."""
 _FILE_BYTES = 1 << 47
@@ -53,6 +58,7 @@ _GONE = (FileNotFoundError, ProcessLookupError)
 
 class _Size(NamedTuple):
     anonymous: int
+    resident: int
     reserved: int
     may_hide: bool
 
@@ -75,12 +81,14 @@ class HiddenMemory:
     _distrusted: ClassVar[bool] = False
 
     def __init__(self, pids: Iterable[int]) -> None:
-        self._pids = () if self._distrusted else _worthwhile(pids)
+        self._pids, self._to_describe = ((), ()) if self._distrusted else _worthwhile(pids)
         self._folder = -1
         self.descriptor = -1
         """The mount that CRIU's mount namespace gets."""
         self.seen: Mapping[int, Seen] = {}
         """How much CRIU saw of each process, by its pid here."""
+        self.described: dict[int, Described] = {}
+        """What CRIU is told of mappings without asking the kernel, by process."""
 
     def __enter__(self) -> Self:
         if self._pids:
@@ -94,10 +102,17 @@ class HiddenMemory:
     def _make(self) -> None:
         self.descriptor = mount.tmpfs(mode=0o700, source="insula-pagemaps")
         self._folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.descriptor)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         for pid in self._pids:
-            with open(os.open(str(pid), flags, 0o600, dir_fd=self._folder), "wb") as file:
+            with self._file(str(pid), os.O_CREAT | os.O_EXCL) as file:
                 file.truncate(_FILE_BYTES)
+        for pid in self._to_describe:
+            with contextlib.suppress(*_GONE):
+                self.described[pid] = describe(pid)
+                self._file(_smaps_name(pid), os.O_CREAT | os.O_EXCL).close()
+
+    def _file(self, name: str, flags: int = 0) -> BinaryIO:
+        flags |= os.O_WRONLY | os.O_CLOEXEC
+        return os.fdopen(os.open(name, flags, 0o600, dir_fd=self._folder), "wb", buffering=0)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -112,7 +127,7 @@ class HiddenMemory:
 
     def blame(self, error: Exception) -> None:
         """Hear that a dump failed: if its page maps were the reason, nothing is hidden any more as long as insulad runs."""
-        if self.seen and "pagemap" in str(error).lower():
+        if self.seen and any(name in str(error).lower() for name in ("pagemap", "smaps")):
             HiddenMemory._distrusted = True
             LOG.warning("this CRIU is shown the kernel's page maps", extra={"fields": {"reason": str(error)}})
 
@@ -122,6 +137,9 @@ class HiddenMemory:
         for pid in self._pids if self._folder >= 0 else ():
             with contextlib.suppress(*_GONE):
                 seen[pid] = self._show_process(pid)
+        for pid in tuple(self.described):
+            with contextlib.suppress(*_GONE):
+                self._show_mappings(pid)
         self.seen = seen
 
     def _show_process(self, pid: int) -> Seen:
@@ -129,14 +147,37 @@ class HiddenMemory:
             with open(f"/proc/{pid}/maps", "rb") as file:
                 maps = file.read()
             hidden = _hidden_of(pid, maps)
-            file_handle = os.open(str(pid), os.O_WRONLY | os.O_CLOEXEC, dir_fd=self._folder)
-            try:
+            with self._file(str(pid)) as file:
                 for each in merge(subtract(private_mappings(maps), hidden)):
                     for address, entries in pages.entries(each):
-                        write_at(file_handle, entries, address // PAGE_BYTES * ENTRY_BYTES)
-            finally:
-                os.close(file_handle)
+                        write_at(file.fileno(), entries, address // PAGE_BYTES * ENTRY_BYTES)
         return Seen(hidden, parse_maps(maps), file_mappings(maps))
+
+    def _show_mappings(self, pid: int) -> None:
+        with open(f"/proc/{pid}/maps", "rb") as file:
+            maps = file.read()
+        text = self.described[pid].smaps(maps) if _size_of(pid).may_hide else None
+        if text is None:
+            del self.described[pid]
+            with open(f"/proc/{pid}/smaps", "rb") as file:
+                text = file.read()
+        with self._file(_smaps_name(pid)) as file:
+            write_at(file.fileno(), text, 0)
+
+    def check(self) -> None:
+        """Ask the kernel whether what CRIU was told of mappings is true; may be called beside CRIU.
+
+        Raises: MigrationFailed if not, or if a process has ended.
+        """
+        for pid, described in self.described.items() if self.seen else ():
+            try:
+                described.check(describe(pid))
+            except _GONE:
+                raise MigrationFailed(f"cannot move process {pid}: it has ended") from None
+
+
+def _smaps_name(pid: int) -> str:
+    return f"{pid}.smaps"
 
 
 def _hidden_of(pid: int, maps: bytes) -> tuple[Range, ...]:
@@ -159,8 +200,8 @@ def _stack_pages(pid: int) -> Sequence[Range] | None:
     return merge(found)
 
 
-def _worthwhile(pids: Iterable[int]) -> tuple[int, ...]:
-    """Choose the processes whose memory is hidden; none if CRIU's own way is as fast."""
+def _worthwhile(pids: Iterable[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Choose the processes whose memory is hidden, and those whose mappings are described; none if CRIU's own way is as fast."""
     sizes: dict[int, _Size] = {}
     for pid in sorted(set(pids)):
         with contextlib.suppress(*_GONE):
@@ -170,7 +211,9 @@ def _worthwhile(pids: Iterable[int]) -> tuple[int, ...]:
     }
     gain = sum(each.anonymous for each in chosen.values())
     cost = sum(each.reserved for each in sizes.values()) // BYTES_PER_GAIN
-    return tuple(chosen) if gain >= MIN_BYTES and gain > cost else ()
+    if gain < MIN_BYTES or gain <= cost:
+        return (), ()
+    return tuple(chosen), tuple(pid for pid in sizes if sizes[pid].resident >= MIN_RESIDENT_BYTES)
 
 
 def _size_of(pid: int) -> _Size:
@@ -184,4 +227,5 @@ def _size_of(pid: int) -> _Size:
         return int(fields.get(name, "0").split()[0]) * 1024
 
     may_hide = size("VmLck") == 0 and "shstk" not in fields.get("x86_Thread_features", "")
-    return _Size(size("RssAnon") + size("VmSwap"), size("VmSize"), may_hide)
+    anonymous = size("RssAnon") + size("VmSwap")
+    return _Size(anonymous, anonymous + size("RssFile") + size("RssShmem"), size("VmSize"), may_hide)
