@@ -43,7 +43,7 @@ test-system: setup ## tests of daemons through their sockets (root)
 test-security: setup ## what must not be possible: the numbered checks of tests/security (root, five minutes)
 	@$(PYTEST) -q tests/security
 
-test-vm: ## two emulated machines with Linux 6.1 and 6.12: moves between them, a patch (root, 10 minutes, 2 GB of disk)
+test-vm: ## two emulated machines with Linux 6.1 and 6.12: moves between them, a patch (root, 15 minutes, 3 GB of disk)
 	@scripts/setup --with-vm $(PASS_ON)
 	@INSULA_TESTS_VM=1 $(PYTEST) -x -s tests/vm
 

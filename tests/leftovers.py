@@ -2,7 +2,8 @@
 """Count what a test could leave behind on this machine, and say what is there that was not there before.
 
 Judged are: processes of this test run, descriptors of this process, mounts, network namespaces, links, nft rules, cgroups.
-With INSULA_TESTS_SHARE_MACHINE set (other programs work on this machine at the same time), only the first two are.
+With INSULA_TESTS_SHARE_MACHINE set (other programs work on this machine at the same time), only the first two are; with
+INSULA_TESTS_COUNT_BY_MODULE, only around modules: where processors are emulated a count takes longer than most tests.
 """
 
 import gc
@@ -18,6 +19,7 @@ from pathlib import Path
 
 MARKER = "INSULA_TEST_SESSION"
 SHARED = "INSULA_TESTS_SHARE_MACHINE"
+BY_MODULE = "INSULA_TESTS_COUNT_BY_MODULE"
 DEADLINE_SECONDS = 10.0
 _INTERVAL_MS = 50
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
