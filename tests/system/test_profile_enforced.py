@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a container is held to: folders, addresses, capabilities; what is refused is told; and all of it survives."""
 
+import contextlib
 import json
 import socket
 import threading
@@ -55,26 +56,32 @@ class Conversation:
 
 
 class Events:
-    """What `insula events` tells meanwhile."""
+    """What the host tells of containers from now on."""
 
     def __init__(self, person: Person) -> None:
-        self._process = person.begin("events", "--format", "json")
+        self._socket = person.asking("GET", "/v1/events")
+        self._file = self._socket.makefile("rb")
+        while self._file.readline().strip():  # its head: from here on everything is told
+            pass
         self.seen: list[dict[str, Any]] = []
+        self._socket.settimeout(None)
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
     def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self.seen.append(json.loads(line))
+        with contextlib.suppress(OSError):
+            for line in self._file:
+                if line.startswith(b"{"):
+                    self.seen.append(json.loads(line))
 
     def drifts(self) -> list[str]:
         return [each["detail"] for each in list(self.seen) if each["event"] == "profile_drift"]
 
     def close(self) -> None:
-        self._process.kill()
+        self._socket.shutdown(socket.SHUT_RDWR)
         self._thread.join()
-        self._process.communicate()
+        self._file.close()
+        self._socket.close()
 
 
 @contextmanager
@@ -213,4 +220,37 @@ def test_logging_tells_and_refuses_nothing(host: Host) -> None:
         assert say(*["os.getsid(0)"] * 4) == ["done"] * 4
     lines = host.root("profile", "drift", "c").splitlines()
     assert any(line.split()[:2] == ["5", "done"] and "getsid" in line for line in lines), lines
+    host.root("profile", "rm", "p")
+
+
+def test_programs_that_were_never_started_cannot_be(host: Host) -> None:
+    begin(host)
+    start = 'import subprocess; subprocess.run(["/usr/bin/true"], check=True)'
+    script = (
+        'open("/var/tmp/script", "w").write("#!/usr/bin/env true\\n"); os.chmod("/var/tmp/script", 0o755)',
+        'subprocess.run(["/var/tmp/script"], check=True)',
+    )
+    load = (start, *script, LOAD[0], 'import shutil; shutil.copyfile("/usr/bin/id", "/var/lib/app/data/x")')
+    record(host, *load)
+    shown = host.root.json("profile", "show", "--format", "json", "p")
+    assert {"/usr/bin/true", "/var/tmp/script", "/usr/bin/env"} <= shown["programs"].keys()
+    host.root("profile", "apply", "p", "c")
+    host.root("start", "c")
+    loader = "/lib64/ld-linux-x86-64.so.2"
+    with events(host.root) as told, talking(host, "c") as say:
+        assert say(*load) == ["done"] * 5
+        assert told.drifts() == []
+        planted = (
+            'subprocess.run(["/bin/sh", "-c", "id"])',
+            'import shutil; shutil.copyfile("/usr/bin/id", "/var/lib/app/data/id"); os.chmod("/var/lib/app/data/id", 0o755)',
+            'subprocess.run(["/var/lib/app/data/id"])',
+        )
+        assert say(*planted) == ["EACCES", "done", "EACCES"]
+        wait_until(lambda: len(told.drifts()) >= 2, what=lambda: f"told: {told.drifts()}")
+        assert "/bin/sh (new program, refused)" in told.drifts()[0]
+        # The loader maps a program as the kernel would.
+        assert say(
+            f'answer = subprocess.run(["{loader}", "/bin/sh"]).returncode; raise OSError(answer, "")'
+        ) != ["done"]
+    assert "permission denied" in host.root.fails("exec", "c", "sh", code=126)
     host.root("profile", "rm", "p")

@@ -16,6 +16,7 @@ import stat
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from insula.boot import root_parts
 from insula.boot.program import StepFailed
 from insula.boot.protocol import FilePlan, MountPlan, StartPlan
 from insula.kernel import idmap, libc, mount, overlay, paths
@@ -253,8 +254,11 @@ def assemble(plan: StartPlan, prepared: Prepared, *, stage: int) -> Masks:
         _attach_at(root, "dev/pts", mount.devpts(gid=_TTY_GROUP, terminals=_TERMINALS), close=True)
         _attach_at(root, "dev/shm", mount.tmpfs(mode=0o1777, source="shm"), close=True)
         _attach_at(root, "dev/mqueue", mount.mqueue(), close=True)
-        for folder in open_writable(root, plan.root.writable):
-            folder.attach()
+        for part in root_parts.find(root, plan.root):
+            place, made = root_parts.open_part(root, part)
+            mount.attach(made, place)
+            os.close(made)
+            os.close(place)
         for each, descriptor in zip(plan.mounts, prepared.mounts, strict=True):
             _attach_wished(root, each, descriptor)
         for file in plan.files:
@@ -262,47 +266,6 @@ def assemble(plan: StartPlan, prepared: Prepared, *, stage: int) -> Masks:
         return masks
     finally:
         os.close(root)
-
-
-class Folder(NamedTuple):
-    """A folder of the root that stays writable: a mount of its own, not yet in its place."""
-
-    place: int
-    mount: int
-
-    def attach(self) -> None:
-        """Put it over itself; closes both."""
-        mount.attach(self.mount, self.place)
-        os.close(self.mount)
-        os.close(self.place)
-
-
-def writable_name(path: str) -> str:
-    """Return what CRIU calls the mount of such a folder."""
-    return "writable-" + os.fsencode(path).hex()
-
-
-def writable_paths(root: int, folders: tuple[str, ...]) -> list[str]:
-    """Return where those of some folders are that are there, each once, without links.  Raises: OSError."""
-    found: dict[str, None] = {}
-    top = os.readlink(f"/proc/self/fd/{root}").rstrip("/")
-    for each in folders:
-        try:
-            place = paths.open_in_root(root, each, flags=_PATH_DIRECTORY)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        found[os.readlink(f"/proc/self/fd/{place}").removeprefix(top) or "/"] = None
-        os.close(place)
-    return list(found)
-
-
-def open_writable(root: int, folders: tuple[str, ...]) -> list[Folder]:
-    """Open those of some folders that are there, each once.  `root` is attached: an older kernel clones no other mount."""
-    found = []
-    for path in writable_paths(root, folders):
-        place = paths.open_in_root(root, path, flags=_PATH_DIRECTORY)
-        found.append(Folder(place, mount.bind_fd(place)))
-    return found
 
 
 def _need_directory(root: int, name: str) -> None:

@@ -20,7 +20,7 @@ import fcntl
 import os
 from typing import Any, NoReturn
 
-from insula.boot import birth, blind, build, child, packer
+from insula.boot import birth, blind, build, child, packer, root_parts
 from insula.boot.jobs import Container, Host, child_pids
 from insula.boot.loop import Task
 from insula.boot.protocol import StartPlan, decode
@@ -146,8 +146,8 @@ def external_paths(plan: StartPlan, root: int) -> dict[str, str]:
     for number, each in enumerate(plan.mounts):
         if each.kind == "bind":
             places[f"mount{number}"] = f"{EXTERNAL}/mount{number}"
-    for number, path in enumerate(build.writable_paths(root, plan.root.writable)):
-        places[build.writable_name(path)] = f"{EXTERNAL}/writable{number}"
+    for number, part in enumerate(root_parts.find(root, plan.root)):
+        places[root_parts.name(part.path)] = f"{EXTERNAL}/part{number}"
     return places
 
 
@@ -196,9 +196,10 @@ def _stage(plan: StartPlan, prepared: build.Prepared) -> None:
     for number, (each, descriptor) in enumerate(zip(plan.mounts, prepared.mounts, strict=True)):
         if each.kind == "bind":
             _attach_made(f"{outside}/mount{number}", descriptor)
-    for number, folder in enumerate(build.open_writable(prepared.root, plan.root.writable)):
-        os.close(folder.place)
-        _attach_made(f"{outside}/writable{number}", folder.mount)
+    for number, part in enumerate(root_parts.find(prepared.root, plan.root)):
+        place, made = root_parts.open_part(prepared.root, part)
+        os.close(place)
+        _attach_made(f"{outside}/part{number}", made)
 
 
 def _attach_made(place: str, made: int) -> None:

@@ -44,6 +44,8 @@ class RootPlan:
     read_only: bool = False
     writable: tuple[str, ...] = ()
     """Folders that can be written in although it is read-only; those that are not there are passed over."""
+    programs: tuple[str, ...] | None = None
+    """Files that can be started of those in the usual folders of programs, and in those that can be written in; None: all."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

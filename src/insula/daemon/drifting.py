@@ -28,7 +28,9 @@ from insula.runtime.context import Runtime
 from insula.runtime.plan import capabilities_of
 from insula.tenant.check import scope
 
-_WISH = TraceWish(kinds=(EventKind.DRIFT, EventKind.CAPABILITY, EventKind.FILE, EventKind.NETWORK))
+_WISH = TraceWish(
+    kinds=(EventKind.DRIFT, EventKind.EXEC, EventKind.CAPABILITY, EventKind.FILE, EventKind.NETWORK)
+)
 
 
 class DriftDesk:

@@ -32,6 +32,8 @@ class Profile(Fact, kw_only=True, frozen=True):
     """System calls by name, without those that were refused."""
     capabilities: dict[str, int] | None
     """Without `CAP_`; None: the kernel could not tell (before Linux 6.14), so they are not limited."""
+    programs: dict[str, int] | None = None
+    """Files that were started, and their interpreters; None: recorded by an insula that did not look, so not limited."""
     written: dict[str, int]
     """Folders in which something was written, made, renamed or removed."""
     outgoing: dict[str, int]
@@ -41,6 +43,7 @@ class Profile(Fact, kw_only=True, frozen=True):
     refused_calls: dict[str, int] = msgspec.field(default_factory=dict)
     """What was refused while it was recorded: it stays so, and is no drift."""
     refused_capabilities: dict[str, int] = msgspec.field(default_factory=dict)
+    refused_programs: dict[str, int] = msgspec.field(default_factory=dict)
     refused_folders: dict[str, int] = msgspec.field(default_factory=dict)
     """In which it may not write as the user that it is."""
     is_from_birth: bool = False
@@ -77,7 +80,7 @@ class Drift(Fact, kw_only=True, frozen=True):
     """Something that a container does, or tries to, and that its profile lacks."""
 
     part: str
-    """calls, capabilities, written, outgoing."""
+    """calls, capabilities, programs, written, outgoing."""
     thing: str
     """As it would stand in the profile."""
     count: int
@@ -114,11 +117,13 @@ def applied(profile: Profile, *, enforce: Enforce) -> AppliedProfile:
         name=profile.name,
         calls=tuple(sorted(profile.calls)),
         capabilities=None if profile.capabilities is None else tuple(sorted(profile.capabilities)),
+        programs=None if profile.programs is None else tuple(sorted(profile.programs)),
         written=None if is_old else merged_folders(profile.written),
         outgoing=None if is_old else leaving(profile.outgoing),
         serving=() if is_old else tuple(sorted(profile.listening)),
         refused_calls=tuple(sorted(profile.refused_calls)),
         refused_capabilities=tuple(sorted(profile.refused_capabilities)),
+        refused_programs=tuple(sorted(profile.refused_programs)),
         refused_folders=tuple(sorted(profile.refused_folders)),
         enforce=enforce,
     )

@@ -21,6 +21,8 @@ MAX_ENTRIES = 10_000
 """Of each part: as many as a recording keeps."""
 MAX_FOLDERS = 100
 """That stay writable, none within another: each is a mount of its own."""
+MAX_PROGRAMS = 300
+"""As for folders."""
 MAX_COUNT = 1 << 63
 _HINT = "what `insula profile export` printed; see docs/profiles.md"
 
@@ -51,6 +53,9 @@ def read_profile(text: bytes, *, words: Words) -> Profile:
         raise _wrong(_line(lines, _field_of(str(error))), str(error)) from None
     for check in _checks(profile, words):
         check.run(lines)
+    if len(profile.programs or ()) > MAX_PROGRAMS:
+        reason = f"{len(profile.programs or ())} programs are more than {MAX_PROGRAMS}"
+        raise _wrong(_line(lines, "programs"), reason)
     folders = merged_folders(profile.written)
     if len(folders) > MAX_FOLDERS:
         reason = f"{len(folders)} folders, none of which lies in another, are more than {MAX_FOLDERS}: name those above them"
@@ -102,6 +107,8 @@ def _checks(profile: Profile, words: Words) -> tuple[_Check, ...]:
         _Check("refused_calls", profile.refused_calls, call),
         _Check("capabilities", profile.capabilities or {}, capability),
         _Check("refused_capabilities", profile.refused_capabilities, capability),
+        _Check("programs", profile.programs or {}, _judge_folder),
+        _Check("refused_programs", profile.refused_programs, _judge_folder),
         _Check("written", profile.written, _judge_folder),
         _Check("refused_folders", profile.refused_folders, _judge_folder),
         _Check("outgoing", profile.outgoing, _judge_peer),
@@ -112,7 +119,7 @@ def _checks(profile: Profile, words: Words) -> tuple[_Check, ...]:
 def _judge_folder(path: str) -> str:
     if path.startswith("/") and posixpath.normpath(path) == path and "\0" not in path and len(path) < 4096:
         return ""
-    return f"`{path[:80]}` is no path of a folder: absolute, without `.`, `..` and `/` at its end"
+    return f"`{path[:80]}` is no path: absolute, without `.`, `..` and `/` at its end"
 
 
 def _judge_peer(text: str) -> str:

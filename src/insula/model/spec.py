@@ -47,7 +47,7 @@ class Enforce(StrEnum):
     LOG = "log"
     """It is done."""
     DENY = "deny"
-    """System calls fail with EPERM, what needs a capability as without it, writing with EROFS, connections are refused."""
+    """System calls fail with EPERM, what needs a capability as without it, writing with EROFS, starting a program with EACCES, connections are refused."""
 
 
 PROFILE_NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
@@ -62,6 +62,8 @@ class AppliedProfile(Wish, kw_only=True, frozen=True):
     """System calls; empty: all that are allowed without a profile."""
     capabilities: tuple[str, ...] | None
     """None: all that it has without a profile, as in those below."""
+    programs: tuple[str, ...] | None = None
+    """Files that may be started, of those in folders of programs and in those that are written in."""
     written: tuple[str, ...] | None = None
     """Folders in which it may write, with all below them."""
     outgoing: tuple[str, ...] | None = None
@@ -71,6 +73,7 @@ class AppliedProfile(Wish, kw_only=True, frozen=True):
     refused_calls: tuple[str, ...] = ()
     """What was tried in vain when it was recorded, and is no drift; so the next."""
     refused_capabilities: tuple[str, ...] = ()
+    refused_programs: tuple[str, ...] = ()
     refused_folders: tuple[str, ...] = ()
     enforce: Enforce = Enforce.DENY
 

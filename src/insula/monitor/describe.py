@@ -41,6 +41,9 @@ _LOW = 0xFFFFFFFF
 """Of a descriptor: the kernel takes an int."""
 
 
+EXECUTING = frozenset({"execve", "execveat"})
+
+
 def call_names(numbers: Mapping[str, int]) -> dict[int, str]:
     """Return number → name of a processor's system calls."""
     return {number: name for name, number in numbers.items()}
@@ -88,8 +91,8 @@ def describe(
     is_call = kind >= Kind.SECCOMP
     call = calls.get(raw.number) or f"syscall {raw.number}" if is_call else ""
     is_address = call in _ADDRESSED
-    folder = folder_of(raw.folder) if raw.folder else ""
     is_exec = kind == Kind.EXEC
+    folder = folder_of(raw.folder) if raw.folder and not is_exec else ""
     path = "" if is_address else text_of(raw.other if is_exec else raw.text) if raw.text else ""
     return Event(
         at=clock + raw.nanoseconds / 1e9,
@@ -104,7 +107,7 @@ def describe(
         result=raw.result,
         error=error_name(raw.result) if is_call else "",
         path=_path_of(path, folder) if folder else path,
-        other_path="" if is_exec or not raw.other else _other_path(raw, call, folder=folder),
+        other_path=_other_path(raw, call, folder=folder) if raw.other else "",
         address=address_of(raw.text) if is_address else "",
         arguments=_arguments(raw.text) if is_exec else (),
         detail=detail_of(raw, call),
@@ -133,6 +136,8 @@ def _path_of(path: str, folder: str) -> str:
 
 
 def _other_path(raw: Raw, call: str, *, folder: str) -> str:
+    if raw.kind == Kind.EXEC:
+        return text_of(raw.folder)  # of a script: its interpreter
     path = text_of(raw.other)
     return _path_of(path, folder) if folder and _is_in_same(raw, call) else path
 
@@ -146,7 +151,7 @@ def _is_in_same(raw: Raw, call: str) -> bool:
 
 def is_writing(event: Event, *, is_tried: bool = False) -> bool:
     """Tell whether an event of kind `file` has changed a file or a folder, or would have if it had not failed."""
-    if event.kind is not EventKind.FILE or (event.error and not is_tried):
+    if event.kind is not EventKind.FILE or event.call in EXECUTING or (event.error and not is_tried):
         return False
     if not event.call.startswith("open"):
         return True

@@ -17,14 +17,23 @@ from insula.model.monitor import Event, EventKind
 from insula.model.peer import parse_peer
 from insula.model.profile import Drift
 from insula.model.spec import AppliedProfile, Enforce
-from insula.monitor.usage import Home, changed_folders, outgoing_peer, serving_ports, tried_folders
+from insula.monitor.usage import (
+    Home,
+    changed_folders,
+    outgoing_peer,
+    refused_program,
+    serving_ports,
+    started_programs,
+    tried_folders,
+)
 
 MAX_DRIFTS = 1000
 """Of one run of a container: more tell nothing."""
 MAX_TOLD, TOLD_WITHIN_S = 30, 60.0
 """So many are told as events within that time; the others are counted only."""
 
-CALLS, CAPABILITIES, WRITTEN, OUTGOING = "calls", "capabilities", "written", "outgoing"
+CALLS, CAPABILITIES, PROGRAMS = "calls", "capabilities", "programs"
+WRITTEN, OUTGOING = "written", "outgoing"
 
 
 class Found(NamedTuple):
@@ -61,11 +70,22 @@ class Judge:
                 name, _, answer = event.detail.partition(" ")
                 if name in self._lacked and (answer == "refused") is self._is_denied:
                     yield Found(CAPABILITIES, name, self._is_denied)
+            case EventKind.EXEC | EventKind.FILE if self._profile.programs is not None and (
+                programs := self._programs(event)
+            ):
+                yield from programs
             case EventKind.FILE | EventKind.NETWORK:
                 yield from self._folders(event)
                 yield from self._peers(event)
             case _:
                 return
+
+    def _programs(self, event: Event) -> list[Found]:
+        known = {*(self._profile.programs or ()), *self._profile.refused_programs}
+        found = [Found(PROGRAMS, each, False) for each in started_programs(event) if each not in known]
+        if (refused := refused_program(event)) and refused not in known:
+            found.append(Found(PROGRAMS, refused, self._is_denied))
+        return found
 
     def _folders(self, event: Event) -> Iterator[Found]:
         written = self._profile.written
@@ -140,6 +160,7 @@ def told(event: Event, found: Found, *, count: int) -> Event:
     """Return what watchers and rules are told of something that was found."""
     words = {
         CALLS: "system call",
+        PROGRAMS: "program",
         CAPABILITIES: f"capability {found.thing}",
         WRITTEN: "folder",
         OUTGOING: "address",

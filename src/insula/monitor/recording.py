@@ -24,10 +24,14 @@ from insula.monitor.usage import (
     listening_peer,
     outgoing_peer,
     refused_folders,
+    refused_program,
     serving_ports,
+    started_programs,
 )
 
-_WISH = TraceWish(kinds=(EventKind.FILE, EventKind.NETWORK, EventKind.CAPABILITY, EventKind.SECCOMP))
+_WISH = TraceWish(
+    kinds=(EventKind.EXEC, EventKind.FILE, EventKind.NETWORK, EventKind.CAPABILITY, EventKind.SECCOMP)
+)
 _AT_ONCE = 1000
 _NUMBERS = syscalls.numbers(os.uname().machine)
 _NAMES = frozenset(_NUMBERS)
@@ -45,6 +49,8 @@ class Gathered:
         self.listening: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
         self.refused_folders: Counter[str] = Counter()
+        self.programs: Counter[str] = Counter()
+        self.refused_programs: Counter[str] = Counter()
         self.lost = 0
         self._home = home
         self._serving: set[int] = set()
@@ -58,8 +64,13 @@ class Gathered:
                     self.lost += line.events
                 case Event(kind=EventKind.SECCOMP):
                     self.refused[line.call] += 1
+                case Event(kind=EventKind.EXEC):
+                    for program in started_programs(line):
+                        _count(self.programs, program)
                 case Event(kind=EventKind.FILE):
                     self._add_folders(line)
+                    if program := refused_program(line):
+                        _count(self.refused_programs, program)
                 case Event(kind=EventKind.NETWORK):
                     self._add_folders(line)
                     self._add_peer(line)
@@ -151,6 +162,7 @@ class Recording:
                 seconds=round(time.monotonic() - self._begun, 3),
                 calls={call: count for call, count in sorted(calls.items()) if count > 0 and call in _NAMES},
                 capabilities=self._capabilities(),
+                programs=dict(sorted(gathered.programs.items())),
                 written=dict(sorted(gathered.written.items())),
                 outgoing=dict(sorted(gathered.outgoing.items())),
                 listening=dict(sorted(gathered.listening.items())),
@@ -158,6 +170,7 @@ class Recording:
                     call: count for call, count in sorted(gathered.refused.items()) if call in _NAMES
                 },
                 refused_capabilities=dict(sorted(counts.refused_capabilities.items())) if counts else {},
+                refused_programs=dict(sorted(gathered.refused_programs.items())),
                 refused_folders=dict(sorted(gathered.refused_folders.items())),
                 is_from_birth=self._is_from_birth,
                 lost_events=gathered.lost,

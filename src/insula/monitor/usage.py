@@ -8,7 +8,7 @@ from typing import NamedTuple
 from insula.model.folders import common_folder
 from insula.model.monitor import Event, EventKind
 from insula.model.peer import GATEWAY, Peer, parse_peer
-from insula.monitor.describe import is_writing
+from insula.monitor.describe import EXECUTING, is_writing
 
 
 class Home(NamedTuple):
@@ -64,6 +64,21 @@ def _folders(event: Event) -> tuple[str, ...]:
         # Between two mounts nothing can be renamed: they must lie in one.
         found.add(common_folder(*found))
     return tuple(sorted(found))
+
+
+def started_programs(event: Event) -> tuple[str, ...]:
+    """Return the files that a started program was read from: itself and, of a script, its interpreter."""
+    if event.kind is not EventKind.EXEC:
+        return ()
+    paths = (event.path, event.other_path)
+    return tuple(os.path.normpath(each) for each in paths if each.startswith("/"))
+
+
+def refused_program(event: Event) -> str:
+    """Return the program that somebody may not start who tried; empty: none."""
+    if event.call in EXECUTING and event.error in _NOT_ALLOWED and event.path.startswith("/"):
+        return os.path.normpath(event.path)
+    return ""
 
 
 def outgoing_peer(event: Event, *, home: Home, serving: Collection[int]) -> str:

@@ -18,7 +18,7 @@ from typing import BinaryIO, NamedTuple
 
 import msgspec
 
-from insula.boot.build import writable_name
+from insula.boot import root_parts
 from insula.boot.engine import FIRST_INHERITED_FD, IMAGES_FD, ROOT, RPC_FD
 from insula.boot.protocol import StartPlan
 from insula.kernel import criu, mount, netlink, protobuf, tcp_repair
@@ -79,9 +79,7 @@ def external_mounts(plan: StartPlan, pid: int) -> dict[str, str]:
     for number, each in enumerate(plan.mounts):
         if each.kind == "bind":
             found[f"mount{number}"] = "/" + each.target.strip("/")
-    if plan.root.writable:
-        for place in mount.parts_of_root(pid):
-            found[writable_name(place)] = place
+    found.update({root_parts.name(place): place for place in mount.parts_of_root(pid)})
     return found
 
 

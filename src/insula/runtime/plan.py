@@ -61,6 +61,7 @@ def start_plan(runtime: Runtime, record: ContainerRecord) -> StartPlan:
             work=str(folders.work(record.id)),
             read_only=spec.read_only or folders_written is not None,
             writable=() if spec.read_only else folders_written or (),
+            programs=startable_programs(record.profile),
         ),
         hostname=hostname,
         program=program_plan(record),
@@ -80,6 +81,11 @@ def writable_folders(profile: AppliedProfile | None) -> tuple[str, ...] | None:
         return None
     folders = merged_folders(profile.written)
     return None if "/" in folders else folders
+
+
+def startable_programs(profile: AppliedProfile | None) -> tuple[str, ...] | None:
+    """Return the programs that a container may start; None: it is not limited."""
+    return None if profile is None or profile.enforce is not Enforce.DENY else profile.programs
 
 
 def limited(mount: MountWish, folders: tuple[str, ...] | None) -> MountWish:

@@ -74,7 +74,7 @@ class Redaction:
     def drift(self, drift: Drift) -> Drift:
         """Return what may be told of something that a profile lacks."""
         match drift.part:
-            case "written":
+            case "written" | "programs":
                 return replace(drift, thing=self.path(drift.thing))
             case "outgoing":
                 return replace(drift, thing=self._address(drift.thing))

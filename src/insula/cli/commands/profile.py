@@ -22,6 +22,7 @@ HELP = "record what a container uses, and hold it to that"
 PARTS = {
     "calls": "system calls",
     "capabilities": "capabilities",
+    "programs": "programs started",
     "written": "folders written in",
     "outgoing": "connected to",
     "listening": "listened at",

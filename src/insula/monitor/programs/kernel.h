@@ -128,6 +128,7 @@ struct trace_event_raw_mark_victim {
 
 struct linux_binprm {
 	const char *filename;
+	const char *interp;
 };
 
 struct net_address {

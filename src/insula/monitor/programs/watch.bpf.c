@@ -518,7 +518,7 @@ static __always_inline int is_change(struct event *event, struct shape *shape)
 	__u64 *flags = &event->arguments[(shape->flags - 1) & 7];
 
 	if (!shape->flags)
-		return shape->form == FORM_PLAIN;
+		return shape->form != FORM_ACCEPT;
 	return (*flags & O_CHANGES) != 0;
 }
 
@@ -636,8 +636,10 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm
 	__u64 cgroup = container();
 	struct watch *watch = wanted(cgroup, KIND_EXEC);
 	struct event *event = watch ? begin(ROOM_TASK, KIND_EXEC, cgroup) : 0;
+	const char *file, *interpreter;
 	__u64 start, size;
 	long bytes;
+	__u32 end;
 
 	if (!event)
 		return 0;
@@ -647,9 +649,17 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm
 		size = ARGUMENTS - 1;
 	if (!bpf_probe_read_user(event->text, size & (ARGUMENTS - 1), (void *)start))
 		event->text_bytes = size;
+	file = BPF_CORE_READ(program, filename);
+	interpreter = BPF_CORE_READ(program, interp);
 	if (event->text_bytes <= ARGUMENTS) {
-		bytes = bpf_probe_read_kernel_str(event->text + event->text_bytes, TEXT, BPF_CORE_READ(program, filename));
+		bytes = bpf_probe_read_kernel_str(event->text + event->text_bytes, TEXT, file);
 		event->other_bytes = bytes > 0 && bytes <= TEXT ? bytes : 0;
+	}
+	end = event->text_bytes + event->other_bytes;
+	barrier_var(end);
+	if (interpreter != file && end <= ARGUMENTS) {
+		bytes = bpf_probe_read_kernel_str(event->text + end, TEXT, interpreter);
+		event->folder_bytes = bytes > 0 && bytes <= TEXT ? bytes : 0;
 	}
 	finish(event);
 	return 0;

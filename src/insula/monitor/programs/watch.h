@@ -111,7 +111,8 @@ struct event {
 	__u16 protocol; /* IPPROTO_…, of a socket */
 	__u16 port;     /* its own */
 	__u16 zero[3];
-	char text[ARGUMENTS + TEXT]; /* `text_bytes`, `other_bytes`, then `folder_bytes`: names, innermost first */
+	char text[ARGUMENTS + TEXT]; /* `text_bytes`, `other_bytes`, then `folder_bytes`: names, innermost first;
+				      * of a script that was started, its interpreter */
 };
 
 #define EVENT_HEAD (sizeof(struct event) - (ARGUMENTS + TEXT))

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a profile lacks is found in events, told once, and counted."""
+
+from typing import Any
+
+import pytest
+
+from insula.model.monitor import Event, EventKind
+from insula.model.spec import AppliedProfile, Enforce
+from insula.monitor.drift import MAX_DRIFTS, MAX_TOLD, Found, Judge, Ledger, told
+from insula.monitor.usage import Home
+
+PROFILE = AppliedProfile(
+    name="web",
+    calls=("read",),
+    capabilities=("CHOWN",),
+    programs=("/usr/bin/true",),
+    written=("/tmp", "/var/log"),
+    outgoing=("192.0.2.1:443/tcp", "gateway:53/udp", "*:80/tcp", "[2001:db8::1]:5/udp", "192.0.2.7:7"),
+    serving=("0.0.0.0:5353/udp",),
+    refused_calls=("clone3",),
+    refused_capabilities=("SYS_ADMIN",),
+    refused_folders=("/root",),
+)
+HOME = Home(own=frozenset({"10.0.0.2"}), gateways=frozenset({"10.0.0.1"}))
+
+
+def event(kind: EventKind, **fields: Any) -> Event:
+    return Event(at=1.0, container="c", name="web", kind=kind, command="sh", pid=7, **fields)
+
+
+def judged(one: Event, *, enforce: Enforce = Enforce.DENY) -> list[tuple[str, str, bool]]:
+    from msgspec.structs import replace
+
+    held = frozenset({"CHOWN", "NET_RAW", "SYS_ADMIN"})
+    judge = Judge(replace(PROFILE, enforce=enforce), home=HOME, capabilities=held, free=("/cache",))
+    return [tuple(each) for each in judge.judge(one)]
+
+
+def opened(path: str, **fields: Any) -> Event:
+    return event(EventKind.FILE, call="openat", path=path, detail="O_WRONLY|O_CREAT", **fields)
+
+
+def sent(address: str, protocol: str = "tcp", *, call: str = "connect", **fields: Any) -> Event:
+    return event(EventKind.NETWORK, call=call, address=address, detail=protocol, **fields)
+
+
+@pytest.mark.parametrize(
+    ("one", "found"),
+    [
+        (event(EventKind.DRIFT, call="ptrace"), [("calls", "ptrace", True)]),
+        (event(EventKind.CAPABILITY, detail="NET_RAW refused"), [("capabilities", "NET_RAW", True)]),
+        (event(EventKind.CAPABILITY, detail="CHOWN refused"), []),  # of a user that has none
+        (event(EventKind.CAPABILITY, detail="SYS_ADMIN refused"), []),  # so it was when it was recorded
+        (event(EventKind.CAPABILITY, detail="SYS_TIME refused"), []),  # nobody has it
+        (event(EventKind.FILE, call="execve", path="/bin/sh", error="EACCES"), [("programs", "/bin/sh", True)]),
+        (event(EventKind.FILE, call="execve", path="/bin/sh", error="ENOENT"), []),
+        (event(EventKind.EXEC, path="/opt/x"), [("programs", "/opt/x", False)]),
+        (event(EventKind.EXEC, path="/usr/bin/true"), []),
+        (opened("/etc/x", error="EROFS"), [("written", "/etc", True)]),
+        (opened("/tmp/a/x"), []),
+        (opened("/dev/null"), []),
+        (opened("/cache/x"), []),
+        (opened("/etc/x", error="EACCES"), []),
+        (opened("/root/.x", error="EROFS"), []),
+        (opened("/opt/x"), [("written", "/opt", False)]),
+        (sent("192.0.2.1:443"), []),
+        (sent("192.0.2.1:443", "udp"), [("outgoing", "192.0.2.1:443/udp", True)]),
+        (sent("192.0.2.9:80"), []),
+        (sent("192.0.2.7:7", "udp"), []),
+        (sent("10.0.0.1:53", "udp"), []),
+        (sent("10.0.0.2:99"), []),
+        (sent("127.0.0.1:99"), []),
+        (sent("[::ffff:192.0.2.1]:443"), []),
+        (sent("[2001:db8::2]:5", "udp"), [("outgoing", "[2001:db8::2]:5/udp", True)]),
+        (sent("198.51.100.9:4000", "udp", call="sendto", port=5353), []),
+        (sent("unix:/run/x"), []),
+        (event(EventKind.EXIT), []),
+    ],
+)  # fmt: skip
+def test_what_is_lacked_is_found(one: Event, found: list[tuple[str, str, bool]]) -> None:
+    assert judged(one) == found
+
+
+def test_logging_finds_what_is_done() -> None:
+    assert judged(event(EventKind.CAPABILITY, detail="NET_RAW granted"), enforce=Enforce.LOG) == [
+        ("capabilities", "NET_RAW", False)
+    ]
+    assert judged(sent("192.0.2.8:1"), enforce=Enforce.LOG) == [("outgoing", "192.0.2.8:1/tcp", False)]
+
+
+def test_it_is_told_at_powers_of_ten() -> None:
+    ledger, one = Ledger(), event(EventKind.DRIFT, call="ptrace")
+    found = Found("calls", "ptrace", True)
+    times = [number for number in range(1, 1001) if ledger.add(found, one)]
+    assert times == [1, 10, 100, 1000]
+    ledger.count_calls({"ptrace": 5000, "unknown": 1})
+    assert [each.count for each in ledger.drifts.values()] == [5000]
+
+
+def test_a_flood_is_bounded() -> None:
+    ledger, one = Ledger(), event(EventKind.DRIFT)
+    tellings = [ledger.add(Found("written", f"/{number}", False), one) for number in range(2 * MAX_DRIFTS)]
+    assert sum(tellings) == MAX_TOLD
+    assert len(ledger.drifts) == MAX_DRIFTS
+
+
+def test_words() -> None:
+    parts = ("calls", "capabilities", "programs", "written", "outgoing")
+    words = [told(event(EventKind.FILE), Found(part, "X", True), count=1).detail for part in parts]
+    assert words[0] == "new system call, refused"
+    assert (
+        told(event(EventKind.FILE), Found("written", "/x", False), count=10).detail
+        == "new folder, not refused, 10 times"
+    )
