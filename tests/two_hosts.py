@@ -59,6 +59,16 @@ while True:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     threading.Thread(target=serve, args=(connection,), daemon=True).start()
 """
+#: Before SERVER: opens a file with the next number in its name as often as it can.
+COUNTING = """
+import threading, os, itertools, select
+def count():
+    for number in itertools.count():
+        try: os.open(f"/insula-none/{number}", os.O_RDONLY)
+        except FileNotFoundError: pass
+        select.select([], [], [], 0.001)
+threading.Thread(target=count, daemon=True).start()
+"""
 
 
 class Conversation:

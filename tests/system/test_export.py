@@ -9,17 +9,17 @@ from collector import Collector, SeenSpan, collecting
 from insula.client.operations import follow
 from insula.model.errors import NameTaken
 from insula.model.migration import Phase
-from two_hosts import Pair, emptied_after, start_pair, wait_until
+from two_hosts import COUNTING, SERVER, Pair, emptied_after, start_pair, wait_until
 
 CLIENT_ADDRESS = "10.99.0.250"
 SOURCE_PHASES = [each.value for each in Phase if each is not Phase.PULL]
 TARGET_PHASES = ["reserve", "precopy", "transfer", "restore", "commit", "resume", "cleanup"]
 
 
-def export(pair: Pair, endpoint: str) -> None:
+def export(pair: Pair, endpoint: str, *, kinds: str = '"exec", "exit"') -> None:
     """Have both hosts export to an endpoint."""
     for name in pair.world.hosts:
-        text = f'[[otlp]]\nendpoint = "{endpoint}"\nheaders = {{ x-key = "k" }}\nkinds = ["exec", "exit"]\ntimeout_s = 5\n'
+        text = f'[[otlp]]\nendpoint = "{endpoint}"\nheaders = {{ x-key = "k" }}\nkinds = [{kinds}]\ntimeout_s = 5\n'
         (pair.host(name).folder / "export.toml").write_text(text)
         pair.restart(name)
 
@@ -95,8 +95,10 @@ def test_a_drain_is_one_trace_of_moves(pair: Pair, collector: Collector) -> None
     *_, last = follow(client, client.call("POST", "/v1/host/undrain", body={}))
     assert last["status"] == "done"
     assert wait_until(
-        lambda: bool(collector.named("undrain"))
-        and len(collector.named("receive")) == len(collector.named("migrate")) == 2
+        lambda: (
+            bool(collector.named("undrain"))
+            and len(collector.named("receive")) == len(collector.named("migrate")) == 2
+        )
     )
     (undrain,) = (each for each in collector.named("undrain") if not each.parent)
     (recall,) = collector.named("recall")
@@ -138,6 +140,29 @@ def test_requests_are_traces_and_go_on_with_their_callers(pair: Pair, collector:
     assert (created.parent, created.kind) == ("", 2)
     assert created.attributes["http.route"] == "/v1/containers"
     assert created.attributes["insula.tenant"] == "root"
+    (started,) = collector.named("start")
+    assert [each.name for each in children(collector.spans, started)] == ["network", "groups", "spawn"]
+    assert started.attributes["container.name"] == "c"
+
+
+def test_events_go_on_across_a_move_without_a_hole(pair: Pair, collector: Collector) -> None:
+    export(pair, collector.endpoint, kinds='"file"')
+    pair.run("c", program=COUNTING + SERVER)
+
+    def numbers(host: str) -> list[int]:
+        return [
+            int(each.attributes["insula.path"].rsplit("/", 1)[1])
+            for each in list(collector.logs)
+            if each.resource["host.name"] == host
+            and "/insula-none/" in each.attributes.get("insula.path", "")
+        ]
+
+    assert wait_until(lambda: len(numbers("alpha")) > 100)
+    pair.migrate("c", "alpha", "beta")
+    assert wait_until(lambda: len(numbers("beta")) > 100)
+    seen = numbers("alpha") + numbers("beta")
+    assert "insula.lost" not in {each.name for each in collector.logs}
+    assert seen == list(range(len(seen)))
 
 
 @pytest.mark.parametrize("is_slow", [True, False])

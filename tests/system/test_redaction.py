@@ -174,3 +174,17 @@ def test_a_profile_is_told_as_far_as_it_may_be(here: AccountsHost) -> None:
     status, answer = here.alice.ask("PUT", "/v1/profiles/again", body=body)
     assert (status, answer["error"]["code"]) == (400, "invalid_spec")
     here.alice("profile", "rm", "mine")
+
+
+def test_the_processes_are_told_as_far_as_they_may_be(here: AccountsHost) -> None:
+    words = ("sh", "-c", "sleep 1000; true", "password=two words", "--key", "c")
+    with here.alice.begin("exec", "web", *words) as running:
+
+        def commands(person: Person, query: str = "") -> list[str]:
+            return [each["command"] for each in person.ask("GET", f"/v1/containers/web/top{query}")[1]]
+
+        wait_until(lambda: any("true" in each for each in commands(here.alice)), what="it runs")
+        assert "sh -c sleep 1000; true password=[hidden] --key [hidden]" in commands(here.alice)
+        assert " ".join(words) in commands(here.root, "?tenant=alice")
+        here.alice("kill", "web")
+        running.communicate(timeout=20)

@@ -11,18 +11,7 @@ import pytest
 
 from insula.client.http import Client, quote
 from insula.model.errors import BadRequest, ContainerNotFound, InsulaError
-from two_hosts import SERVER, Pair, emptied_after, start_pair, wait_until
-
-#: Serves as two_hosts.SERVER does, and opens a file with the next number in its name as often as it can.
-COUNTING = """
-import threading, os, itertools, select
-def count():
-    for number in itertools.count():
-        try: os.open(f"/insula-none/{number}", os.O_RDONLY)
-        except FileNotFoundError: pass
-        select.select([], [], [], 0.001)
-threading.Thread(target=count, daemon=True).start()
-"""
+from two_hosts import COUNTING, SERVER, Pair, emptied_after, start_pair, wait_until
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 """What each handler gets: the request, the grant and the daemon's parts; and the edge where words become types."""
 
 import asyncio
+import contextvars
 import functools
 import json
 import typing
@@ -118,9 +119,10 @@ class Call:
     async def run(
         self, verb: Callable[Parameters, Answer], *args: Parameters.args, **kwargs: Parameters.kwargs
     ) -> Answer:
-        """Call blocking code in a thread of the caller's."""
+        """Call blocking code in a thread of the caller's, as a part of what is traced here."""
         work = functools.partial(verb, *args, **kwargs)
-        return await asyncio.get_running_loop().run_in_executor(self.threads, work)
+        context = contextvars.copy_context()
+        return await asyncio.get_running_loop().run_in_executor(self.threads, context.run, work)
 
     async def find(self) -> ContainerRecord:
         """Return the container that the path names."""

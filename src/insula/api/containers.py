@@ -138,7 +138,9 @@ async def all_stats(call: Call) -> web.StreamResponse:
 
 
 async def top(call: Call) -> web.StreamResponse:
-    return answer(await call.run(call.api.verbs.top, call.grant, call.ref))
+    record = await call.find()
+    hidden = call.api.sight.of_reader(call.grant.principal, record.tenant)
+    return answer(await call.run(call.api.verbs.top, call.grant, record.id, told=hidden.words))
 
 
 async def diff(call: Call) -> web.StreamResponse:

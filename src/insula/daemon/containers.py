@@ -36,7 +36,7 @@ from insula.runtime.restore import restore
 from insula.runtime.start import start
 from insula.runtime.stats import all_stats, stats
 from insula.runtime.stop import Stopping, begin_stop, force_stop, kill
-from insula.runtime.top import top
+from insula.runtime.top import Told, top
 
 
 @dataclass(kw_only=True)
@@ -98,8 +98,8 @@ class Containers:
     def all_stats(self, grant: Grant) -> list[ContainerStats]:
         return all_stats(grant, self.runtime)
 
-    def top(self, grant: Grant, ref: str) -> list[ProcessRecord]:
-        return top(grant, self.runtime, ref)
+    def top(self, grant: Grant, ref: str, *, told: Told) -> list[ProcessRecord]:
+        return top(grant, self.runtime, ref, told=told)
 
     def diff(self, grant: Grant, ref: str) -> list[ChangedPath]:
         return diff(grant, self.runtime, ref)

@@ -180,7 +180,7 @@ def traceparent() -> str:
 
 
 def enter_phase(name: str) -> None:
-    """Begin a phase of what goes on in this thread."""
+    """Begin a phase of what goes on in this thread, or task."""
     span = _current.get()
     if span is not None:
         span.enter_phase(name)

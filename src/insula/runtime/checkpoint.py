@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from insula.image.pack import pack_tree
 from insula.image.tarball import Form
+from insula.model import span
 from insula.model.errors import BadRequest, CheckpointNotFound, InvalidSpec, NameTaken
 from insula.model.grant import Grant
 from insula.model.lifecycle import Event, after
@@ -57,6 +58,7 @@ def checkpoint(
     program = runtime.need_criu()
     with runtime.locked(found.id), ExitStack() as undo:
         record = runtime.store.get_container(found.id)
+        span.note(span.about(record))
         status = after(record.status, Event.CHECKPOINT, name=record.name)
         refuse_obstacles(record.name, runtime.group(record).pids(), init=record.pid, verb="checkpoint")
         folder = _make_folder(runtime, record, name)

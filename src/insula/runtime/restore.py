@@ -11,6 +11,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from insula.image.tarball import Form, unpack_tree
+from insula.model import span
 from insula.model.errors import BadRequest, CheckpointAltered
 from insula.model.grant import Grant
 from insula.model.lifecycle import Event, after
@@ -36,6 +37,7 @@ def restore(grant: Grant, runtime: Runtime, ref: str, *, wish: RestoreWish, repo
     name = wish.checkpoint
     with runtime.locked(found.id), ExitStack() as undo:
         record = runtime.store.get_container(found.id)
+        span.note(span.about(record))
         status = after(record.status, Event.RESTORE, name=record.name)
         permit = binds.permitted_now(runtime, record)
         chosen = runtime.store.get_checkpoint(record.id, name) if name else newest(runtime, record)

@@ -8,6 +8,7 @@ from contextlib import ExitStack, suppress
 from msgspec.structs import replace
 
 from insula.boot.protocol import AttachPlan
+from insula.model import span
 from insula.model.errors import InsulaError, PortInUse, WrongState
 from insula.model.grant import Grant
 from insula.model.lifecycle import Event, Status, after
@@ -52,9 +53,13 @@ def start_locked(
         undo.callback(_remember_failure, runtime, record)
         record = _take_profile(runtime, record)
         permit = binds.permitted_now(runtime, record)
+        span.note(span.about(record))
+        span.enter_phase("network")
         record = bring_up_network(runtime, record, undo=undo)
+        span.enter_phase("groups")
         quotas.ready_group(runtime, record.tenant)
         runtime.before_start(record)
+        span.enter_phase("spawn")
         with binds.opened(record, start_plan(runtime, record), permit=permit) as plan:
             pid = runtime.spawner.start(plan, attach=attach, connection=connection)
         undo.callback(attempt, runtime.spawner.signal, record.id, signal.SIGKILL)

@@ -5,7 +5,9 @@ What a process says of itself (its arguments) is the container's word, and is on
 """
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from insula.model.grant import Grant
 from insula.model.record import ContainerRecord, ProcessRecord
@@ -18,22 +20,26 @@ OVERFLOW_ID = 65534
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
-def top(grant: Grant, runtime: Runtime, ref: str) -> list[ProcessRecord]:
+Told: TypeAlias = Callable[[Sequence[str]], Sequence[str]]
+"""Arguments → what of them may be told."""
+
+
+def top(grant: Grant, runtime: Runtime, ref: str, *, told: Told) -> list[ProcessRecord]:
     """List the processes of a running container, by their pids inside.
 
     Raises: ContainerNotFound, WrongState.
     """
     record = runtime.find_alive(grant, ref)
-    return processes(record, runtime.group(record).pids())
+    return processes(record, runtime.group(record).pids(), told=told)
 
 
-def processes(record: ContainerRecord, pids: list[int]) -> list[ProcessRecord]:
+def processes(record: ContainerRecord, pids: list[int], *, told: Told) -> list[ProcessRecord]:
     """Describe processes of a container; those that end meanwhile are left out."""
     depth = len(_status(record.pid).get("NSpid", "").split()) or 1
     found = []
     for pid in pids:
         try:
-            found.append(_describe(pid, depth=depth, uid_base=record.uid_base))
+            found.append(_describe(pid, depth=depth, uid_base=record.uid_base, told=told))
         except (OSError, KeyError, IndexError, ValueError):
             continue  # it ended: its files are gone, or empty
     inner = {each.host_pid: each.pid for each in found}
@@ -55,7 +61,7 @@ def processes(record: ContainerRecord, pids: list[int]) -> list[ProcessRecord]:
     )
 
 
-def _describe(pid: int, *, depth: int, uid_base: int) -> ProcessRecord:
+def _describe(pid: int, *, depth: int, uid_base: int, told: Told) -> ProcessRecord:
     # parent_pid is the host's here.
     status = _status(pid)
     # After the name, which may hold anything, in parentheses: field 3 of proc(5) is the first.
@@ -69,7 +75,7 @@ def _describe(pid: int, *, depth: int, uid_base: int) -> ProcessRecord:
         state=status["State"][:1],
         cpu_time_s=(int(fields[11]) + int(fields[12])) / _TICKS_PER_S,
         resident_bytes=int(status.get("VmRSS", "0 kB").split()[0]) * 1024,
-        command=_command(pid) or f"[{status['Name']}]",
+        command=_command(pid, told=told) or f"[{status['Name']}]",
     )
 
 
@@ -82,8 +88,8 @@ def _status(pid: int) -> dict[str, str]:
     return {name: value.strip() for name, colon, value in pairs if colon}
 
 
-def _command(pid: int) -> str:
+def _command(pid: int, *, told: Told) -> str:
     with open(f"/proc/{pid}/cmdline", "rb") as file:
-        words = file.read(MAX_COMMAND_BYTES).rstrip(b"\0").split(b"\0")
-    text = b" ".join(words).decode("utf-8", "replace")
+        words = file.read(MAX_COMMAND_BYTES).rstrip(b"\0").decode("utf-8", "replace").split("\0")
+    text = " ".join(told(words))
     return "".join(each if each.isprintable() else "?" for each in text)
