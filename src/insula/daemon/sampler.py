@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Looks at all running containers each few seconds and keeps what it sees for an hour: the API's history.
 
-Costs little when containers rest: five short files each, one for all interfaces, and disks only of those that used a
+Costs little when containers rest: five short files each, one for all interfaces, and disks only of those that have used a
 processor.  No program in the kernel is attached for this: system calls are kept while somebody counts them anyway.
 """
 
@@ -29,6 +29,8 @@ from insula.tenant.check import scope
 
 LOG = logging.getLogger(__name__)
 
+RESTING_US = 2000
+"""Who has used less processor time than that is not asked what it read and wrote: it is told with the next sample."""
 SHORTEST_S = 1.0
 """What a start itself uses would be the peak of a shorter sample."""
 TOP_CALLS = 8
@@ -43,6 +45,8 @@ class _Look(NamedTuple):
     cpu_us: int
     waits: tuple[int | None, int | None, int | None]
     disk: tuple[int, int]
+    disk_cpu_us: int
+    """What `cpu_us` was when disks were looked at: that costs more than all the rest."""
     traffic: Traffic
     calls: dict[tuple[str, str], int] | None = None
     """(call, error) → count; None: nobody counts them."""
@@ -94,7 +98,9 @@ class Sampler:
             if watched is not None and watched.record.pid == record.pid:
                 watched.record = record
             else:
-                before = _Look(time.monotonic(), 0, (0, 0, 0), (0, 0), NOTHING) if self._has_begun else None
+                before = (
+                    _Look(time.monotonic(), 0, (0, 0, 0), (0, 0), 0, NOTHING) if self._has_begun else None
+                )
                 self._watched[container_id] = _Watched(record, self._runtime.group(record), before)
 
     def usage(self, grant: Grant, ref: str, *, seconds: float, step_s: float) -> list[Usage]:
@@ -169,7 +175,7 @@ def _look(
     if before is not None and time.monotonic() - before.at < SHORTEST_S:
         return None
     glance = watched.group.glance()
-    has_rested = before is not None and before.cpu_us == glance.cpu_usage_us
+    has_rested = before is not None and glance.cpu_usage_us - before.disk_cpu_us < RESTING_US
     attachment = record.attachment
     counted = counts.get(record.id)
     now = _Look(
@@ -177,6 +183,7 @@ def _look(
         cpu_us=glance.cpu_usage_us,
         waits=glance.pressure,
         disk=before.disk if before is not None and has_rested else watched.group.io_bytes(),
+        disk_cpu_us=before.disk_cpu_us if before is not None and has_rested else glance.cpu_usage_us,
         traffic=interfaces.get(attachment.interface, NOTHING) if attachment is not None else NOTHING,
         calls=_calls_of(counted) if counted is not None else None,
     )

