@@ -86,9 +86,13 @@ _NOT_IN_PULLS = {Fault.FAIL, Fault.CRIU_SOURCE, Fault.CRIU_TARGET}
 """A pull that fails is begun again; whether a CRIU still is there then is open."""
 
 
+def may_end_a_connection(fault: Fault, point: Point) -> bool:
+    """In the middle of CRIU's dump: who reads a socket before it is taken out of repair sees EPERM, and may end it, or itself."""
+    return fault is Fault.CRIU_SOURCE and point is Point.TARGET_LAST_PAGES
+
+
 def may_end_the_program(fault: Fault, point: Point) -> bool:
-    if fault is Fault.CRIU_SOURCE and point is Point.TARGET_LAST_PAGES:
-        # In the middle of its dump: who reads a socket before it is taken out of repair sees EPERM.
+    if may_end_a_connection(fault, point):
         return True
     if fault is Fault.SPAWNER_SOURCE and point in OF_PULLS:
         return True  # what was not pulled yet goes with it
@@ -125,6 +129,8 @@ def owner_after(fault: Fault, point: Point) -> Owner:
             return Owner.EITHER
         if fault is Fault.CRIU_SOURCE and place >= _DUMPED:
             return Owner.EITHER
+        if fault is Fault.FILLER:
+            return Owner.EITHER  # it may have done its work
         if fault in (Fault.SPAWNER_SOURCE, Fault.SPAWNER_TARGET):
             return Owner.EITHER  # there is another at once: what needs none of it meanwhile goes through
         return Owner.SOURCE

@@ -17,7 +17,7 @@ import msgspec
 from demo import cleanup
 
 from faults import strike
-from faults.cases import Case, Fault, Owner, may_end_the_program, owner_after
+from faults.cases import Case, Fault, Owner, may_end_a_connection, may_end_the_program, owner_after
 from faults.field import HEARD_S, QUIET_S, SETTLE_S, Field, Missed
 from faults.workload import LIMIT_BYTES, Returning, Steady, ask, is_answered, judge_ticks, judge_writes
 from insula.migrate.fault import OF_PULLS, Point
@@ -224,7 +224,8 @@ class Runner:
         is_same = field.nonce("dump").endswith(f"'{nonce}']")
         if not is_same and not may_end_the_program(case.fault, case.point):
             result.fail("the program was started anew: its memory is lost")
-        if is_same and not steady.wait_for_more(3, seconds=heard_s):
+        must_live = is_same and not may_end_a_connection(case.fault, case.point)
+        if must_live and not steady.wait_for_more(3, seconds=heard_s):
             result.fail(f"the connection is dead: {steady.problem or 'no answer'}")
         for writer in writers:
             writer.finish()
