@@ -9,6 +9,7 @@ items are, and how they travel.
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Generic, Protocol, TypeVar
@@ -22,6 +23,7 @@ Taken = TypeVar("Taken", contravariant=True)
 
 MAX_WAITING = 20_000
 BATCH = 500
+MAX_PER_S = 20_000
 LINGER_S = 0.5
 """How long a batch is gathered."""
 PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
@@ -53,11 +55,18 @@ class Sink(Generic[Item]):
     """One place that things are exported to."""
 
     def __init__(
-        self, name: str, carrier: Carrier[Item], *, max_waiting: int = MAX_WAITING, linger_s: float = LINGER_S
+        self,
+        name: str,
+        carrier: Carrier[Item],
+        *,
+        max_waiting: int = MAX_WAITING,
+        max_per_s: float = MAX_PER_S,
+        linger_s: float = LINGER_S,
     ) -> None:
         self.name = name
         self._carrier = carrier
         self._linger_s = linger_s
+        self._max_per_s = max_per_s
         self._waiting: deque[Item] = deque()
         self._max_waiting = max_waiting
         self._changed = threading.Condition()
@@ -102,7 +111,10 @@ class Sink(Generic[Item]):
 
     def _run(self) -> None:
         while batch := self._next_batch():
+            began = time.monotonic()
             self._carry(batch)
+            # More at once would be the processor time of all else that insulad does.
+            self._waits_to_end(len(batch) / self._max_per_s - (time.monotonic() - began))
         self._carrier.close()
 
     def _next_batch(self) -> list[Item]:
@@ -160,4 +172,4 @@ class Sink(Generic[Item]):
     def _waits_to_end(self, seconds: float) -> bool:
         """Wait.  Returns: whether this ends."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._is_closing, timeout=seconds)
+            return self._changed.wait_for(lambda: self._is_closing, timeout=max(0.0, seconds))

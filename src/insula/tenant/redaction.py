@@ -26,6 +26,8 @@ from insula.model.profile import Drift, Profile
 HIDDEN = "[hidden]"
 _UNIX = "unix:"
 _WILDCARD = re.compile(r"[*?\[]")
+_REPEATED = re.compile(r"/(\./|/)+")
+_ABSOLUTE = re.compile(r"/[^\s:;,=\"']*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,9 +143,13 @@ def _is_below(path: str, folder: str) -> bool:
 
 def _names(argument: str, folder: str) -> bool:
     """Tell whether an argument names something below a folder, however it is written."""
-    plain = re.sub(r"/(\./|/)+", "/", argument)
-    return folder.rstrip("/") + "/" in plain or any(
-        _is_below(posixpath.normpath(word), folder) for word in re.findall(r"/[^\s:;,=\"']*", plain)
+    if "/" not in argument:
+        return False
+    plain = _REPEATED.sub("/", argument)
+    if folder.rstrip("/") + "/" in plain:
+        return True
+    return "/.." in plain and any(
+        _is_below(posixpath.normpath(word), folder) for word in _ABSOLUTE.findall(plain)
     )
 
 

@@ -107,6 +107,18 @@ def test_what_was_carried_before_a_failure_is_not_carried_again() -> None:
     assert place.got == [0, 1, 2, 3, 4]
 
 
+def test_a_flood_is_carried_no_faster_than_allowed() -> None:
+    place = Place()
+    sink = Sink("paced", place, max_waiting=10, max_per_s=0.001, linger_s=0.0)
+    sink.offer(0)
+    wait_until(lambda: sink.counts.sent == 1, what="the first is carried")
+    for number in range(1, 101):
+        sink.offer(number)
+    assert (place.tries, sink.counts.waiting, sink.counts.dropped) == (1, 10, 90)
+    sink.close()
+    assert place.got == [0, *range(91, 101)]
+
+
 def test_what_cannot_be_put_into_words_is_refused_and_the_rest_goes_on() -> None:
     class Literal(Place):
         def carry(self, items: Sequence[int]) -> int:

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from insula.model.change import Alarm
+from insula.model.errors import InvalidPolicy
 from insula.model.monitor import Event, EventKind
 from insula.model.profile import Profile
 from insula.tenant.policy import EXPORT, Reader, Rules, parse, redaction
@@ -137,3 +138,24 @@ def test_the_most_particular_section_counts(
 
 def test_nothing_is_hidden_that_nobody_hides() -> None:
     assert redaction(Rules(), Reader(role="viewer"), tenant="web").is_empty
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('[role.boss]\nhide_arguments = ["*"]', "role.boss: `boss` cannot be the name of a role (line 1)"),
+        (
+            '[role.admin]\nbinds = ["~"]',
+            "role.admin.binds: a role has `hide_arguments` and `hide_paths` only",
+        ),
+        ('[default]\nhide_paths = ["srv"]', "default.hide_paths: `srv` is no absolute path"),
+        ('[default]\nhide_paths = ["/srv/"]', "`/srv/` is no absolute path in its shortest form (line 2)"),
+        ('[user.ann]\nhide_arguments = ["--key value"]', "`--key value` is no pattern of one argument"),
+        ('[user.ann]\nhide_arguments = [""]', "`` is no pattern of one argument"),
+        ("[user.ann]\nhide_arguments = [1]", "user.ann.hide_arguments: expected `str`, got `int` (line 2)"),
+    ],
+)
+def test_what_is_wrong_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(InvalidPolicy) as caught:
+        parse(text, known_capabilities=frozenset())
+    assert reason in caught.value.message
