@@ -244,14 +244,14 @@ _TOOL_FEATURES = (
     _optional(
         "bpf",
         "watching from outside",
-        consequence="no events and no trace",
+        consequence="no trace, counts of system calls, profiles, rules; figures of cgroups and /proc go on",
         cure="CONFIG_BPF_SYSCALL, CONFIG_DEBUG_INFO_BTF",
         probe=process.bpf,
     ),
     _optional(
         "libbpf",
         "watching from outside",
-        consequence="no trace, no counts of system calls",
+        consequence="no trace, counts of system calls, profiles, rules; figures of cgroups and /proc go on",
         cure="apt-get install libbpf1; CONFIG_DEBUG_INFO_BTF",
         probe=tools.libbpf,
     ),

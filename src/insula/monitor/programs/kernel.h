@@ -2,7 +2,7 @@
 /* What of the kernel's own structures is read: the members we use, no more.  The loader (libbpf) moves every access to
  * where the member lies in the kernel that runs (CO-RE, by the kernel's BTF), so order and size here mean nothing.
  * Sources: include/linux/sched.h, sched/signal.h, pid.h, mm_types.h, binfmts.h, fdtable.h, dcache.h, fs/mount.h, net/sock.h,
- * cgroup-defs.h, kernfs.h, trace/events/oom.h; arch/x86/include/asm/thread_info.h.
+ * cgroup-defs.h, kernfs.h, user_namespace.h, trace/events/oom.h; arch/x86/include/asm/thread_info.h.
  */
 #ifndef INSULA_KERNEL_H
 #define INSULA_KERNEL_H
@@ -85,6 +85,10 @@ struct files_struct {
 
 struct seccomp {
 	int mode;
+};
+
+struct user_namespace {
+	int level;
 };
 
 struct thread_info {

@@ -22,6 +22,7 @@ char LICENSE[] SEC("license") = "GPL"; /* the helpers that read memory ask for i
 #define AF_INET 2
 #define AF_INET6 10
 #define AT_FDCWD -100
+#define CAP_SYS_ADMIN 21
 #define O_CHANGES 01103 /* O_WRONLY, O_RDWR, O_CREAT, O_TRUNC */
 #define FOLDERS 32 /* names of a folder's path that are told: the innermost */
 #define DEPTHS 16 /* how far below the root a container's group may lie */
@@ -758,7 +759,8 @@ int on_oom(struct bpf_raw_tracepoint_args *context)
 }
 
 SEC("tp_btf/cap_capable")
-int BPF_PROG(on_capability, const struct cred *cred, void *target, void *namespace, int capability, int result)
+int BPF_PROG(on_capability, const struct cred *cred, struct user_namespace *target, void *namespace, int capability,
+	     int result)
 {
 	struct task_struct *self = (struct task_struct *)bpf_get_current_task();
 	__u64 cgroup = container();
@@ -768,6 +770,8 @@ int BPF_PROG(on_capability, const struct cred *cred, void *target, void *namespa
 
 	if (!watch || cred != BPF_CORE_READ(self, real_cred))
 		return 0; /* asked of somebody else's: overlayfs looks below with those of who mounted it */
+	if (capability == CAP_SYS_ADMIN && result && !BPF_CORE_READ(target, level))
+		return 0; /* towards the host: each growth of a memory asks, may it have the last reserve (vm_enough_memory) */
 	if (bpf_map_lookup_elem(&capabilities, &key)) {
 		add_one(&capabilities, &key);
 		return 0;
