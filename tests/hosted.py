@@ -159,19 +159,21 @@ class Person:
 
     def connected(self) -> socket.socket:
         """Connect to the API and say nothing.  The kernel is asked who connects."""
-        connection = socket.socket(socket.AF_UNIX)
-        connection.settimeout(DEADLINE_S)
-        with _IDENTITY:
-            os.setegid(GROUP_ID)
-            os.seteuid(self.uid)
-            try:
-                wait_until(
-                    lambda: _is_taken(connection, self.host.socket_path),
-                    what="room among those who wait at the door",
-                )
-            finally:
-                os.seteuid(0)
-                os.setegid(0)
+        with contextlib.ExitStack() as unless_connected:
+            connection = unless_connected.enter_context(socket.socket(socket.AF_UNIX))
+            connection.settimeout(DEADLINE_S)
+            with _IDENTITY:
+                os.setegid(GROUP_ID)
+                os.seteuid(self.uid)
+                try:
+                    wait_until(
+                        lambda: _is_taken(connection, self.host.socket_path),
+                        what="room among those who wait at the door",
+                    )
+                finally:
+                    os.seteuid(0)
+                    os.setegid(0)
+            unless_connected.pop_all()
         return connection
 
 

@@ -2,12 +2,14 @@
 """2a, T10, T11: who is believed to be whom, a daemon that dies at any moment, and one that lives for long."""
 
 import contextlib
+import itertools
 import json
 import os
 import random
 import select
 import socket
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -145,7 +147,7 @@ def _load(host: Host, person: Person, over: threading.Event, *, seed: int) -> No
                 person.ask("DELETE", f"/v1/containers/{name}?force=1")
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(8))
 def test_t10_daemon_that_is_killed_at_any_moment(host: Host, seed: int) -> None:
     over = threading.Event()
     people = (host.alice, host.bob)
@@ -218,12 +220,18 @@ def _cycle(person: Person) -> None:
 SLACK = {"descriptors": 6, "threads": 8, "mounts": 0, "resident KiB": 12_000, "database KiB": 256}
 
 
+MIN_CYCLES, CYCLES_S = 60, 15.0
+
+
 def test_t11_many_cycles_leave_nothing(host: Host, alice: Person) -> None:
     for _ in range(15):
         _cycle(alice)
     before = _holdings(host)
-    for _ in range(60):
+    end = time.monotonic() + CYCLES_S
+    for number in itertools.count():
         _cycle(alice)
+        if number >= MIN_CYCLES and time.monotonic() > end:
+            break
     wait_until(
         lambda: all(
             value <= before[name] + next(slack for word, slack in SLACK.items() if word in name)

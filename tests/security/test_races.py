@@ -14,7 +14,7 @@ from hosted import Host, Person, wait_until
 from security.asking import create
 from security.trees import fingerprint
 
-ROUNDS = 40
+ROUNDS, SECONDS = 400, 15.0
 #: In a volume: `place` is a folder or a link out, as often as this machine can exchange them.
 EXCHANGE = """
 import ctypes, os, signal, sys
@@ -57,8 +57,8 @@ def exchanged(request: pytest.FixtureRequest, host: Host, alice: Person, victim:
 
 
 def rounds() -> Iterator[int]:
-    """Count as many rounds as a few seconds have, at least some."""
-    end = time.monotonic() + 6.0
+    """Count as many rounds as SECONDS have, at least some."""
+    end = time.monotonic() + SECONDS
     for number in range(ROUNDS):
         yield number
         if number >= 5 and time.monotonic() > end:
