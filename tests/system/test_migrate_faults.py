@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from faults.strike import spawners
 from insula.migrate.fault import OF_PULLS, Point
 from insula.model.errors import InsulaError
 from two_hosts import Counter, Pair, mended_after, show_log, start_pair, wait_until
@@ -265,3 +266,21 @@ def test_a_killed_criu(pair: Pair, tmp_path: Path, *, point: Point, killed: str,
     os.close(reached)
     mover.join()
     case.check_only_on(stays, not_on="beta" if stays == "alpha" else "alpha")
+
+
+def test_a_spawner_that_ends_right_after_a_restore_is_not_overlooked(pair: Pair, tmp_path: Path) -> None:
+    """Between the restore and the note that it runs, another spawner is there already."""
+    gate = Gate(pair, Point.TARGET_RESTORED, tmp_path)
+    case = Case(pair)
+    mover = threading.Thread(target=case.try_to_move)
+    mover.start()
+    reached = gate.wait_reached()
+    before = spawners(pair.host("beta"))
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    assert wait_until(lambda: bool(set(spawners(pair.host("beta"))) - set(before))), show_log(pair)
+    os.close(reached)
+    mover.join()
+    case.counter.abandon()
+    assert wait_until(lambda: pair.status("beta", "c") == "exited"), pair.status("beta", "c")
+    assert wait_until(lambda: pair.find("alpha", "c") is None), show_log(pair)

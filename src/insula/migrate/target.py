@@ -99,9 +99,8 @@ def receive(grant: Grant, runtime: Runtime, *, connection: Socket, peers: Peers)
                 raise ProtocolError(f"cannot begin with {type(first).__name__}")
     except (InsulaError, OSError) as error:
         told = error if isinstance(error, InsulaError) else from_arrival(error, "it")
-        LOG.warning(
-            "a migration did not come through", extra={"fields": {"code": told.code, "reason": str(error)}}
-        )
+        fields = {"code": told.code, "reason": str(error), "cause": str(error.__cause__ or "")}
+        LOG.warning("a migration did not come through", extra={"fields": fields})
         wire.refuse(told)
         wire.drain()
     finally:
@@ -361,19 +360,13 @@ class Arrival:
     def _restore(self) -> None:
         if self._plan is None:
             raise ProtocolError("cannot restore: it was not told to prepare")
-        try:
-            with self._heart:
-                span.enter_phase(Phase.RESTORE)
-                fault(Point.TARGET_RESTORE)
-                pid = self._restore_beating(self._plan)
-        except (InsulaError, OSError) as error:
-            if not self._has_run:
-                # Also if it is ours already: nothing of it ran, the source, which stands frozen, takes it back.
-                raise
-            pid = self._find_running(error)
-        fault(Point.TARGET_RESTORED)
-        if pid:
-            until_done(self._runtime.closing, lambda: self._write_running(pid), what="write that it runs")
+        with self._runtime.spawner.watched() as has_spawner_ended:
+            pid = self._restore_or_find(self._plan)
+            fault(Point.TARGET_RESTORED)
+            if pid:
+                until_done(self._runtime.closing, lambda: self._write_running(pid), what="write that it runs")
+                if has_spawner_ended():
+                    self._write_end()
         fault(Point.TARGET_RESUMED)
         with contextlib.suppress(InsulaError, OSError):  # the source can find out by itself
             span.enter_phase(Phase.CLEANUP)
@@ -383,6 +376,18 @@ class Arrival:
             import_logs(self._runtime, self._record, self._wire.receive_stream())
             span.end()  # before the source can know, and end its own
             self._wire.send(Answer())
+
+    def _restore_or_find(self, plan: StartPlan) -> int:
+        try:
+            with self._heart:
+                span.enter_phase(Phase.RESTORE)
+                fault(Point.TARGET_RESTORE)
+                return self._restore_beating(plan)
+        except (InsulaError, OSError) as error:
+            if not self._has_run:
+                # Also if it is ours already: nothing of it ran, the source, which stands frozen, takes it back.
+                raise
+            return self._find_running(error)
 
     def _restore_beating(self, plan: StartPlan) -> int:
         return dump.restore(
@@ -438,18 +443,17 @@ class Arrival:
 
     def _find_running(self, error: Exception) -> int:
         """It may have run and been heard, so it is ours, whatever CRIU says.  Returns: its pid, 0 if it has ended."""
-        LOG.error(
-            "a restore failed at its very end",
-            extra={"fields": {"container": self._record.id[:12], "reason": str(error)}},
-        )
+        fields = {"container": self._record.id[:12], "reason": str(error)}
+        LOG.error("a restore failed at its very end", extra={"fields": fields})
         try:
             return self._runtime.spawner.adopt(self._record.id, 0)
         except InsulaError:
-            now = replace(self._record, owner=self._runtime.host_name)
-            until_done(
-                self._runtime.closing, lambda: end_lost_arrival(self._runtime, now), what="write its end down"
-            )
+            self._write_end()
             return 0
+
+    def _write_end(self) -> None:
+        runtime, now = self._runtime, replace(self._record, owner=self._runtime.host_name)
+        until_done(runtime.closing, lambda: end_lost_arrival(runtime, now), what="write its end down")
 
     def _take_frames(self) -> None:
         """Give the container what neighbours sent to it while it was on its way; they would send again, but later."""

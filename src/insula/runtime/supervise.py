@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -167,6 +167,22 @@ class SpawnerClient:
         if self._reader is not None:
             self._reader.join()
         return self._begin()
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[Callable[[], bool]]:
+        """Give a question: whether the spawner of now has ended meanwhile.  Raises: SpawnerGone if it has already.
+
+        For who writes down that something runs which a spawner has made: it may have ended after its answer, and with it what
+        it had made, and `replace_spawner` looks only for what was written down as running when it ended.
+        """
+        try:
+            pidfd = os.pidfd_open(self._pid)
+        except ProcessLookupError as error:
+            raise SpawnerGone("cannot reach the spawner: it has ended", hint=AGAIN) from error
+        try:
+            yield lambda: bool(wait_readable(pidfd, seconds=0.0))
+        finally:
+            os.close(pidfd)
 
     @property
     def knows_tenants(self) -> bool:
