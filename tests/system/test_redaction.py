@@ -188,3 +188,13 @@ def test_the_processes_are_told_as_far_as_they_may_be(here: AccountsHost) -> Non
         assert " ".join(words) in commands(here.root, "?tenant=alice")
         here.alice("kill", "web")
         running.communicate(timeout=20)
+
+
+def test_where_the_host_exports_to_is_its_admins_business(here: AccountsHost) -> None:
+    def metrics(person: Person) -> bytes:
+        with person.asking("GET", "/metrics") as connection:
+            return b"".join(iter(lambda: connection.recv(65536), b""))
+
+    sent = f'insula_export_sent_total{{sink="file {here.folder}/events.jsonl"}}'.encode()
+    wait_until(lambda: sent in metrics(here.root), what="told")
+    assert b"insula_export" not in metrics(here.alice)

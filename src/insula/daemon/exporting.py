@@ -8,6 +8,7 @@
 Nothing here waits for a sink.  Nothing is watched, imported or started that is not configured.
 """
 
+import itertools
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -56,10 +57,17 @@ class _Sinks:
             sinks.add_otlp(otlp, host=host)
         for file in exports.file:
             carrier = EventFile(Path(file.path), max_bytes=file.max_bytes, kept=file.kept)
-            sinks.events.append((file, Sink(f"file {file.path}", carrier)))
+            sinks.events.append((file, Sink(sinks.name(f"file {file.path}"), carrier)))
         for syslog in exports.syslog:
-            sinks.events.append((syslog, _syslog(syslog.address, host=host)))
+            name = sinks.name(f"syslog {syslog.address}")
+            sinks.events.append((syslog, _syslog(name, syslog.address, host=host)))
         return sinks
+
+    def name(self, wished: str) -> str:
+        """Return what a sink is called: another one to the same place has a number."""
+        taken = {sink.name for _, sink in self.events} | {sink.name for _, sink in self.spans}
+        others = (f"{wished} ({number})" for number in itertools.count(2))
+        return next(each for each in itertools.chain((wished,), others) if each not in taken)
 
     def add_otlp(self, endpoint: Otlp, *, host: str) -> None:
         # Who configures none of it does not pay for the generated messages: 4 MiB, 20 ms (ADR 28).
@@ -72,17 +80,16 @@ class _Sinks:
                 f"cannot use the certificates for `{endpoint.endpoint}`: {error.strerror or error}"
             ) from error
         if endpoint.changes or endpoint.kinds:
-            sink = Sink(f"otlp {endpoint.endpoint} logs", otlp.Logs(logs), max_per_s=OTLP_PER_S)
-            self.events.append((endpoint, sink))
+            name = self.name(f"otlp {endpoint.endpoint} logs")
+            self.events.append((endpoint, Sink(name, otlp.Logs(logs), max_per_s=OTLP_PER_S)))
         if endpoint.traces:
-            self.spans.append(
-                (endpoint, Sink(f"otlp {endpoint.endpoint} traces", otlp.Traces(traces, host=host)))
-            )
+            name = self.name(f"otlp {endpoint.endpoint} traces")
+            self.spans.append((endpoint, Sink(name, otlp.Traces(traces, host=host))))
 
 
-def _syslog(address: str, *, host: str) -> Sink[Told]:
+def _syslog(name: str, address: str, *, host: str) -> Sink[Told]:
     carrier = Syslog(Address.parse(address), _line, host=host, facility=Facility.DAEMON, message_id="event")
-    return Sink(f"syslog {address}", carrier)
+    return Sink(name, carrier)
 
 
 def _audit(address: str, *, host: str) -> Sink[Line]:

@@ -109,6 +109,8 @@ def _checked(exports: Exports) -> Exports:
     for file in exports.file:
         if not file.path.startswith("/"):
             raise _wrong("file.path", f"`{file.path}` is not absolute")
+        if [each.path for each in exports.file].count(file.path) > 1:
+            raise _wrong("file.path", f"`{file.path}` stands there twice")
     for syslog in exports.syslog:
         try:
             Address.parse(syslog.address)

@@ -32,7 +32,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 
 from insula import __version__
 from insula.export.post import Post
-from insula.model.change import Alarm, Change
+from insula.model.change import Alarm, Change, ProfileDrift
 from insula.model.export import Told
 from insula.model.monitor import Event, Lost, in_words
 from insula.model.span import Span
@@ -144,12 +144,20 @@ def _said(what: Event | Change | Lost) -> tuple[str, str, dict[str, _Value]]:
             }
             return what.kind.value, in_words(what), told
         case Change():
-            words: dict[str, _Value] = {"insula.detail": what.detail} if what.detail else {}
-            if isinstance(what, Alarm):
-                words["insula.rule"] = what.rule
-            return what.event, f"{what.event} {what.detail}".strip(), words
+            return what.event, f"{what.event} {what.detail}".strip(), _of_change(what)
         case Lost():
             return "lost", f"{what.events} events were lost", {"insula.events": what.events}
+
+
+def _of_change(change: Change) -> dict[str, _Value]:
+    detail: dict[str, _Value] = {"insula.detail": change.detail} if change.detail else {}
+    match change:
+        case Alarm():
+            return {**detail, "insula.rule": change.rule}
+        case ProfileDrift():
+            return {**detail, "insula.profile": change.profile}
+        case _:
+            return detail
 
 
 def traces_of(spans: Iterable[Span], *, resource: Resource) -> ExportTraceServiceRequest:

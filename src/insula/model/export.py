@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass
 
-from insula.model.change import Alarm, Change
+from insula.model.change import Alarm, Change, ProfileDrift
 from insula.model.monitor import Event, Lost
 
 
@@ -21,8 +21,8 @@ class Told:
 
     @property
     def is_alarming(self) -> bool:
-        """Whether somebody should look: an alarm of a rule, or that not all was seen."""
-        return isinstance(self.what, Lost | Alarm)
+        """Whether somebody should look: an alarm of a rule, what a profile lacks, or that not all was seen."""
+        return isinstance(self.what, Lost | Alarm | ProfileDrift)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

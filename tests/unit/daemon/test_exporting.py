@@ -84,6 +84,15 @@ def test_traces_of_others_do_not_go_to_who_is_for_one_tenant(tmp_path: Path) -> 
         assert {each.name for each in collector.spans} == {"migrate", "freeze"}
 
 
+def test_two_sinks_to_one_place_have_two_names(tmp_path: Path) -> None:
+    with exporting(tmp_path, '[[syslog]]\naddress = "/none"\n' * 3) as exporter:
+        assert [each.sink for each in exporter.counts()] == [
+            "syslog /none",
+            "syslog /none (2)",
+            "syslog /none (3)",
+        ]
+
+
 def test_who_configures_nothing_pays_nothing(tmp_path: Path) -> None:
     with exporting(tmp_path, "") as exporter:
         with exporter.tracer.root("migrate") as root:

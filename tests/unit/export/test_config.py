@@ -47,6 +47,7 @@ def test_all_of_them() -> None:
         ('[[otlp]]\nendpoint = "http://h"\nheaders = {a = "c\\r\\nd: e"}', "`a` cannot be a header"),
         ('[[otlp]]\nendpoint = "http://h"\nkinds = ["bogus"]', "invalid enum value 'bogus'"),
         ('[[file]]\npath = "events"', "`events` is not absolute"),
+        ('[[file]]\npath = "/e"\n[[file]]\npath = "/e"', "`/e` stands there twice"),
         ('[[file]]\npath = "/e"\nmax_bytes = 0', "file[0].max_bytes"),
         ('[[syslog]]\naddress = "http://h"', "cannot use `http://h` as a syslog"),
         ('[[syslog]]\naddress = "h:0"', "cannot use `h:0` as a syslog"),

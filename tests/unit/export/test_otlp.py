@@ -22,7 +22,7 @@ from insula.export.config import Otlp
 from insula.export.otlp import EVENT_ATTRIBUTES, Logs, Traces
 from insula.export.post import Post
 from insula.export.sink import Unavailable
-from insula.model.change import Alarm, Change
+from insula.model.change import Alarm, Change, ProfileDrift
 from insula.model.export import Told
 from insula.model.monitor import Event, EventKind, Lost
 from insula.model.span import Span
@@ -112,15 +112,18 @@ def test_changes_alarms_and_losses(collector: Collector) -> None:
         [
             told(Change(**fields, event="exited", detail="exit code 0")),  # type: ignore[arg-type]
             told(Alarm(**fields, event="alarm", detail="shell: sh", rule="shell", seen=EVENT)),  # type: ignore[arg-type]
+            told(ProfileDrift(**fields, event="profile_drift", detail="p: sh", profile="p", seen=EVENT)),  # type: ignore[arg-type]
             told(Lost(events=3)),
         ]
     )
     assert [(each.name, each.body, each.severity) for each in collector.logs] == [
         ("insula.exited", "exited exit code 0", "INFO"),
         ("insula.alarm", "alarm shell: sh", "WARN"),
+        ("insula.profile_drift", "profile_drift p: sh", "WARN"),
         ("insula.lost", "3 events were lost", "WARN"),
     ]
     assert collector.logs[1].attributes["insula.rule"] == "shell"
+    assert collector.logs[2].attributes["insula.profile"] == "p"
 
 
 def test_a_span(collector: Collector) -> None:

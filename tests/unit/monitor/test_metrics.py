@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from insula.model.export import SinkCounts
 from insula.model.monitor import CallCount, ContainerCounts
 from insula.model.record import ContainerStats
 from insula.monitor.metrics import METRICS, Metric, MetricKind, exposition, table
@@ -80,3 +81,18 @@ def test_every_figure_stands_on_the_page() -> None:
         if f"| `{name}` | {kind} | {unit} | `{cadvisor}` | {words} |" not in page
     ]
     assert not missing
+
+
+def test_sinks_are_told_with_what_was_lost() -> None:
+    counts = SinkCounts(sink="file /e", sent=5, dropped=4, refused=3, failures=2, waiting=1)
+    told = exposition([], [], sinks=[counts]).decode()
+    samples = {
+        sample.name: sample.value
+        for family in text_string_to_metric_families(told)
+        for sample in family.samples
+        if sample.labels == {"sink": "file /e"}
+    }
+    assert list(samples.values()) == [5, 4, 3, 2, 1]
+    page = (Path(__file__).parents[3] / "docs/metrics.md").read_text(encoding="utf-8")
+    assert [name for name in samples if f"`{name}`" not in page] == []
+    assert "insula_export" not in exposition([], []).decode()
