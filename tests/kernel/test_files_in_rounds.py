@@ -16,13 +16,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from insula.image.tarball import MAX_DEPTH
+from insula.image.pack import pack_tree
+from insula.image.tarball import MAX_DEPTH, Form
 from insula.kernel import libc
 from insula.migrate.edits import Attributes, Link, Make, Move, Open, Record, Remove, Write, encode
 from insula.migrate.fileapply import FileTarget
 from insula.migrate.files import FileSource
 from insula.migrate.wire import Wire
-from insula.model.errors import InsulaError, MigrationFailed, ProtocolError
+from insula.model.errors import InsulaError, InvalidImage, MigrationFailed, ProtocolError
 from insula.model.migration import FileRound
 
 MNT_DETACH = 2
@@ -373,14 +374,41 @@ def test_noise_is_refused_or_means_nothing(noise: bytes) -> None:
     taken.close()
 
 
-def test_folders_that_are_too_deep_are_refused_before_the_other_side_is(place: Path) -> None:
-    source, target = place / "source", place / "target"
-    for each in (source, target):
-        each.mkdir()
-    (source / ("a/" * MAX_DEPTH)).mkdir(parents=True)
-    with Rounds(source, target, seen=None) as rounds:
+def dig(folder: Path, name: str, *, depth: int) -> None:
+    """Make folders in each other, also where no path reaches."""
+    here = os.open(folder, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir(name, dir_fd=here)
+        below = os.open(name, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+
+
+def test_folders_as_deep_as_can_be_come_through(place: Path) -> None:
+    for each in ("source", "target"):
+        (place / each).mkdir()
+    dig(place / "source", "a", depth=MAX_DEPTH)
+    with Rounds(place / "source", place / "target", seen=None) as rounds:
         rounds.go()
-    assert described(source) == described(target)
-    (source / ("a/" * 900)).mkdir(parents=True)
-    with Rounds(source, target, seen=None) as rounds, pytest.raises(MigrationFailed, match="deeper than"):
+    assert described(place / "source") == described(place / "target")
+
+
+@pytest.mark.parametrize(("name", "depth"), [("a", MAX_DEPTH + 1), ("a", 900), ("b" * 250, 17)])
+def test_folders_that_are_too_deep_are_refused_before_the_other_side_is(
+    place: Path, name: str, depth: int
+) -> None:
+    for each in ("source", "target"):
+        (place / each).mkdir()
+    dig(place / "source", name, depth=depth)
+    with (
+        Rounds(place / "source", place / "target", seen=None) as rounds,
+        pytest.raises(MigrationFailed, match="too deep"),
+    ):
         rounds.go()
+    folder = os.open(place / "source", os.O_RDONLY)
+    try:
+        with pytest.raises(InvalidImage, match="too deep"):
+            list(pack_tree(folder, form=Form.UPPER))
+    finally:
+        os.close(folder)

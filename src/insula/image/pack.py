@@ -13,7 +13,7 @@ import os
 import stat
 from collections.abc import Iterator
 
-from insula.image.tarball import MAX_ID, OPAQUE, OPAQUE_NAME, REDIRECT, WHITEOUT_PREFIX, Form
+from insula.image.tarball import MAX_ID, OPAQUE, OPAQUE_NAME, REDIRECT, WHITEOUT_PREFIX, Form, is_too_deep
 from insula.image.tarheader import BLOCK, CHUNK, Entry, Kind, Xattr, encode, shown
 from insula.kernel.paths import open_in_root
 from insula.model.errors import InvalidImage
@@ -29,7 +29,8 @@ def pack_tree(root_fd: int, *, form: Form = Form.LAYER, prefix: bytes = b"") -> 
 
     form: LAYER writes whiteouts as `.wh.` names, UPPER as the nodes and marks that overlayfs made, PLAIN has none.
     prefix: stands before every path, as `name/`.
-    Raises: InvalidImage for an owner outside 0..65535, or a LAYER's own file called `.wh.…`; OSError.
+    Raises: InvalidImage for an owner outside 0..65535, a LAYER's own file called `.wh.…`, and what lies too deep to be
+    unpacked again; OSError.
     """
     return _whole(_Packer(root_fd, form=form, prefix=prefix).pieces())
 
@@ -88,6 +89,11 @@ class _Packer:
         if self._form is Form.LAYER and _has_xattr(fd, OPAQUE):
             yield encode(Entry(path=_join(path, OPAQUE_NAME), kind=Kind.FILE))
         for name in sorted(map(os.fsencode, os.listdir(fd))):
+            if self._form is not Form.PLAIN and is_too_deep(_join(path, name)):
+                raise InvalidImage(
+                    f"cannot pack `{shown(path[:40])}…`: it lies too deep",
+                    hint="remove it, or pack it into an archive",
+                )
             try:
                 status = os.stat(name, dir_fd=fd, follow_symlinks=False)
                 if stat.S_ISDIR(status.st_mode):

@@ -87,6 +87,11 @@ def _explained(entry: Entry) -> Iterator[None]:
         raise InvalidImage(f"cannot unpack `{name}`: {reason}") from error
 
 
+def is_too_deep(path: bytes) -> bool:
+    """Tell whether nobody would take a file of that name from here, so that it need not be sent."""
+    return path.count(b"/") >= MAX_DEPTH or len(path) >= MAX_PATH_BYTES
+
+
 def _parts(path: bytes, *, what: str) -> tuple[bytes, ...]:
     # The parts of a path, none of which is special.
     if path.startswith(b"/"):

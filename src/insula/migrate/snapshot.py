@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from insula.image.tarball import MAX_DEPTH
+from insula.image.tarball import is_too_deep
 from insula.kernel.paths import open_beneath
 from insula.model.errors import MigrationFailed
 
@@ -85,10 +85,10 @@ def join(folder: bytes, name: bytes) -> bytes:
 
 def refuse_depth(name: bytes) -> None:
     """Refuse what lies too deep for the other side (`fileapply.py`), and for walks on this one.  Raises: MigrationFailed."""
-    if name.count(b"/") >= MAX_DEPTH:
+    if is_too_deep(name):
         shown = name[:40].decode(errors="replace")
         raise MigrationFailed(
-            f"cannot send `{shown}…`: it lies deeper than {MAX_DEPTH} folders",
+            f"cannot send `{shown}…`: it lies too deep",
             hint="remove it in the container, or pack it there into an archive",
         )
 
