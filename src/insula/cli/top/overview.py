@@ -16,6 +16,7 @@ from textual.coordinate import Coordinate
 from textual.screen import Screen
 from textual.widgets import DataTable, Input, Static
 
+from insula.cli.render import clip
 from insula.cli.top.figures import (
     COUNTED_SORTS,
     SORTS,
@@ -30,9 +31,11 @@ from insula.cli.top.figures import (
 if TYPE_CHECKING:
     from insula.cli.top.app import Top
 
-MIN_NAME, MAX_NAME = 12, 24
-MIN_CALLS = 16
-"""A column of calls that has less room is left out."""
+MIN_NAME, USUAL_NAME, MAX_NAME = 12, 16, 24
+MIN_CALLS, MUCH_CALLS = 16, 36
+"""A column of calls that has less room is left out; names get more room when it has much."""
+SLACK = 2
+"""So many times more than are on the screen may be counted."""
 MANY = 200
 """So many containers are not named one by one: all are counted."""
 HELP = "⏎ look into   / filter   sort: the underlined letter   r reverse   q quit"
@@ -77,6 +80,14 @@ COLUMNS: tuple[Column, ...] = (
     Column("e", "ERR/s", 6, lambda of: count(of.failure_rate)),
 )
 _FIXED = sum(each.width + 1 for each in COLUMNS)
+
+
+def _widths(width: int) -> tuple[int, int]:
+    """Return how wide names and calls are in a terminal of that width; 0: calls are left out."""
+    room = width - 1 - _FIXED  # 1: the scroll bar
+    name = min(MAX_NAME, max(USUAL_NAME, room - 1 - MUCH_CALLS))
+    calls = room - 1 - name
+    return (name, calls) if calls >= MIN_CALLS else (max(MIN_NAME, room), 0)
 
 
 def top_calls(of: Figures, *, width: int) -> str:
@@ -129,8 +140,10 @@ class Overview(Screen[None]):
         self._wanted = ""
         self._rows: list[Figures] = []
         self._cells: list[list[str]] = []
+        self._kept: frozenset[str] = frozenset()
+        """Whose calls are counted; empty: of all."""
         self._widths: tuple[int, int] = (0, 0)
-        self._titles: list[str] = []
+        self._titles: list[tuple[str, int]] = []
 
         self._head = Static(classes="head", markup=False)
         self._table = Table(cursor_type="row", cell_padding=0, header_height=1)
@@ -212,22 +225,19 @@ class Overview(Screen[None]):
 
     def _fit_columns(self) -> bool:
         """Make the columns anew if the terminal, or the order, has another form than they."""
-        table, width = self._table, self.size.width - 1  # the scroll bar
-        room = width - _FIXED
-        calls = room - MAX_NAME - 1 if room - MAX_NAME - 1 >= MIN_CALLS else 0
-        widths = (max(MIN_NAME, min(MAX_NAME, room) if calls else room), calls)
-        titles = [self._title("a", "NAME", width=-widths[0])]
-        titles += [self._title(each.sort, each.title, width=each.width + 1) for each in COLUMNS]
-        if calls:
-            titles.append(" TOP CALLS")
-        if widths == self._widths and titles == self._titles:
+        name_width, calls_width = self._widths = _widths(self.size.width)
+        titles = [(self._title("a", "NAME", width=-name_width), name_width)]
+        titles += [
+            (self._title(each.sort, each.title, width=each.width + 1), each.width + 1) for each in COLUMNS
+        ]
+        if calls_width:
+            titles.append((" TOP CALLS", calls_width + 1))
+        if titles == self._titles:
             return False
-        self._widths, self._titles = widths, titles
-        table.clear(columns=True)
-        for title, width in zip(
-            titles, (widths[0], *(each.width + 1 for each in COLUMNS), calls + 1), strict=False
-        ):
-            table.add_column(title, width=width)
+        self._titles = titles
+        self._table.clear(columns=True)
+        for title, width in titles:
+            self._table.add_column(title, width=width)
         return True
 
     def _title(self, key: str, title: str, *, width: int) -> str:
@@ -242,7 +252,7 @@ class Overview(Screen[None]):
 
     def _line(self, of: Figures) -> list[str]:
         name_width, calls_width = self._widths
-        cells = [f"{of.name[:name_width]:<{name_width}}"]
+        cells = [f"{clip(of.name, name_width):<{name_width}}"]
         cells += [
             _warned(f"{each.read(of):>{each.width + 1}}", each.weigh(of), at=each.warns_at)
             for each in COLUMNS
@@ -260,28 +270,35 @@ class Overview(Screen[None]):
     def _draw_selected(self) -> None:
         selected = self._selected_id()
         found = next((each for each in self._rows if each.id == selected), None)
-        width = self.size.width
-        if found is None or self._top.no_counts:
-            text = f"system calls are not counted: {self._top.no_counts}" if self._top.no_counts else ""
-            self._selected.update(Content(text[: 2 * width]))
-            return
-        calls = top_calls(found, width=width - 8) or ("-" if found.calls is None else "none")
-        errors = _fitting(
-            [f"{what} {count(rate)}/s" for what, rate in found.errors], width=width - 8, gap=", "
-        )
-        self._selected.update(Content(f"calls   {calls}\nerrors  {errors or '-'}"))
+        if self._top.no_counts:
+            text = f"system calls are not counted: {self._top.no_counts}"
+        elif found is None:
+            text = "none of this name runs" if self._wanted else "nothing runs here"
+        else:
+            room = self.size.width - len("errors  ")
+            calls = top_calls(found, width=room) or ("-" if found.calls is None else "none")
+            failed = [f"{what} {count(rate)}/s" for what, rate in found.errors]
+            text = f"calls   {calls}\nerrors  {_fitting(failed, width=room, gap=', ') or '-'}"
+        self._selected.update(Content(text))
 
     def _shown(self) -> frozenset[str]:
-        """Return whose calls are to be counted: of those on the screen, or of all that are sorted by them."""
+        """Return whose calls are to be counted: of those on the screen, or of all that are sorted by them; empty: of all.
+
+        Who was on the screen a moment ago may stay among them: another order each second is not another wish each second.
+        """
         running = self._top.board.figures()
         if self._sort.key in COUNTED_SORTS:
             shown = self._rows
         else:
             first = int(self._table.scroll_y)
             shown = self._rows[first : first + max(1, self._table.size.height)]
+        wanted = frozenset(each.id for each in shown)
         if len(shown) == len(running) or len(shown) > MANY:
-            return frozenset()
-        return frozenset(each.id for each in shown)
+            self._kept = frozenset()
+        elif not wanted <= self._kept or len(self._kept) > SLACK * len(wanted):
+            both = wanted | self._kept
+            self._kept = both if len(both) <= SLACK * len(wanted) else wanted
+        return self._kept
 
     @on(DataTable.RowHighlighted)
     def _cursor_moved(self) -> None:
