@@ -26,6 +26,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -200,7 +201,10 @@ def _survey(root: Path) -> _Survey:
             continue
         below = []
         for entry in entries:
-            status = entry.stat(follow_symlinks=False)
+            try:
+                status = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:  # somebody installs or removes programs just now
+                continue
             if not _is_public(status):
                 hidden.append(entry.path[skip:])
             elif stat.S_ISDIR(status.st_mode):
@@ -259,7 +263,8 @@ class _Mask:
             made = made / part
             if not made.exists():
                 made.mkdir()
-                _adopt(made, os.lstat(self._root / made.relative_to(self._to)))
+                with suppress(FileNotFoundError):
+                    _adopt(made, os.lstat(self._root / made.relative_to(self._to)))
 
     def _var(self) -> None:
         for first in ("cache", "lib", "log", "spool"):
@@ -282,19 +287,22 @@ class _Mask:
 
     def _copy(self, folder: str) -> None:
         for entry in os.scandir(self._root / folder):
-            path = f"{folder}/{entry.name}"
-            status = entry.stat(follow_symlinks=False)
-            if any(fnmatch(entry.name, pattern) for pattern in SECRET) or not _is_public(status):
-                continue
-            target = self._to / path
-            if stat.S_ISLNK(status.st_mode):
-                os.symlink(os.readlink(entry.path), target)
-            elif stat.S_ISDIR(status.st_mode):
-                target.mkdir()
-                self._copy(path)
-                _adopt(target, status)
-            elif stat.S_ISREG(status.st_mode) and status.st_size <= _COPIED_FILE_BYTES:
-                _copy_file(entry.path, target)
+            if not any(fnmatch(entry.name, pattern) for pattern in SECRET):
+                with suppress(FileNotFoundError):  # it has gone meanwhile
+                    self._copy_entry(entry, f"{folder}/{entry.name}")
+
+    def _copy_entry(self, entry: os.DirEntry[str], path: str) -> None:
+        status, target = entry.stat(follow_symlinks=False), self._to / path
+        if not _is_public(status):
+            return
+        if stat.S_ISLNK(status.st_mode):
+            os.symlink(os.readlink(entry.path), target)
+        elif stat.S_ISDIR(status.st_mode):
+            target.mkdir()
+            self._copy(path)
+            _adopt(target, status)
+        elif stat.S_ISREG(status.st_mode) and status.st_size <= _COPIED_FILE_BYTES:
+            _copy_file(entry.path, target)
 
 
 def _copy_file(source: str, target: Path) -> None:
