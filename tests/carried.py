@@ -17,7 +17,7 @@ from insula.kernel.criu_images import PAGE_BYTES, PE_LAZY
 from insula.migrate.memory import MemoryStore, Range
 from insula.model import stream
 from insula.runtime import lazy
-from spawned import PYTHON, Spawned, Started, is_alive, wait_until
+from spawned import DEADLINE_S, PYTHON, Spawned, Started, is_alive, wait_until
 
 IMAGES = f"/proc/self/fd/{IMAGES_FD}"
 LIMIT_BYTES = 2 << 30
@@ -84,7 +84,7 @@ def launch(
     with theirs:
         argv = [*program.argv, "swrk", str(RPC_FD)]
         answer = host.client.ask("criu", descriptors=(theirs.fileno(), images, *extra), argv=argv, **body)
-    ours.settimeout(60)
+    ours.settimeout(3 * DEADLINE_S)
     return ours, answer["external"]
 
 
