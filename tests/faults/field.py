@@ -85,6 +85,10 @@ class Field:
         home = self.home()
         return bool(home) and self.pair.status(home, NAME) == "running"
 
+    def is_doubled(self) -> bool:
+        """Tell whether both hosts say that theirs runs, which never passes by itself: a source that has committed says `moved`."""
+        return all(self.pair.status(name, NAME) == "running" for name in self.pair.world.hosts)
+
     def begin_anew(self) -> None:
         """After a case that did not hold: both insulads anew, nothing left of the container."""
         self._wish.unlink(missing_ok=True)

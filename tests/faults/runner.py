@@ -18,7 +18,7 @@ from demo import cleanup
 
 from faults import strike
 from faults.cases import Case, Fault, Owner, may_end_a_connection, may_end_the_program, owner_after
-from faults.field import HEARD_S, QUIET_S, SETTLE_S, Field, Missed
+from faults.field import HEARD_S, NAME, QUIET_S, SETTLE_S, Field, Missed
 from faults.workload import LIMIT_BYTES, Returning, Steady, ask, is_answered, judge_ticks, judge_writes
 from insula.migrate.fault import OF_PULLS, Point
 from insula.model.errors import InsulaError
@@ -193,9 +193,9 @@ class Runner:
     ) -> None:
         field = self._field
         with _lap(result, "settle"):
-            is_settled = wait_until(field.is_settled, seconds=field.pace.allow(SETTLE_S))
-        if not is_settled:
-            states = {name: field.pair.status(name, "c") or "none" for name in field.pair.world.hosts}
+            wait_until(lambda: field.is_settled() or field.is_doubled(), seconds=field.pace.allow(SETTLE_S))
+        if not field.is_settled():
+            states = {name: field.pair.status(name, NAME) or "none" for name in field.pair.world.hosts}
             result.fail(f"not one copy that runs: {states}")
             return
         home = field.home()

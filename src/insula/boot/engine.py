@@ -37,6 +37,7 @@ FIRST_INHERITED_FD = 5
 #: the container's root, who cannot pass through folders of the host that are root's alone.
 ROOT = "/run/root"
 EXTERNAL = "/run/external"
+TMP = "/tmp"
 
 
 class Room:
@@ -172,6 +173,7 @@ def _become_criu(
         packer.place()
         if plan is not None and prepared is not None:
             _stage(plan, prepared)
+            _cover_tmp(argv)
             doors.enter()
             libc.unshare(namespace.CLONE_NEWCGROUP)
         if page_maps >= 0:
@@ -200,6 +202,18 @@ def _stage(plan: StartPlan, prepared: build.Prepared) -> None:
         place, made = root_parts.open_part(prepared.root, part)
         os.close(place)
         _attach_made(f"{outside}/part{number}", made)
+
+
+def _cover_tmp(argv: list[str]) -> None:
+    """Give a restore a `/tmp` of its own: one that is killed, or fails, leaves the folder in which it builds (`/tmp/.criu.mntns.…`).
+
+    Not if CRIU itself stands there, as one of a developer may.  Source: CRIU's mount.c, `create_mnt_roots`.
+    """
+    if any(word.startswith(f"{TMP}/") for word in argv):
+        return
+    own = mount.tmpfs(mode=0o1777)
+    mount.attach(own, TMP)
+    os.close(own)
 
 
 def _attach_made(place: str, made: int) -> None:
