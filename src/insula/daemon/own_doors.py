@@ -9,8 +9,8 @@ Only the kernel's queue is another one: who calls is asked as ever.  They go wit
 sockets": connecting needs write permission on the socket and search permission on its folder.
 """
 
+import contextlib
 import os
-import shutil
 import socket
 from pathlib import Path
 
@@ -27,7 +27,7 @@ class OwnDoors:
         self._folder = run / FOLDER
         self.clear()
         self._folder.mkdir(mode=0o700)
-        os.chown(self._folder, 0, group)
+        _give(self._folder, 0, group)
         self._folder.chmod(0o710)
 
     def open(self, uid: int) -> socket.socket:
@@ -41,7 +41,7 @@ class OwnDoors:
             listener.bind(str(path))
             path.chmod(0o600)
             listener.listen(BACKLOG)
-            os.chown(path, uid, -1)
+            _give(path, uid, -1)
         except OSError:
             listener.close()
             raise
@@ -53,7 +53,18 @@ class OwnDoors:
 
     def clear(self) -> None:
         """Take all away, also what a killed insulad left."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            for each in self._folder.iterdir():
+                each.unlink()
+            self._folder.rmdir()
 
     def _path(self, uid: int) -> Path:
         return self._folder / f"{uid}.sock"
+
+
+def _give(path: Path, uid: int, gid: int) -> None:
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.chown(path.name, uid, gid, dir_fd=folder, follow_symlinks=False)
+    finally:
+        os.close(folder)
