@@ -75,6 +75,28 @@ def test_a_rule_keeps_the_evidence(web: Host) -> None:
         web.root.wait_for("web", status="exited")
         (kept,) = web.root.json("checkpoint", "ls", "--format", "json", "web")
         assert kept["name"].startswith("evidence-")
+    web.root("restore", "web")
+    assert web.root.wait_for("web", status="running")
+    assert "evil" in web.root("exec", "web", "ls", "/tmp")
+
+
+def test_a_rule_sees_the_first_program_of_a_container(host: Host) -> None:
+    with ruled(host, SHELL), listening(host.root) as events:
+        host.root("run", "--name", "short", "box", "id")
+        told = events.read(3)
+    assert "alarm" in {event for _, event, _ in told}
+
+
+def test_a_rule_misses_no_attempt_that_the_filter_answers_while_a_trace_asks_for_those(web: Host) -> None:
+    text = '[[rule]]\nname = "mounts"\nkinds = ["mount"]\n'
+    with ruled(web, text), web.root.begin("trace", "web") as trace, listening(web.root) as events:
+        assert trace.stdout is not None
+        web.root.give("exec", "web", "true")
+        trace.stdout.readline()  # it is attached
+        web.root.give("exec", "web", "mount", "-t", "tmpfs", "x", "/tmp")
+        ((_, event, detail),) = events.read(1)
+        trace.terminate()
+    assert (event, detail.split(":")[0]) == ("alarm", "mounts")
 
 
 def test_a_webhook_is_called(web: Host) -> None:

@@ -78,6 +78,24 @@ def test_a_trace_goes_on_across_moves_without_a_hole(pair: Pair) -> None:
     assert seen == list(range(seen[0], seen[0] + len(seen)))
 
 
+def test_what_a_flood_loses_on_the_way_is_counted(pair: Pair) -> None:
+    """Too fast for any reader, while it moves: each number is seen, or counted as lost."""
+    flood = COUNTING.replace(
+        "select.select([], [], [], 0.001)", "number % 200 or select.select([], [], [], 0.001)"
+    )
+    pair.run("c", program=flood + SERVER)
+    with watching(pair.client("alpha"), "c", kinds="file", paths="/insula-none/*") as watcher:
+        watcher.wait_for(1000)
+        pair.migrate("c", "alpha", "beta")
+        watcher.wait_for(len(watcher.events) + 1000)
+        lines = list(watcher.lines)
+    seen = [int(line["path"].rsplit("/", 1)[1]) for line in lines if line["type"] == "event"]
+    lost = sum(line["events"] for line in lines if line["type"] == "lost")
+    assert seen == sorted(set(seen))
+    assert seen[-1] - seen[0] + 1 - len(seen) <= lost
+    assert "ended" not in {line["type"] for line in lines}
+
+
 def test_a_trace_ends_with_the_container_that_moved_and_ended(pair: Pair) -> None:
     pair.run("c", program=COUNTING + SERVER)
     with watching(pair.client("alpha"), "c", kinds="exit") as watcher:

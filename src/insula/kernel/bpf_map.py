@@ -31,8 +31,7 @@ _POSSIBLE_PROCESSORS = "/sys/devices/system/cpu/possible"
 _BUSY = 1 << 31
 _DISCARDED = 1 << 30
 _HEADER_BYTES = 8
-_POSITION = struct.Struct("=Q")
-_LENGTH = struct.Struct("=I")
+_WORD_BYTES = 8
 
 
 def possible_processors() -> int:
@@ -163,9 +162,22 @@ class Ring:
 
     Page 0 is ours: how far we have read.  Page 1 is the kernel's: how far it has written.  The data follow, twice in a
     row, so that no record is cut at the end.
+
+    Positions and lengths are read and written whole, by views of words: `struct` goes byte by byte, and the kernel would
+    see a position of which half is new; it then finds the ring full, or we find records that are none.
     """
 
-    __slots__ = ("_consumer", "_data", "_mask", "_position", "_producer", "_reading", "fd")
+    __slots__ = (
+        "_consumed",
+        "_consumer",
+        "_data",
+        "_lengths",
+        "_mask",
+        "_position",
+        "_produced",
+        "_reading",
+        "fd",
+    )
 
     def __init__(self, fd: int, *, ring_bytes: int) -> None:
         page = os.sysconf("SC_PAGE_SIZE")
@@ -174,18 +186,20 @@ class Ring:
         self._mask = ring_bytes - 1
         self._consumer = mmap.mmap(fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         self._reading = mmap.mmap(fd, page + 2 * ring_bytes, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)
-        self._producer = memoryview(self._reading)[: _POSITION.size]
+        self._consumed = memoryview(self._consumer)[:_WORD_BYTES].cast("Q")
+        self._produced = memoryview(self._reading)[:_WORD_BYTES].cast("Q")
         self._data = memoryview(self._reading)[page:]
-        (self._position,) = _POSITION.unpack_from(self._consumer)
+        self._lengths = self._data.cast("I")
+        self._position: int = self._consumed[0]
 
     def read(self, *, at_most: int) -> list[bytes]:
         """Take the records that are ready, in order, and give their room back."""
         records: list[bytes] = []
-        data, mask, position = self._data, self._mask, self._position
-        (written,) = _POSITION.unpack(self._producer)
+        data, lengths, mask, position = self._data, self._lengths, self._mask, self._position
+        written = self._produced[0]
         while position < written and len(records) < at_most:
             start = position & mask
-            (length,) = _LENGTH.unpack_from(data, start)
+            length = lengths[start >> 2]
             if length & _BUSY:
                 break
             size = length & ~_DISCARDED
@@ -194,12 +208,12 @@ class Ring:
             position += (_HEADER_BYTES + size + 7) & ~7
         if position != self._position:
             self._position = position
-            _POSITION.pack_into(self._consumer, 0, position)
+            self._consumed[0] = position
         return records
 
     def close(self) -> None:
         """Let go of the pages."""
-        self._producer.release()
-        self._data.release()
+        for view in (self._consumed, self._produced, self._lengths, self._data):
+            view.release()
         self._reading.close()
         self._consumer.close()
