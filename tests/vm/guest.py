@@ -41,7 +41,7 @@ class Patience:
     What fails tells so at once, so that only a hang lasts so long.
     """
 
-    seconds: ClassVar[float] = 600.0
+    seconds: ClassVar[float] = 900.0
     _BOOTS: ClassVar[float] = 60.0
 
     @classmethod
