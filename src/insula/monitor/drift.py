@@ -83,7 +83,8 @@ class Judge:
     def _programs(self, event: Event) -> list[Found]:
         known = {*(self._profile.programs or ()), *self._profile.refused_programs}
         found = [Found(PROGRAMS, each, False) for each in started_programs(event) if each not in known]
-        if (refused := refused_program(event)) and refused not in known:
+        # One that was started before may be another now: a script whose interpreter was not.
+        if (refused := refused_program(event)) and refused not in self._profile.refused_programs:
             found.append(Found(PROGRAMS, refused, self._is_denied))
         return found
 

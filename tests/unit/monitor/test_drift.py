@@ -54,6 +54,7 @@ def sent(address: str, protocol: str = "tcp", *, call: str = "connect", **fields
         (event(EventKind.CAPABILITY, detail="SYS_ADMIN refused"), []),  # so it was when it was recorded
         (event(EventKind.CAPABILITY, detail="SYS_TIME refused"), []),  # nobody has it
         (event(EventKind.FILE, call="execve", path="/bin/sh", error="EACCES"), [("programs", "/bin/sh", True)]),
+        (event(EventKind.FILE, call="execve", path="/usr/bin/true", error="EACCES"), [("programs", "/usr/bin/true", True)]),
         (event(EventKind.FILE, call="execve", path="/bin/sh", error="ENOENT"), []),
         (event(EventKind.EXEC, path="/opt/x"), [("programs", "/opt/x", False)]),
         (event(EventKind.EXEC, path="/usr/bin/true"), []),

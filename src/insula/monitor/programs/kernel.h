@@ -112,6 +112,7 @@ struct css_set {
 struct task_struct {
 	struct thread_info thread_info;
 	int exit_code;
+	unsigned int ptrace;
 	int pid, tgid;
 	struct task_struct *group_leader;
 	struct pid *thread_pid;
