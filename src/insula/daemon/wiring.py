@@ -2,7 +2,6 @@
 """Build every object of the daemon and tie them together: the only place that knows all."""
 
 import asyncio
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -51,7 +50,7 @@ from insula.runtime.recover import recover, replace_spawner
 from insula.runtime.store import Store
 from insula.runtime.supervise import Exit, SpawnerClient
 from insula.runtime.undo import until_done
-from insula.runtime.unpacking import filler_of
+from insula.runtime.unpacking import Unpacking
 from insula.runtime.volumes import Volumes
 from insula.tenant.audit import Audit
 
@@ -161,7 +160,7 @@ def build(options: Options, *, loop: asyncio.AbstractEventLoop) -> Daemon:
         allowance=ground.limits,
         disks=ground.disks,
         count_streams=gate.open_of,
-        filler_of=functools.partial(filler_of, runtime),
+        filler_of=Unpacking(runtime).filler_of,
     )
     collector = Collector()
     api = _api(

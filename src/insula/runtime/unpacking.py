@@ -10,9 +10,11 @@ import os
 import secrets
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -27,26 +29,65 @@ from insula.runtime.context import Runtime
 from insula.runtime.undo import attempt
 
 CHUNK_BYTES = 1 << 18
+REST_S, MAX_REST_S = 1.0, 10.0
+"""After each archive that was refused its tenant's next one waits so long; for all of them together at most."""
 LEAVING_SECONDS = 5.0
 """For the kernel to let go of the cgroup."""
 
 
-def filler_of(runtime: Runtime, tenant: str) -> Filler:
-    """Return what fills folders of a tenant at the tenant's cost."""
+class Unpacking:
+    """What unpacks uploads.  From any thread."""
 
-    def fill(stream: ByteSource, root_fd: int, *, limits: Limits | None) -> Filled:
-        with _group(runtime, tenant) as group, _worker(root_fd, limits or Limits()) as process:
-            if group is not None:
-                with suppress(ProcessLookupError):  # it has failed already
-                    group.attach(process.pid)
-            if process.stdin is not None:
-                _feed(stream, process.stdin)
-            out, said = process.communicate()
-            if process.returncode:
-                raise _failure_of(said)
-            return Filled(*json.loads(out))
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._rests: dict[str, Rest] = {}
+        self._guard = threading.Lock()
 
-    return fill
+    def filler_of(self, tenant: str) -> Filler:
+        """Return what fills folders of a tenant at the tenant's cost."""
+
+        def fill(stream: ByteSource, root_fd: int, *, limits: Limits | None) -> Filled:
+            with self._guard:
+                wait_s = self._rest_of(tenant).wait_s(time.monotonic())
+            self._runtime.closing.wait(wait_s)
+            try:
+                return _fill(self._runtime, tenant, stream, root_fd=root_fd, limits=limits or Limits())
+            except InsulaError:
+                with self._guard:
+                    self._rest_of(tenant).add(time.monotonic())
+                raise
+
+        return fill
+
+    def _rest_of(self, tenant: str) -> "Rest":
+        return self._rests.setdefault(tenant, Rest())
+
+
+@dataclass(slots=True)
+class Rest:
+    """How long a tenant has to wait that sent what was refused: a process for each bomb is work of insulad's, too."""
+
+    until: float = 0.0
+    """Monotonic seconds."""
+
+    def add(self, now: float) -> None:
+        self.until = min(max(now, self.until) + REST_S, now + MAX_REST_S)
+
+    def wait_s(self, now: float) -> float:
+        return max(0.0, self.until - now)
+
+
+def _fill(runtime: Runtime, tenant: str, stream: ByteSource, *, root_fd: int, limits: Limits) -> Filled:
+    with _group(runtime, tenant) as group, _worker(root_fd, limits) as process:
+        if group is not None:
+            with suppress(ProcessLookupError):  # it has failed already
+                group.attach(process.pid)
+        if process.stdin is not None:
+            _feed(stream, process.stdin)
+        out, said = process.communicate()
+        if process.returncode:
+            raise _failure_of(said)
+        return Filled(*json.loads(out))
 
 
 @contextmanager
