@@ -65,7 +65,7 @@ bench-track: setup ## how much slower a program runs while its memory is tracked
 bench-postgres: setup ## what eight clients of PostgreSQL see of moves (needs: apt-get install postgresql)
 	@$(PYTHON) bench/postgres.py $(PASS_ON)
 
-bench-monitor: setup ## how much slower programs run while they are watched, beside strace; how many events are told
+bench-monitor: setup ## how much slower programs run while they are watched, beside strace and bpftrace; events without loss; 500 containers at rest
 	@$(PYTHON) bench/monitor.py $(PASS_ON)
 
 bench-tenants: setup ## what a tenant's flood costs another one's requests and application; ROUNDS=3

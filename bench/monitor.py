@@ -45,7 +45,7 @@ from insula.client.http import Answer, Client
 from insula.model.errors import InsulaError
 
 EXIT_FAILED, EXIT_MISSING = 1, 3
-PAIRS = 15
+PAIRS = 12
 SLOW_PAIRS = 3
 """Of tracers that make a program many times slower."""
 SLOWER = 20
