@@ -3,6 +3,7 @@
 
 import os
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -45,3 +46,38 @@ def test_a_container_holds_a_keyring_in_its_own_name(host: Spawned) -> None:
     before = _keys_of(UID_BASE)
     host.start("/bin/sleep", "1000")
     assert _keys_of(UID_BASE) > before
+
+
+@pytest.mark.skipif(not Path("/proc/key-users").exists(), reason="this kernel has no keys")
+def test_one_tenant_may_have_more_containers_than_a_user_has_keys_by_default(host: Spawned) -> None:
+    assert host.process.poll() is None
+    refused: list[int] = []
+    waiting = []
+    parent, child = os.pipe()
+    keyring.join_new_session()  # as the spawner does
+    for _ in range(250):
+        receive, send = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(child)
+            _hold_keyring(send, parent)
+        os.close(send)
+        with os.fdopen(receive, "rb") as file:
+            refused += file.read()
+        waiting.append(pid)
+    os.close(child)
+    os.close(parent)
+    for pid in waiting:
+        os.waitpid(pid, 0)
+    assert not refused, f"{len(refused)} of 250: {os.strerror(refused[0])}"
+
+
+def _hold_keyring(send: int, until_closed: int) -> NoReturn:
+    try:
+        os.setresuid(UID_BASE, UID_BASE, UID_BASE)
+        keyring.join_new_session()
+    except OSError as error:
+        os.write(send, bytes((error.errno or 255,)))
+    os.close(send)
+    os.read(until_closed, 1)
+    os._exit(0)

@@ -18,6 +18,9 @@ SETTINGS = {
     "fs/inotify/max_user_watches": 1 << 24,
     "fs/aio-max-nr": 1 << 26,
     "kernel/pty/max": 1 << 16,
+    # A session keyring for each container's first process and each exec, all in the name of the tenant's first uid.
+    "kernel/keys/maxkeys": 1 << 20,
+    "kernel/keys/maxbytes": 1 << 25,
 }
 LIMITS = (resource.RLIMIT_SIGPENDING, resource.RLIMIT_MSGQUEUE)
 SHARES = 8

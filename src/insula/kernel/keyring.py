@@ -19,8 +19,8 @@ _ABSENT = (errno.ENOSYS, errno.EOPNOTSUPP)
 def join_new_session() -> None:
     """Give the calling process an empty session keyring of its own, which its descendants inherit.
 
-    It counts against the quota of the caller's uid (`kernel.keys.maxkeys`), but is given in any case to a process that
-    has one already.  Raises: OSError: EDQUOT; a kernel without keys is no error.
+    For a process that has one already it counts against the quota of its uid (`kernel.keys.maxkeys`, 200 by default).
+    Raises: OSError: EDQUOT; a kernel without keys is no error.
     """
     try:
         libc.keyctl(KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0)
