@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -172,3 +173,26 @@ def test_pipes_that_cannot_all_be_made_leave_no_descriptor() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         for each in fillers:
             os.close(each)
+
+
+def test_who_hangs_up_without_a_word_is_not_a_second_loss(run_folder: Path) -> None:
+    """A child of a spawner that was killed may hold its socket for a moment; two losses would start two spawners."""
+    lost: list[str] = []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(run_folder / "spawner.sock"))
+        listener.listen()
+        hangs_up = threading.Thread(target=lambda: listener.accept()[0].close())
+        hangs_up.start()
+        client = SpawnerClient(
+            run_folder,
+            log=run_folder / "log",
+            on_exit=lambda _exit: None,
+            on_lost=lambda: lost.append("the spawner"),
+        )
+        with pytest.raises(SpawnerGone):
+            client.connect()
+        hangs_up.join()
+    assert client._reader is not None
+    client._reader.join()
+    client.close()
+    assert lost == []

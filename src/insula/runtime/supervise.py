@@ -241,7 +241,7 @@ class SpawnerClient:
         raise SpawnerGone(f"cannot start the spawner: see `{self._log}`")
 
     def _read(self) -> None:
-        connection = self._connection
+        connection, is_greeted = self._connection, False
         while connection is not None:
             try:
                 message = protocol.receive(connection)
@@ -249,6 +249,7 @@ class SpawnerClient:
                 message = protocol.Message({}, [])
             if not message.fields:
                 break
+            is_greeted = True
             if message.fields.get("event") == "exited":
                 self._exits.put(_exit_of(message.fields))
                 continue
@@ -268,7 +269,8 @@ class SpawnerClient:
         for each in abandoned:
             each.done.set()
         self._exits.put(None)
-        if is_ours and not self._ends:
+        # One that never said anything is for who connects to see (a child of a killed one may still hold its socket).
+        if is_ours and is_greeted and not self._ends:
             LOG.error("the spawner has ended", extra={"fields": {"log": str(self._log)}})
             self._on_lost()
 
