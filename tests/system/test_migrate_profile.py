@@ -83,7 +83,7 @@ def test_it_goes_along_and_holds_elsewhere(pair: Pair) -> None:
     address = create(pair, "c", host="alpha")
     record(pair, address)
     profile = pair.client("alpha").get(f"/v1/profiles/{PROFILE}")
-    assert profile["outgoing"] == {"127.0.0.1:7000/tcp": 1}
+    assert profile["outgoing"] == {"127.0.0.1:7000/tcp": 10}
     pair.client("alpha").call("POST", "/v1/containers/c/profile/apply", body={"profile": PROFILE})
     with started(pair, "c", address, host="alpha") as run:
         assert (run(WRITE.format("b")), run(REACH)) == ("done", "done")

@@ -129,6 +129,8 @@ def test_it_is_held_after_a_checkpoint_too(host: Host) -> None:
         assert say('open("/etc/planted", "w")') == ["EROFS"]
         assert say('socket.create_connection(("192.0.2.9", 80), timeout=9)') == ["ECONNREFUSED"]
         wait_until(lambda: len(told.drifts()) == 2, what=lambda: f"told: {told.drifts()}")
+        if host.root.look("c")["attachment"].get("address6"):
+            assert say('socket.create_connection(("2001:db8::9", 80), timeout=9)') == ["ECONNREFUSED"]
     host.root("stop", "-t", "1", "c")
     host.root("start", "c")
     with talking(host, "c") as say:

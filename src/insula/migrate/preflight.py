@@ -22,6 +22,7 @@ from insula.model.errors import (
     Unsupported,
 )
 from insula.model.migration import VERSION, NetworkNeed, Offer
+from insula.model.profile_text import check_applied
 from insula.model.record import ContainerRecord, ImageRecord
 from insula.model.spec import MountKind
 from insula.runtime.context import Runtime
@@ -127,6 +128,7 @@ def check_identity(runtime: Runtime, offer: Offer) -> None:
     ):
         raise ProtocolError("cannot take a container: its id, name or tenant is none")
     check_spec(record.spec)
+    check_applied(record.profile)
     permit = runtime.permits.of_tenant(record.tenant)
     check_permitted(record.spec, permit)
     check_ports(record.ports, permit)  # what was picked there is wished for here

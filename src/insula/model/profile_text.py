@@ -15,6 +15,7 @@ from insula.model.errors import InvalidSpec
 from insula.model.folders import merged_folders
 from insula.model.peer import parse_peer
 from insula.model.profile import VERSION, Profile
+from insula.model.spec import AppliedProfile
 
 MAX_BYTES = 1 << 20
 MAX_ENTRIES = 10_000
@@ -61,6 +62,19 @@ def read_profile(text: bytes, *, words: Words) -> Profile:
         reason = f"{len(folders)} folders, none of which lies in another, are more than {MAX_FOLDERS}: name those above them"
         raise _wrong(_line(lines, "written"), reason)
     return profile
+
+
+def check_applied(profile: AppliedProfile | None) -> None:
+    """Check what somebody wishes a container to be held to, or says that one is.  Raises: InvalidSpec naming the entry."""
+    if profile is None:
+        return
+    paths = (*(profile.written or ()), *(profile.programs or ()), *profile.refused_folders)
+    reasons = [_judge_folder(each) for each in paths]
+    reasons += [_judge_peer(each) for each in (*(profile.outgoing or ()), *profile.serving)]
+    if len(merged_folders(profile.written or ())) > MAX_FOLDERS or len(profile.programs or ()) > MAX_PROGRAMS:
+        reasons.append(f"more than {MAX_FOLDERS} folders or {MAX_PROGRAMS} programs")
+    if wrong := next(filter(None, reasons), ""):
+        raise InvalidSpec(f"cannot hold a container to profile `{profile.name}`: {wrong}", hint=_HINT)
 
 
 def _parse(text: bytes) -> dict[str, object]:

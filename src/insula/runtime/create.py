@@ -14,6 +14,7 @@ from insula.model.errors import InUse, InvalidSpec, LimitRefused, NetworkNotFoun
 from insula.model.grant import Grant
 from insula.model.lifecycle import Status
 from insula.model.permit import Permit
+from insula.model.profile_text import check_applied
 from insula.model.record import Attachment, ContainerRecord, ImageRecord
 from insula.model.spec import MountKind, MountWish, RestartKind, Spec, VolumeWish
 from insula.runtime import quotas
@@ -115,6 +116,7 @@ def check_spec(spec: Spec) -> None:
     if spec.stop_signal:
         signal_number(spec.stop_signal)
     capabilities_of(spec)
+    check_applied(spec.profile)
     for port in spec.ports:
         if not 1 <= port.container_port <= 65535 or not 0 <= port.host_port <= 65535 or port.count < 1:
             raise InvalidSpec(f"cannot publish port {port.container_port}: not within 1 to 65535")

@@ -12,8 +12,8 @@ from insula.model.errors import InvalidSpec
 from insula.model.folders import common_folder, is_within, merged_folders
 from insula.model.peer import parse_peer
 from insula.model.profile import Profile, applied
-from insula.model.profile_text import MAX_BYTES, MAX_ENTRIES, MAX_FOLDERS, Words, read_profile
-from insula.model.spec import Enforce
+from insula.model.profile_text import MAX_BYTES, MAX_ENTRIES, MAX_FOLDERS, Words, check_applied, read_profile
+from insula.model.spec import AppliedProfile, Enforce
 
 WORDS = Words(calls=frozenset({"read", "write"}), capabilities=frozenset({"CHOWN"}))
 GOOD = {
@@ -89,6 +89,15 @@ def test_anything_is_read_or_refused(data: bytes) -> None:
 def test_an_old_one_holds_to_calls_and_capabilities() -> None:
     held = applied(read(text(version=1)), enforce=Enforce.DENY)
     assert (held.calls, held.capabilities, held.written, held.outgoing) == (("read",), ("CHOWN",), None, None)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"written": ("etc",)}, {"programs": ("sh",)}, {"outgoing": ("a:1/tcp",)}, {"serving": ("x",)}]
+)
+def test_what_is_wished_directly_is_looked_at_too(wrong: dict[str, tuple[str, ...]]) -> None:
+    with pytest.raises(InvalidSpec, match="cannot hold a container to profile `web`"):
+        check_applied(AppliedProfile(name="web", calls=(), capabilities=None, **wrong))  # type: ignore[arg-type]
+    check_applied(applied(read(text()), enforce=Enforce.DENY))
 
 
 def test_what_stays_in_the_container_is_not_limited() -> None:
