@@ -48,6 +48,48 @@ def enable_btrfs_quotas(path: Path, how: int) -> None:
 
 
 @contextmanager
+def nobody_in(folder: Path) -> Iterator[int]:
+    """Be nobody, with a folder's descriptor: who has CAP_SYS_RESOURCE is not held by project quotas (fs/quota/dquot.c)."""
+    folder.chmod(0o777)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    os.seteuid(65534)
+    try:
+        yield descriptor
+    finally:
+        os.seteuid(0)
+        os.close(descriptor)
+
+
+def fill(path: Path, size: int) -> int:
+    """Write a file until it fails; returns the errno, 0 if all could be written."""
+    with nobody_in(path.parent) as folder:
+        try:
+            file = os.open(path.name, os.O_WRONLY | os.O_CREAT, dir_fd=folder)
+        except OSError as error:
+            return error.errno or -1
+        try:
+            for _ in range(size // MIB):
+                os.write(file, os.urandom(MIB))
+            os.fsync(file)
+        except OSError as error:
+            return error.errno or -1
+        finally:
+            os.close(file)
+    return 0
+
+
+def make_files(folder: Path, count: int) -> int:
+    """Make empty files until it fails; returns the errno, 0 if all could be made."""
+    with nobody_in(folder) as descriptor:
+        try:
+            for number in range(count):
+                os.close(os.open(f"file {number}", os.O_WRONLY | os.O_CREAT, dir_fd=descriptor))
+        except OSError as error:
+            return error.errno or -1
+    return 0
+
+
+@contextmanager
 def _mounted(folder: Path, *make: str, size: int, options: str, missing: str) -> Iterator[Path]:
     image, place = folder / "image", folder / "mounted"
     if shutil.which(make[0], path=_PATH) is None:
