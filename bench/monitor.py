@@ -51,6 +51,7 @@ SLOW_PAIRS = 3
 SLOWER = 20
 """So much less work is done under those."""
 IDLE_S = 20.0
+PER_TENANT = 100
 FLOOD_S = 3.0
 RATES = (25_000, 50_000, 75_000, 100_000, 150_000, 200_000, 250_000, 300_000, 400_000)
 WITHIN_S = 60.0
@@ -336,21 +337,25 @@ def most_told(client: Client, flood: Worker, **query: str) -> int:
 def idle_share(world: World, client: Client, *, count: int) -> dict[str, float]:
     """Return the share of a processor that insulad uses beside so many containers at rest, uncounted and counted."""
     spec = {"image": "host", "command": ["sleep", "infinity"], "network": "none"}
-    made = [client.call("POST", "/v1/containers", body=spec)["id"] for _ in range(count)]
+    # The kernel gives a uid 200 keys (kernel.keys.maxkeys), and each container has a session keyring: several tenants.
+    tenants = [{"tenant": f"idle{n}"} for n in range(-(-count // PER_TENANT))]
+    made: list[tuple[str, dict[str, str]]] = []
     daemon = world.hosts["alpha"].daemon
     pid = daemon.pid if daemon else 0
     try:
-        for each in made:
-            client.call("POST", f"/v1/containers/{each}/start")
+        for n in range(count):
+            query = tenants[n // PER_TENANT]
+            made.append((client.call("POST", "/v1/containers", body=spec, query=query)["id"], query))
+            client.call("POST", f"/v1/containers/{made[-1][0]}/start", query=query)
         alone = share_of(pid)
-        reading = Reading(client.open("GET", "/v1/calls", query={"stream": "1"}))
+        reading = Reading(client.open("GET", "/v1/calls", query={"stream": "1", "tenant": "*"}))
         try:
             return {"idle_uncounted_share": alone, "idle_share": share_of(pid)}
         finally:
             reading.close()
     finally:
-        for each in made:
-            client.call("DELETE", f"/v1/containers/{each}", query={"force": "1"})
+        for each, query in made:
+            client.call("DELETE", f"/v1/containers/{each}", query={"force": "1", **query})
 
 
 def share_of(pid: int) -> float:
