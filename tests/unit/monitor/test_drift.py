@@ -6,8 +6,11 @@ from typing import Any
 import pytest
 
 from insula.model.monitor import Event, EventKind
+from insula.model.profile import ContainerDrifts
 from insula.model.spec import AppliedProfile, Enforce
 from insula.monitor.drift import MAX_DRIFTS, MAX_TOLD, Found, Judge, Ledger, told
+from insula.monitor.metrics import exposition
+from insula.monitor.rules import read_rules, wish_of
 from insula.monitor.usage import Home
 
 PROFILE = AppliedProfile(
@@ -114,3 +117,25 @@ def test_words() -> None:
         told(event(EventKind.FILE), Found("written", "/x", False), count=10).detail
         == "new folder, not refused, 10 times"
     )
+
+
+def test_figures_of_it() -> None:
+    ledger = Ledger()
+    for part, is_refused in (("calls", True), ("written", True), ("written", True), ("written", False)):
+        ledger.add(Found(part, f"{part}{is_refused}", is_refused), event(EventKind.FILE))
+    counted = ContainerDrifts.of("id", "web", ledger.drifts.values())
+    assert (counted.refused, counted.done) == ({"calls": 1, "written": 2}, {"written": 1})
+    text = exposition((), (), drifts=(counted,)).decode()
+    assert (
+        'insula_container_profile_drifts_total{answer="refused",id="id",name="web",part="written"} 2.0'
+        in text
+    )
+    assert "profile_drifts" not in exposition((), ()).decode()
+
+
+def test_a_rule_can_be_about_it() -> None:
+    (rule,) = read_rules('[[rule]]\nname = "new"\nkinds = ["drift"]\npaths = ["/bin/sh"]\n', file="x")
+    one = event(EventKind.FILE, call="execve", path="/bin/sh", error="EACCES")
+    assert rule.matches(told(one, Found("programs", "/bin/sh", True), count=1))
+    assert not rule.matches(one)
+    assert wish_of([rule]).kinds == (EventKind.DRIFT,)
