@@ -4,7 +4,7 @@
 Most of the time of a case is waiting (for a link that heals, a peer that is silent), so several pairs of hosts take cases from one
 queue, each in a process of its own (`--pairs`): the same cases, whatever their number.
 
-Exit codes: 0 all held; 1 some failed; 4 all that struck held, but some case was missed twice, or a cell or a point had none.
+Exit codes: 0 all held; 1 some failed; 4 all that struck held, but some case was missed twice, or a cell had none.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import msgspec  # noqa: E402
 from demo.cleanup import alone  # noqa: E402
 
 from faults import mutations  # noqa: E402
-from faults.cases import ORDER, Case, Fault, draw  # noqa: E402
+from faults.cases import ORDER, Case, Fault, all_cells, draw  # noqa: E402
 from faults.coverage import Coverage  # noqa: E402
 from faults.field import open_field  # noqa: E402
 from faults.runner import Result, Runner, Verdict, line_of  # noqa: E402
@@ -106,16 +106,27 @@ class Told(msgspec.Struct, kw_only=True):
 
 
 def work() -> int:
-    """Run the cases that come on standard input on one pair of hosts; say what came of each."""
-    with open_field() as field:
-        runner = Runner(field)
-        for line in sys.stdin:
-            task = msgspec.json.decode(line, type=Task)
-            point = next(each for each in ORDER if each.value == task.point)
-            case = Case(number=task.number, fault=task.fault, point=point, heal_after_s=task.heal_after_s)
-            told = Told(result=runner.run(case), points=sorted(set(field.points_passed())))
-            print(msgspec.json.encode(told).decode(), flush=True)
+    """Run the cases that come on standard input on a pair of hosts; say what came of each.
+
+    After a case that failed the hosts are others, for something of it may stay.
+    """
+    line = sys.stdin.readline()
+    while line:
+        with open_field() as field:
+            runner, has_failed = Runner(field), False
+            while line and not has_failed:
+                result = runner.run(_case_of(line))
+                told = Told(result=result, points=sorted(set(field.points_passed())))
+                print(msgspec.json.encode(told).decode(), flush=True)
+                has_failed = result.verdict is Verdict.FAILED
+                line = sys.stdin.readline()
     return 0
+
+
+def _case_of(line: str) -> Case:
+    task = msgspec.json.decode(line, type=Task)
+    point = next(each for each in ORDER if each.value == task.point)
+    return Case(number=task.number, fault=task.fault, point=point, heal_after_s=task.heal_after_s)
 
 
 class _Worker(threading.Thread):
@@ -174,7 +185,9 @@ def _sum_up(
     }
     coverage = Coverage.of(case for case, result in done if result.verdict is not Verdict.MISSED)
     struck = {case.point for case, result in done if result.verdict is not Verdict.MISSED}
-    print(*coverage.lines(), sep="\n")
+    empty = coverage.empty() if wanted >= len(all_cells()) else []
+    if wanted >= len(all_cells()):
+        print(*coverage.lines(), sep="\n")
     for verdict in (Verdict.FAILED, Verdict.MISSED):
         for case, result in by_verdict[verdict]:
             print(f"{verdict}: {line_of(case, result)}")
@@ -183,7 +196,7 @@ def _sum_up(
         **{verdict.value: len(found) for verdict, found in by_verdict.items()},
         "again": sum(result.is_second for _case, result in done),
         "cells": len(coverage.struck),
-        "cells_empty": [f"{fault.name} in {phase}" for fault, phase in coverage.empty()],
+        "cells_empty": [f"{fault.name} in {phase}" for fault, phase in empty],
         "points": len(struck),
         "points_not_struck": [each for each in ORDER if each not in struck],
         "points_not_passed": sorted(set(ORDER) - points),
@@ -193,8 +206,7 @@ def _sum_up(
     print(f"{SUMMARY}{json.dumps(summary)}", flush=True)
     if not wanted or by_verdict[Verdict.FAILED] or len(done) != wanted:
         return 1
-    is_whole = not (by_verdict[Verdict.MISSED] or coverage.empty() or len(struck) < len(ORDER))
-    return 0 if is_whole else INCOMPLETE
+    return INCOMPLETE if by_verdict[Verdict.MISSED] or empty else 0
 
 
 if __name__ == "__main__":
