@@ -265,7 +265,8 @@ def slowdowns(
     for name, watch in by.items():
         is_slow = name == "strace"
         count = SLOW_PAIRS if is_slow else pairs
-        plain, seen = [], []
+        plain: list[Spent] = []
+        seen: list[Spent] = []
         for turn in range(count):
             for is_watched in (turn % 2 == 0, turn % 2 != 0):
                 with ExitStack() as stack:
@@ -437,7 +438,7 @@ def all_slowdowns(
         for way, value in by.items():
             facts |= {f"{name}_{way}": value.seconds, f"{name}_{way}_cpu": value.cpu_s}
         cells = (f"{by[way].seconds:+.1%} ({by[way].cpu_s:+.1%})" if way in by else "-" for way in columns)
-        rows.append((name, *cells))
+        rows.append((name, *cells))  # type: ignore[arg-type]
     print("\n".join(align(rows)), flush=True)
     client.call("DELETE", "/v1/containers/redis", query={"force": "1"})
     return facts

@@ -13,12 +13,16 @@ import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from faults.strike import spawners
+from insula.kernel.netlink import namespace_entered
 from insula.migrate.fault import OF_PULLS, Point
 from insula.model.errors import InsulaError
+from insula.network.bridge import interface_name
+from insula.runtime import callers
 from two_hosts import Counter, Pair, mended_after, show_log, start_pair, wait_until
 
 #: Of the points before the commit.
@@ -46,8 +50,8 @@ class Case:
     def __init__(self, pair: Pair) -> None:
         self.pair = pair
         volume = {"kind": "volume", "source": "data", "target": "/data"}
-        address = pair.run("c", mounts=[volume])
-        self.counter = Counter(pair.world, address)
+        self.address = pair.run("c", mounts=[volume])
+        self.counter = Counter(pair.world, self.address)
         self.counter.wait_for_more()
         self.error: InsulaError | None = None
         record = pair.find("alpha", "c")
@@ -286,3 +290,24 @@ def test_a_spawner_that_ends_right_after_a_restore_is_not_overlooked(pair: Pair,
     case.counter.abandon()
     assert wait_until(lambda: pair.status("beta", "c") == "exited"), pair.status("beta", "c")
     assert wait_until(lambda: pair.find("alpha", "c") is None), show_log(pair)
+
+
+def test_a_source_that_takes_it_back_after_its_own_death_lets_callers_in(pair: Pair, tmp_path: Path) -> None:
+    gate = Gate(pair, Point.SOURCE_COMMITTED, tmp_path)
+    case = Case(pair)
+    mover = threading.Thread(target=case.try_to_move)
+    mover.start()
+    reached = gate.wait_reached()
+    record = SimpleNamespace(id=case.id)
+    with namespace_entered(pair.host("alpha").network):
+        callers._close_door(record, interface=interface_name("alpha", case.id))
+    pair.kill_daemon("alpha")
+    pair.kill_daemon("beta")
+    os.close(reached)
+    mover.join()
+    pair.restart("beta")
+    pair.restart("alpha")
+    assert wait_until(lambda: pair.status("alpha", "c") == "running"), show_log(pair)
+    newcomer = Counter(pair.world, case.address)
+    newcomer.abandon()
+    case.counter.abandon()

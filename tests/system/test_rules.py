@@ -133,7 +133,9 @@ def test_a_wrong_rule_is_refused_and_the_old_ones_stay(web: Host, tmp_path: Path
         assert "line 1" in said
         assert "kinds" in said
         assert [rule["name"] for rule in web.root.json("rule", "ls", "--format", "json")] == ["shell"]
-        assert "line 1" in web.root.fails("rule", "check", str(file))
+        refusal = web.root.fails("rule", "check", str(file))
+        assert "line 1" in refusal
+        assert str(file) in refusal
         assert web.daemon is not None
         os.kill(web.daemon.pid, signal.SIGHUP)
         assert "rules stay as they were" in wait_for_log(web, "rules stay as they were")

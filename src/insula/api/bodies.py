@@ -127,6 +127,8 @@ class PolicyText(Wish, kw_only=True, frozen=True):
     """A policy, or rules, to be looked at, in TOML."""
 
     text: str
+    file: str = "FILE"
+    """How it is called in what is said of it."""
 
 
 class PolicyView(Fact, kw_only=True, frozen=True):

@@ -14,7 +14,7 @@ async def list_all(call: Call) -> web.StreamResponse:
 
 async def check(call: Call) -> web.StreamResponse:
     wish = await call.body(PolicyText)
-    await call.run(read_rules, wish.text, file="FILE")
+    await call.run(read_rules, wish.text, file=wish.file[:200])
     return empty()
 
 

@@ -26,7 +26,7 @@ from insula.runtime.remove import remove_ended
 from insula.runtime.restore import end_put_back
 from insula.runtime.supervise import Exit
 from insula.runtime.trees import remove_tree
-from insula.runtime.undo import until_done
+from insula.runtime.undo import attempt, until_done
 
 LOG = logging.getLogger(__name__)
 
@@ -58,8 +58,9 @@ def recover(runtime: Runtime, held: Sequence[Exit]) -> None:
     for record in records:
         if record.status is Status.RESTORING:
             _end_restore(runtime, record, by_key.get(record.id))
-        elif record.status in ALIVE and record.owner != runtime.host_name:
-            # Committed: it stays frozen until its new owner has confirmed (`migrate/settle.py`).
+        elif record.owner != runtime.host_name and (record.status in ALIVE or record.status is Status.MOVED):
+            # Committed: it stays frozen until its new owner has confirmed (`migrate/settle.py`), or is taken back.
+            _let_go(runtime, record)
             runtime.store.update_container(replace(record, status=Status.MOVED))
         elif record.status in ALIVE:
             _take_up(runtime, record, by_key.get(record.id))
@@ -202,12 +203,17 @@ def _take_up(runtime: Runtime, record: ContainerRecord, held: Exit | None) -> No
         status = Status.RUNNING
         repair(runtime, record)
         release_network(record)
-        open_door(record)
-        group = runtime.group(record)
-        # The brake of a move's rounds (`migrate/precopy.py`) may be on.
-        group.limit_cpu(cpu_limits(record.spec))
-        group.thaw()
+        _let_go(runtime, record)
+        runtime.group(record).thaw()
     runtime.store.update_container(replace(record, status=status, pid=held.pid))
+
+
+def _let_go(runtime: Runtime, record: ContainerRecord) -> None:
+    """Take away what a move holds a program up with: its shut door, and the brake of its rounds (`migrate/precopy.py`)."""
+    open_door(record)
+    group = runtime.group(record)
+    if group.exists():
+        attempt(group.limit_cpu, cpu_limits(record.spec))
 
 
 def _end_orphans(record: ContainerRecord, group: Group) -> None:

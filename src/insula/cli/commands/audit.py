@@ -49,7 +49,8 @@ def run(options: Namespace, client: Client) -> int:
         found = client.get("/v1/audit/verify")
         if found["problem"]:
             raise Conflict(f"the audit log is not as it was written: {found['problem']}")
-        print(f"{found['lines']} lines in {found['files']} files are as they were written")
+        files = "1 file" if found["files"] == 1 else f"{found['files']} files"
+        print(f"{found['lines']} lines in {files} are as they were written")
         return 0
     query = {"since": parse_moment(options.since)}
     if options.tail is not None:

@@ -50,7 +50,7 @@ def run(options: Namespace, client: Client) -> int:
         case "ls":
             show(client.get("/v1/rules"), COLUMNS, options=options, key="name")
         case "check":
-            client.call("POST", "/v1/rules/check", body={"text": read(options.file)})
+            client.call("POST", "/v1/rules/check", body={"text": read(options.file), "file": options.file})
             print(f"{options.file}: right")
         case _:
             print(f"{len(client.call('POST', '/v1/rules/reload'))} rules count now")
