@@ -4,6 +4,7 @@
 import os
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,12 +15,18 @@ from insula.kernel.unix_peer import Process, credentials, groups, process
 
 CALL = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); sys.stdin.read()"
 
+CONNECT_S = 20.0
+
 
 @pytest.fixture
-def listener(tmp_path: Path) -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_UNIX) as made:
-        made.bind(str(tmp_path / "door"))
+def listener() -> Iterator[socket.socket]:
+    # Not in tmp_path, which is root's alone: another user connects.
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as made:
+        os.chmod(folder, 0o755)
+        made.bind(f"{folder}/door")
+        os.chmod(f"{folder}/door", 0o666)
         made.listen()
+        made.settimeout(CONNECT_S)
         yield made
 
 
