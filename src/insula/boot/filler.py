@@ -150,6 +150,8 @@ class Filler:
             start, end = arrived[0], sum(arrived)
             self._supply.forget(start, end)
             self._spread(start, end)
+            if self._supply.take_refused():
+                self._answer_all_waiting()
 
     def _spread(self, start: int, end: int) -> None:
         """Bring what has come into the store to whoever lacks it: a process, and those that it has forked since."""
@@ -218,6 +220,13 @@ class Filler:
             self._answer_waiting(memory)
         except Gone:
             self._drop(memory)
+
+    def _answer_all_waiting(self) -> None:
+        for memory in list(self._memories.values()):
+            try:
+                self._answer_waiting(memory)
+            except Gone:
+                self._drop(memory)
 
     def _answer_waiting(self, memory: Memory) -> None:
         again, memory.waiting = memory.waiting, {}

@@ -117,6 +117,7 @@ class Supply:
         self._urgent = Link(urgent, most_bytes=MAX_WANTS * PIECE_BYTES)
         self._rest = Link(rest, most_bytes=WINDOW_BYTES)
         self.links = (self._urgent, self._rest)
+        self._had_no_room = False
 
     @property
     def is_complete(self) -> bool:
@@ -138,7 +139,18 @@ class Supply:
         """Ask for what somebody waits for."""
         for each in pieces:
             for absent in self._absent.within(each.source, each.source + each.end - each.start):
-                self._urgent.ask(absent.start, absent.end - absent.start)
+                if not self._urgent.ask(absent.start, absent.end - absent.start):
+                    self._had_no_room = True
+
+    def take_refused(self) -> bool:
+        """Tell whether there was no room since the last time for what somebody waits for: it must be asked for once more.
+
+        Nobody else would: who waits for a page says so once.
+        """
+        if not (self._had_no_room and self._urgent.has_room):
+            return False
+        self._had_no_room = False
+        return True
 
     def ask_rest(self) -> None:
         """Ask for as much of the rest as may be under way; begun when all that is to come is known."""

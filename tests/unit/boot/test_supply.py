@@ -115,6 +115,18 @@ def test_only_so_much_is_urgent_at_a_time(ends: Ends) -> None:
     assert ends.heard(ends.urgent) == [(998 * PAGE, PAGE)]
 
 
+def test_what_had_no_room_is_asked_for_once_more_when_there_is_some(ends: Ends) -> None:
+    ends.supply.expect(0, 1000 * PAGE)
+    for number in range(0, 2 * MAX_WANTS, 2):
+        ends.supply.ask([Piece(0, PAGE, number * PAGE)])
+    assert not ends.supply.take_refused(), "all had room"
+    ends.supply.ask([Piece(0, PAGE, 998 * PAGE)])
+    assert not ends.supply.take_refused(), "there is none yet"
+    ends.bring(ends.urgent, *ends.heard(ends.urgent)[0])
+    assert ends.supply.take_refused()
+    assert not ends.supply.take_refused(), "once"
+
+
 def test_another_insulad_is_told_what_has_not_come(ends: Ends) -> None:
     ends.supply.expect(0, 3 * PIECE_BYTES)
     ends.supply.ask_rest()
