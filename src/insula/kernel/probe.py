@@ -114,6 +114,13 @@ _FILE_FEATURES = (
         probe=files.overlay_idmapped,
     ),
     _optional(
+        "tmpfs, id-mapped",
+        "the image `host`",
+        consequence="no container can be made of the image `host`; images that are built or imported work",
+        cure="Linux 6.3 or later",
+        probe=files.idmapped_tmpfs,
+    ),
+    _optional(
         "limits of disk space",
         "insula tenant set TENANT disk=…",
         consequence="no tenant can be given a limit of disk space",

@@ -19,6 +19,8 @@ from insula.kernel.trials import Absent, in_child
 #: insula's state folder, or before the first start the nearest folder above it that exists.
 STATE = Path("/var/lib/insula")
 
+_PLACE = "/mnt"
+"""Any folder, in a mount namespace of our own."""
 _RESOLVE_IN_ROOT = 0x10
 _OUTSIDE_ID, _ID_COUNT = 100_000, 65_536
 
@@ -79,6 +81,25 @@ def overlay_idmapped() -> str:
         return _file_system_of(folder)
 
     return _with_folder(make)
+
+
+def idmapped_tmpfs() -> str:
+    """Show a tmpfs through an id mapping."""
+
+    def clone() -> str:
+        with ExitStack() as stack:
+            made = mount.tmpfs(size_bytes=4096)
+            stack.callback(os.close, made)
+            ranges = (idmap.Range(0, _OUTSIDE_ID, _ID_COUNT),)
+            users = idmap.user_namespace(uids=ranges, gids=ranges)
+            stack.callback(os.close, users)
+            # As the mask is: attached first, since kernels before 6.15 do not clone a detached mount.
+            mount.set_propagation("/", propagation=mount.MS_PRIVATE)
+            mount.attach(made, _PLACE)
+            os.close(idmap.idmapped_clone(_open(Path(_PLACE), stack), users))
+        return "tmpfs"
+
+    return in_child(clone, namespaces=namespace.CLONE_NEWNS)
 
 
 def _overlay_beneath(base: int, owner: tuple[int, int] | None, stack: ExitStack) -> None:
