@@ -412,14 +412,34 @@ static __always_inline void count(struct task *task, __u32 number, long result)
 		*is_touched = 1; /* last: who reads has all that was counted before */
 }
 
+/* Where an event has room for TEXT bytes at a place, or 0.  The compiler knows that the place is small, the verifier must be
+ * shown.  By the mask too: that of Linux 6.1 also follows a comparison to where it cannot lead, and then knows nothing more
+ * of the place. */
+static __always_inline char *room_at(struct event *event, __u32 at)
+{
+	barrier_var(at);
+	if (at >= ARGUMENTS)
+		return 0;
+	barrier_var(at);
+	return event->text + (at & (ARGUMENTS - 1));
+}
+
 static __always_inline __u16 read_path(struct event *event, __u32 at, __u8 place)
 {
+	char *text = room_at(event, at);
 	long bytes;
 
-	barrier_var(at); /* the compiler knows that it is small, the verifier must be shown */
-	if (!place || place > 6 || at > ARGUMENTS)
+	if (!place || place > 6 || !text)
 		return 0;
-	bytes = bpf_probe_read_user_str(event->text + at, TEXT, (void *)event->arguments[(place - 1) & 7]);
+	bytes = bpf_probe_read_user_str(text, TEXT, (void *)event->arguments[(place - 1) & 7]);
+	return bytes > 0 && bytes <= TEXT ? bytes : 0;
+}
+
+static __always_inline __u16 read_kernel_text(struct event *event, __u32 at, const char *from)
+{
+	char *text = room_at(event, at);
+	long bytes = text ? bpf_probe_read_kernel_str(text, TEXT, from) : 0;
+
 	return bytes > 0 && bytes <= TEXT ? bytes : 0;
 }
 
@@ -475,6 +495,7 @@ __noinline int read_folder(struct event *event, int descriptor)
 		struct mount *mount = (void *)inner - bpf_core_field_offset(struct mount, mnt);
 		int is_root = dentry == root && inner == root_mount;
 		__u32 end = event->text_bytes + event->other_bytes + *told;
+		char *text;
 		long bytes;
 
 		if (!is_root && dentry == BPF_CORE_READ(inner, mnt_root)) {
@@ -487,15 +508,15 @@ __noinline int read_folder(struct event *event, int descriptor)
 			}
 			is_root = 1;
 		}
-		barrier_var(end);
-		if (end > ARGUMENTS)
+		text = room_at(event, end);
+		if (!text)
 			break;
 		if (is_root) {
-			event->text[end] = 0;
+			*text = 0;
 			*told += 1;
 			break;
 		}
-		bytes = bpf_probe_read_kernel_str(event->text + end, TEXT, BPF_CORE_READ(dentry, d_name.name));
+		bytes = bpf_probe_read_kernel_str(text, TEXT, BPF_CORE_READ(dentry, d_name.name));
 		if (bytes <= 0)
 			break;
 		*told += bytes;
@@ -642,8 +663,6 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm
 	struct event *event = watch ? begin(ROOM_TASK, KIND_EXEC, cgroup) : 0;
 	const char *file, *interpreter;
 	__u64 start, size;
-	long bytes;
-	__u32 end;
 
 	if (!event)
 		return 0;
@@ -655,16 +674,9 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm
 		event->text_bytes = size;
 	file = BPF_CORE_READ(program, filename);
 	interpreter = BPF_CORE_READ(program, interp);
-	if (event->text_bytes <= ARGUMENTS) {
-		bytes = bpf_probe_read_kernel_str(event->text + event->text_bytes, TEXT, file);
-		event->other_bytes = bytes > 0 && bytes <= TEXT ? bytes : 0;
-	}
-	end = event->text_bytes + event->other_bytes;
-	barrier_var(end);
-	if (interpreter != file && end <= ARGUMENTS) {
-		bytes = bpf_probe_read_kernel_str(event->text + end, TEXT, interpreter);
-		event->folder_bytes = bytes > 0 && bytes <= TEXT ? bytes : 0;
-	}
+	event->other_bytes = read_kernel_text(event, event->text_bytes, file);
+	if (interpreter != file)
+		event->folder_bytes = read_kernel_text(event, event->text_bytes + event->other_bytes, interpreter);
 	finish(event);
 	return 0;
 }
