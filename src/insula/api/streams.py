@@ -73,6 +73,7 @@ async def logs(call: Call) -> web.StreamResponse:
         until=query.until,
         stdout=query.stdout,
         stderr=query.stderr,
+        follow=query.follow,
     )
     async with opened(call, wish) as cursor:
         response = await lines(call)

@@ -85,6 +85,7 @@ class LogWish:
     until: float | None = None
     stdout: bool = True
     stderr: bool = True
+    follow: bool = False
 
 
 class LogCursor(Protocol):

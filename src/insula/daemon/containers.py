@@ -114,6 +114,7 @@ class Containers:
             until=wish.until,
             stdout=wish.stdout,
             stderr=wish.stderr,
+            follow=wish.follow,
         )
 
     def stat_path(self, grant: Grant, ref: str, *, path: str) -> PathStat:

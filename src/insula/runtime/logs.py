@@ -48,9 +48,11 @@ def open_logs(
     until: float | None = None,
     stdout: bool = True,
     stderr: bool = True,
+    follow: bool = True,
 ) -> "LogReader":
     """Open the log of a container, running or not.
 
+    follow: also what is written later; else the log ends with what is there now.
     tail: only so many of the last lines that are there already; None: all.
     since, until: UTC seconds.
     Returns: a reader that the caller closes.
@@ -64,6 +66,7 @@ def open_logs(
         since=since,
         until=until,
         streams=frozenset(wanted | ({"stderr"} if stderr else set())),
+        follow=follow,
     )
 
 
@@ -147,8 +150,11 @@ class LogReader:
         since: float | None = None,
         until: float | None = None,
         streams: frozenset[str] = frozenset(_STREAMS.values()),
+        follow: bool = True,
     ) -> None:
         self._files = _Files(path)
+        if not follow:  # a program may write faster than this is read
+            self._files.end_here()
         self._is_closed = False
         self._guard = threading.Lock()
         self._lines = {kind: _Splitter(name) for kind, name in _STREAMS.items() if name in streams}
@@ -264,7 +270,13 @@ class _Files:
         self._open: list[int] = []
         """The file that is read, then those after it."""
         self._buffer = b""
+        self._left_bytes: int | None = None
+        """Until the end that was set; None: there is none."""
         self._find_next()
+
+    def end_here(self) -> None:
+        """Give only what is there now.  To be called before the first read."""
+        self._left_bytes = self.size()
 
     def close(self) -> None:
         for descriptor in self._open:
@@ -276,12 +288,14 @@ class _Files:
         while True:
             if not self._open:
                 self._find_next()
-            if not self._open:
+            if not self._open or self._left_bytes == 0:
                 return []
             # Looked for before the last read: once there is a next file nothing more comes into this one.
             has_next = len(self._open) > 1 or self._find_next()
-            data = os.read(self._open[0], BATCH_BYTES)
+            data = os.read(self._open[0], min(BATCH_BYTES, self._left_bytes or BATCH_BYTES))
             if data:
+                if self._left_bytes is not None:
+                    self._left_bytes -= len(data)
                 if records := self._parse(data):
                     return records
             elif not has_next:
@@ -296,6 +310,8 @@ class _Files:
 
     def wait(self, seconds: float) -> bool:
         """Wait for more.  Answers whether it came."""
+        if self._left_bytes == 0:
+            return False
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             if os.fstat(self._open[0]).st_size > os.lseek(self._open[0], 0, os.SEEK_CUR) or self._find_next():

@@ -163,6 +163,20 @@ def test_a_follower_reads_both_files_after_two_turns(log: Path) -> None:
         assert [line.text for line in everything(reader)] == ["b", "c", "d"]
 
 
+def test_without_following_a_log_ends_with_what_was_there(log: Path) -> None:
+    """A program that writes faster than this is read would have it go on for ever."""
+    (log.parent / "log.1").write_bytes(record(b"a\n"))
+    log.write_bytes(record(b"b\n"))
+    with closing(LogReader(log, follow=False)) as reader:
+        found = []
+        while lines := reader.read():
+            found += [line.text for line in lines]
+            with log.open("ab") as file:
+                file.write(record(b"later\n"))
+        assert found == ["a", "b"]
+    assert texts(log, follow=False, tail=1) == ["later"]
+
+
 def test_a_log_keeps_no_more_than_it_may(tmp_path: Path) -> None:
     path = tmp_path / "log"
     log = Log(str(path), kept_bytes=1 << 16)
