@@ -14,7 +14,7 @@ from insula.kernel.netlink import namespace_entered
 from insula.migrate.recall import recall
 from insula.model.errors import ContainerNotFound, MigrationFailed, TargetUnreachable
 from insula.runtime.store import Store
-from two_hosts import Counter, Pair, start_pair
+from two_hosts import Counter, Pair, show_log, start_pair
 
 NAMES = ("one", "two", "three")
 
@@ -57,6 +57,8 @@ def test_a_host_is_emptied_started_again_and_filled_again(pair: Pair) -> None:
     for each in counters:
         each.wait_for_more()
         assert each.finish() > 0
+    for host in ("alpha", "beta"):
+        assert " warning " not in pair.host(host).log.read_text(), show_log(pair)
     assert act(pair, "undrain") == {"moved": 0}
 
 

@@ -19,8 +19,9 @@ MODULES = (
     # the networks: their ports and rules (`network/firewall.py`)
     "bridge", "veth", "nf_tables",
     "nft_chain_nat", "nft_connlimit", "nft_ct", "nft_fib_inet", "nft_masq", "nft_meta_bridge", "nft_nat", "nft_reject_inet",
-    # what CRIU asks for sockets
+    # what CRIU asks for sockets, and for connections that are tracked
     "af_packet_diag", "inet_diag", "netlink_diag", "raw_diag", "tcp_diag", "udp_diag", "unix_diag",
+    "nf_conntrack_netlink",
 )  # fmt: skip
 DEADLINE_S = 180.0
 

@@ -98,6 +98,8 @@ def receive(grant: Grant, runtime: Runtime, *, connection: Socket, peers: Peers)
             case _:
                 raise ProtocolError(f"cannot begin with {type(first).__name__}")
     except (InsulaError, OSError) as error:
+        if not wire.has_heard:  # it asked only whether this host can be reached: a drain does
+            return
         told = error if isinstance(error, InsulaError) else from_arrival(error, "it")
         fields = {"code": told.code, "reason": str(error), "cause": str(error.__cause__ or "")}
         LOG.warning("a migration did not come through", extra={"fields": fields})

@@ -107,6 +107,8 @@ class Wire:
         self.sent_bytes = 0
         self.raw_bytes = 0
         """As `sent_bytes`, but what was compressed counts as it was before."""
+        self.has_heard = False
+        """Whether the peer has said anything at all."""
         connection.settimeout(PEER_SECONDS)
 
     @property
@@ -300,6 +302,7 @@ class Wire:
                 raise MigrationFailed(f"cannot hear the other host: {error.strerror or error}") from error
             if not count:
                 raise MigrationFailed("cannot hear the other host: it hung up")
+            self.has_heard = True
             rest = rest[count:]
         return found
 
