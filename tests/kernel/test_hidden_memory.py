@@ -306,6 +306,18 @@ def test_mappings_that_change_before_the_freeze_are_read_in_it(
     carried.end_well(host, container)
 
 
+def test_mappings_that_went_before_the_freeze_are_not_told(
+    host: Spawned, images: int, store: MemoryStore
+) -> None:
+    code = "memory = anonymous(48)\nless = anonymous(8)\nsay('ready')\nwait('less')\nless.close()\nos.mkdir('/root/has')\nwait('go')\n"
+    container = _begin(host, code + "check(memory, 7)\nsay('good')\n")
+    dumped = Dumped(host, container, images, store)
+    dumped.run(before_the_freeze="touch /root/less; while [ ! -d /root/has ]; do sleep 0.01; done")
+    assert dumped.refused is None
+    dumped.restore()
+    carried.end_well(host, container)
+
+
 def test_little_memory_is_not_hidden(host: Spawned, images: int, store: MemoryStore) -> None:
     container = _begin(
         host, "memory = anonymous(8)\nsay('ready')\nwait('go')\ncheck(memory, 7)\nsay('good')\n"

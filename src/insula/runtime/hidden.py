@@ -156,9 +156,12 @@ class HiddenMemory:
     def _show_mappings(self, pid: int) -> None:
         with open(f"/proc/{pid}/maps", "rb") as file:
             maps = file.read()
-        text = self.described[pid].smaps(maps) if _size_of(pid).may_hide else None
-        if text is None:
-            del self.described[pid]
+        described = self.described.pop(pid)
+        now = described.of_now(maps) if _size_of(pid).may_hide else None
+        if now is not None:
+            self.described[pid] = now
+            text = now.smaps()
+        else:
             with open(f"/proc/{pid}/smaps", "rb") as file:
                 text = file.read()
         with self._file(_smaps_name(pid)) as file:

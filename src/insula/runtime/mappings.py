@@ -18,8 +18,8 @@ from insula.model.errors import MigrationFailed
 
 _DIGITS = b"0123456789abcdef"
 _FLAGS = b"VmFlags:"
-_PASSING = frozenset({b"sd", b"um", b"uw", b"ui"})
-"""Soft-dirty, and userfaultfd's, by which we track; CRIU asks for none of them."""
+_READ = frozenset(b"gd lo ht sr rr dc dd mg hg nh io pf sh mw".split())
+"""What CRIU takes from flags (its `parse_vmflags`), but whether room was reserved (`nr`), by which nothing can be told apart."""
 
 
 class Described(NamedTuple):
@@ -27,14 +27,16 @@ class Described(NamedTuple):
 
     flags: Mapping[bytes, bytes]
 
-    def smaps(self, maps: bytes) -> bytes | None:
-        """Return what CRIU needs of smaps.  maps: those of now.  None: there are others than were described."""
-        found: list[bytes] = []
-        for line in maps.splitlines():
-            if line not in self.flags:
-                return None
-            found += (line, self.flags[line])
-        return b"\n".join((*found, b""))
+    def of_now(self, maps: bytes) -> "Described | None":
+        """Return those that there still are.  maps: those of now.  None: there are others than were described."""
+        lines = maps.splitlines()
+        if any(line not in self.flags for line in lines):
+            return None
+        return Described({line: self.flags[line] for line in lines})
+
+    def smaps(self) -> bytes:
+        """Return what CRIU needs of smaps."""
+        return b"".join(b"%b\n%b\n" % each for each in self.flags.items())
 
     def check(self, now: "Described") -> None:
         """Compare with what the kernel says now; neighbours that are one mapping now are the same as before.
@@ -45,9 +47,14 @@ class Described(NamedTuple):
         starts = [each[0] for each in areas]
         for start, end, flags in self.areas():
             at = bisect_right(starts, start) - 1
-            if at < 0 or areas[at][1] < end or areas[at][2] != flags:
+            if at < 0 or areas[at][1] < end:
                 raise MigrationFailed(
-                    f"cannot move it now: it changed the advice for its memory at {start:x} (madvise) as it was frozen",
+                    f"cannot move it now: its mapping at {start:x} has changed while it was frozen"
+                )
+            if changed := areas[at][2] ^ flags:
+                words = b" ".join(sorted(changed)).decode()
+                raise MigrationFailed(
+                    f"cannot move it now: it changed the advice for its memory at {start:x} (madvise: {words}) as it was frozen",
                     hint="try again",
                 )
 
@@ -56,7 +63,7 @@ class Described(NamedTuple):
         found = []
         for line, flags in self.flags.items():
             start, _, end = line.partition(b" ")[0].partition(b"-")
-            found.append((int(start, 16), int(end, 16), frozenset(flags.split()) - _PASSING))
+            found.append((int(start, 16), int(end, 16), frozenset(flags.split()) & _READ))
         return found
 
 
