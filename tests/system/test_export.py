@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from collector import Collector, SeenSpan, collecting
+from collector import Collector, SeenLog, SeenSpan, collecting
 from insula.client.operations import follow
 from insula.model.errors import NameTaken
 from insula.model.migration import Phase
@@ -107,8 +107,15 @@ def test_a_drain_is_one_trace_of_moves(pair: Pair, collector: Collector) -> None
     assert (recall.host, back.host, again.host) == ("alpha", "beta", "alpha")
 
 
+def programs_of(collector: Collector) -> list[SeenLog]:
+    """Return the starts of programs that were given by `-c`."""
+    execs = [each for each in list(collector.logs) if each.name == "insula.exec"]
+    return [each for each in execs if each.attributes["process.command_args"][1:2] == ["-c"]]
+
+
 def test_events_are_logs(pair: Pair, collector: Collector) -> None:
     pair.run("c")
+    assert wait_until(lambda: len(programs_of(collector)) == 1)
     pair.client("alpha").call("POST", "/v1/containers/c/kill", body={"signal": "KILL"})
     assert wait_until(lambda: "insula.exited" in {each.name for each in list(collector.logs)})
     (created,) = (each for each in collector.logs if each.name == "insula.created")
@@ -122,8 +129,7 @@ def test_events_are_logs(pair: Pair, collector: Collector) -> None:
     }
     assert created.resource.items() >= whose.items()
     assert created.resource["service.name"] == "insulad"
-    execs = [each for each in collector.logs if each.name == "insula.exec"]
-    (started,) = (each for each in execs if each.attributes["process.command_args"][1:2] == ["-c"])
+    (started,) = programs_of(collector)
     assert started.attributes["insula.kind"] == "exec"
     assert started.attributes["process.command_args"][1] == "-c"
     assert started.attributes["insula.user"] == 0
