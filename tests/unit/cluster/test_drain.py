@@ -9,16 +9,12 @@ from hypothesis import strategies as st
 
 from insula.cluster.drain import Part, carry_all, place
 from insula.model.errors import Cancelled, TargetFull, TargetUnreachable
-from insula.model.lifecycle import Status
-from insula.model.record import ContainerRecord, ImageConfig, PlannedMove
-from insula.model.spec import Spec
+from insula.model.record import ContainerRecord, PlannedMove
+from records import container_record
 
 
 def container(name: str) -> ContainerRecord:
-    return ContainerRecord(
-        id=name * 64, name=name, tenant="anna", spec=Spec(image="host"), image="host", layers=(),
-        config=ImageConfig(), status=Status.RUNNING, uid_base=0, created_at=0.0,
-    )  # fmt: skip
+    return container_record(id=name * 64, name=name, tenant="anna")
 
 
 class Told:

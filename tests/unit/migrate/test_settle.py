@@ -15,12 +15,11 @@ from insula.migrate.settle import LEAVING, thaw
 from insula.model.errors import DiskFull
 from insula.model.lifecycle import Status
 from insula.model.migration import Owner
-from insula.model.record import ContainerRecord, ImageConfig
-from insula.model.spec import Spec
 from insula.runtime.context import Runtime
 from insula.runtime.database import Value
 from insula.runtime.doubt import Doubts
 from insula.runtime.store import Store
+from records import container_record
 
 ID = "c" * 64
 DEADLINE_S = 20.0
@@ -39,20 +38,7 @@ class SmallDisk(Store):
 
 def moving(store: Store) -> None:
     store.add_container(
-        ContainerRecord(
-            id=ID,
-            tenant="alice",
-            name="c",
-            spec=Spec(image="host", command=("/bin/true",)),
-            image="host",
-            layers=(),
-            config=ImageConfig(),
-            uid_base=0,
-            owner="alpha",
-            generation=1,
-            status=Status.MIGRATING,
-            created_at=0.0,
-        )
+        container_record(id=ID, name="c", owner="alpha", generation=1, status=Status.MIGRATING)
     )
     for note in (LEAVING, RELAY):
         store.write_journal(note + ID, b"beta")

@@ -2,29 +2,15 @@
 """What `insula events` calls a change of a container's record."""
 
 import pytest
-from msgspec.structs import replace
 
 from insula.model.change import change_of
 from insula.model.lifecycle import Status
-from insula.model.record import ContainerRecord, ImageConfig
-from insula.model.spec import Spec
+from insula.model.record import ContainerRecord
+from records import container_record
 
 
 def record(status: Status, **fields: object) -> ContainerRecord:
-    made = ContainerRecord(
-        id="a" * 64,
-        name="web",
-        tenant="alice",
-        spec=Spec(image="host"),
-        image="",
-        layers=(),
-        config=ImageConfig(),
-        status=status,
-        uid_base=0,
-        created_at=0.0,
-        owner="alpha",
-    )
-    return replace(made, **fields)
+    return container_record(**{"status": status, "owner": "alpha", **fields})
 
 
 @pytest.mark.parametrize(("before", "after", "event", "detail"), [

@@ -8,10 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from insula.model.lifecycle import Status
-from insula.model.record import ContainerRecord, ImageConfig
-from insula.model.spec import Spec
 from insula.runtime.store import Store
+from records import container_record
 
 Commit = Callable[[Store, str, int, str], bool]
 
@@ -43,23 +41,7 @@ MEET = threading.Barrier(2)
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     made = Store(tmp_path / "db.sqlite")
-    spec = Spec(image="host", command=("/bin/true",))
-    made.add_container(
-        ContainerRecord(
-            id="c" * 64,
-            tenant="alice",
-            name="c",
-            spec=spec,
-            image="host",
-            layers=(),
-            config=ImageConfig(),
-            uid_base=0,
-            owner="alpha",
-            generation=1,
-            status=Status.RUNNING,
-            created_at=0.0,
-        )
-    )
+    made.add_container(container_record(id="c" * 64, name="c", owner="alpha", generation=1))
     return made
 
 

@@ -17,7 +17,6 @@ from insula.model.record import (
     CheckpointRecord,
     ContainerRecord,
     HostRecord,
-    ImageConfig,
     ImageRecord,
     Lease,
     NetworkRecord,
@@ -27,20 +26,18 @@ from insula.model.record import (
 )
 from insula.model.spec import Spec
 from insula.runtime.store import Store
+from records import container_record
 
 
 def container(container_id: str, *, name: str = "web", tenant: str = "alice") -> ContainerRecord:
-    return ContainerRecord(
+    spec = Spec(image="host", labels={"a": "b"})
+    return container_record(
         id=container_id,
         name=name,
         tenant=tenant,
-        spec=Spec(image="host", labels={"a": "b"}),
+        spec=spec,
         image="sha256:1",
-        layers=(),
-        config=ImageConfig(),
         status=Status.CREATED,
-        uid_base=0,
-        created_at=1.0,
         owner="alpha",
     )
 

@@ -6,24 +6,10 @@ import subprocess
 
 from msgspec.structs import replace
 
-from insula.model.lifecycle import Status
-from insula.model.record import ContainerRecord, ImageConfig
-from insula.model.spec import Spec
 from insula.runtime.top import OVERFLOW_ID, processes
+from records import container_record
 
-RECORD = ContainerRecord(
-    id="a" * 64,
-    name="web",
-    tenant="alice",
-    spec=Spec(image="host"),
-    image="sha256:1",
-    layers=(),
-    config=ImageConfig(),
-    status=Status.RUNNING,
-    uid_base=os.geteuid(),
-    created_at=1.0,
-    pid=os.getpid(),
-)
+RECORD = container_record(uid_base=os.geteuid(), pid=os.getpid())
 
 
 def test_a_process_is_described_with_ids_of_the_container() -> None:

@@ -10,11 +10,11 @@ import pytest
 from insula.migrate import settle
 from insula.model.errors import CheckpointFailed, StartFailed
 from insula.model.lifecycle import Status
-from insula.model.record import Attachment, ContainerRecord, ImageConfig
-from insula.model.spec import Spec
+from insula.model.record import Attachment, ContainerRecord
 from insula.runtime import dump
 from insula.runtime.store import Store
 from insula.runtime.undo import attempt
+from records import container_record
 
 NOWHERE = Attachment(
     network="n", network_name="default", address="10.0.0.2", prefix_length=24, gateway="10.0.0.1",
@@ -23,10 +23,7 @@ NOWHERE = Attachment(
 
 
 def record(status: Status) -> ContainerRecord:
-    return ContainerRecord(
-        id="a" * 64, name="web", tenant="alice", spec=Spec(image="box"), image="i", layers=(), config=ImageConfig(),
-        status=status, uid_base=0, created_at=1.0, attachment=NOWHERE,
-    )  # fmt: skip
+    return container_record(status=status, attachment=NOWHERE)
 
 
 def test_the_first_error_is_told_though_undoing_fails(caplog: pytest.LogCaptureFixture) -> None:
