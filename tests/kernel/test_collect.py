@@ -107,6 +107,14 @@ def test_a_start_is_seen_with_its_arguments(bench: Bench, stack: ExitStack) -> N
     assert abs(event.at - time.time()) < WITHIN_S
 
 
+def test_what_ended_a_moment_ago_is_read_after_catching_up(bench: Bench, stack: ExitStack) -> None:
+    watch = bench.watch(stack, "one", TraceWish(kinds=(EventKind.EXIT,)))
+    for turn in range(1, 21):
+        bench.run("one", ["/bin/true"])
+        bench.collector.catch_up()
+        assert len(watch.read(at_most=10)) == 1, turn
+
+
 def test_another_container_is_not_seen(bench: Bench, stack: ExitStack) -> None:
     watch = bench.watch(stack, "one", TraceWish())
     bench.run("other", ["/bin/echo", "secret"])

@@ -122,6 +122,7 @@ class Following:
     def _drop(self, container_id: str) -> None:
         watch = self._watches.pop(container_id, None)
         if watch is not None:
+            self._collector.catch_up()
             self._hear(watch)
             watch.held.close()
 

@@ -192,6 +192,16 @@ class Ring:
         self._lengths = self._data.cast("I")
         self._position: int = self._consumed[0]
 
+    @property
+    def written(self) -> int:
+        """How far the kernel has written, in bytes since it was made."""
+        return self._produced[0]
+
+    @property
+    def position(self) -> int:
+        """How far has been read, in the same."""
+        return self._position
+
     def read(self, *, at_most: int) -> list[bytes]:
         """Take the records that are ready, in order, and give their room back."""
         records: list[bytes] = []

@@ -54,6 +54,8 @@ class Collector:
         self._lost: dict[int, int] = {}
         """cgroup → losses that were handed out."""
         self._ending: list[tuple[Subscription, str]] = []
+        self._emptying = threading.Lock()
+        """The ring has one reader at a time; taken before `_lock`."""
         self._names = call_names(syscalls.numbers(os.uname().machine))
         self._throttling = Throttling()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -183,6 +185,16 @@ class Collector:
             if watchers:
                 os.eventfd_write(self._wake, 1)
 
+    def catch_up(self) -> None:
+        """Hand out what the kernel has told until now: of what ended a moment ago, it may still be in the ring."""
+        with self._emptying:
+            probes = self._probes
+            if probes is None or self._is_closing:
+                return
+            end = probes.ring.written
+            while probes.ring.position < end and (records := probes.ring.read(at_most=BATCH)):
+                self._hand_out(records)
+
     @property
     def attached(self) -> frozenset[str]:
         """The programs that run in the kernel now."""
@@ -204,7 +216,7 @@ class Collector:
         os.eventfd_write(self._wake, 1)
         if self._thread is not None:
             self._thread.join()
-        with self._lock:
+        with self._emptying, self._lock:
             if self._probes is not None:
                 self._probes.close()
         os.close(self._wake)
@@ -271,9 +283,10 @@ class Collector:
         with self._lock:
             ending, self._ending = self._ending, []
         is_any = False
-        while records := probes.ring.read(at_most=BATCH):
-            is_any = True
-            self._hand_out(records)
+        with self._emptying:
+            while records := probes.ring.read(at_most=BATCH):
+                is_any = True
+                self._hand_out(records)
         for subscription, reason in ending:
             subscription.end(reason)
         return is_any

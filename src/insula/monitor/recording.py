@@ -147,6 +147,7 @@ class Recording:
     def profile(self, name: str) -> Profile:
         """Return what has been recorded so far."""
         self.look()
+        self._collector.catch_up()
         self._drain()
         waiting = self._under_way()
         counts, gathered = self._counts, self._gathered
