@@ -293,26 +293,37 @@ def _advice(images: int, pid: int) -> list[int]:
     return [int(each.get(9, 0)) for each in areas if int(each[7]) & VSYSCALL == 0]
 
 
-def test_mappings_that_change_before_the_freeze_are_read_in_it(
-    host: Spawned, images: int, store: MemoryStore
-) -> None:
-    code = "memory = anonymous(48)\nsay('ready')\nwait('more')\nmore = anonymous(8)\nos.mkdir('/root/has')\nwait('go')\n"
-    container = _begin(host, code + "check(memory, 7)\ncheck(more, 7)\nsay('good')\n")
-    dumped = Dumped(host, container, images, store)
-    dumped.run(before_the_freeze="touch /root/more; while [ ! -d /root/has ]; do sleep 0.01; done")
-    assert not dumped.described
-    assert dumped.refused is None
-    dumped.restore()
-    carried.end_well(host, container)
+CHANGING = """
+memory = anonymous(48)
+BEFORE
+say("ready")
+wait("change")
+CHANGE
+os.mkdir("/root/changed")
+wait("go")
+check(memory, 7)
+AFTER
+say("good")
+"""
 
 
-def test_mappings_that_went_before_the_freeze_are_not_told(
-    host: Spawned, images: int, store: MemoryStore
+@pytest.mark.parametrize(
+    ("before", "change", "after", "described"),
+    [
+        pytest.param(
+            "", "more = anonymous(8)", "check(more, 7)", 0, id="another one: the kernel's own are read"
+        ),
+        pytest.param("less = anonymous(8)", "less.close()", "", 1, id="one less: it is not told"),
+    ],
+)
+def test_mappings_that_change_before_the_freeze(
+    host: Spawned, images: int, store: MemoryStore, *, before: str, change: str, after: str, described: int
 ) -> None:
-    code = "memory = anonymous(48)\nless = anonymous(8)\nsay('ready')\nwait('less')\nless.close()\nos.mkdir('/root/has')\nwait('go')\n"
-    container = _begin(host, code + "check(memory, 7)\nsay('good')\n")
+    code = CHANGING.replace("BEFORE", before).replace("CHANGE", change).replace("AFTER", after)
+    container = _begin(host, code)
     dumped = Dumped(host, container, images, store)
-    dumped.run(before_the_freeze="touch /root/less; while [ ! -d /root/has ]; do sleep 0.01; done")
+    dumped.run(before_the_freeze="touch /root/change; while [ ! -d /root/changed ]; do sleep 0.01; done")
+    assert len(dumped.described) == described
     assert dumped.refused is None
     dumped.restore()
     carried.end_well(host, container)

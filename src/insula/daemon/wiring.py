@@ -217,10 +217,11 @@ def _api(
     exporter.follow(runtime, collector, watching)
     drifts = DriftDesk(runtime, collector, watching, sight=sight, announce=changes.announce)
     store.subscribe(drifts.note)
-    runtime.before_start = _each(profiles.before_start, exporter.before_start, drifts.before_start)
     guard = Guard(runtime, collector, watching, sight=sight, folder=options.rules, announce=changes.announce)
     store.subscribe(guard.note)
-    runtime.before_start = _each(runtime.before_start, guard.before_start)
+    runtime.before_start = _each(
+        profiles.before_start, exporter.before_start, drifts.before_start, guard.before_start
+    )
     sampler = Sampler(runtime, collector, watching, history=History(options.state / "history.sqlite"))
     store.subscribe(sampler.note)
     runtime.on_phase = watching.note_phase

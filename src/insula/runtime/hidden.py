@@ -134,30 +134,28 @@ class HiddenMemory:
     def show(self) -> None:
         """Have CRIU find what it must dump itself, now that every process stands."""
         seen: dict[int, Seen] = {}
-        for pid in self._pids if self._folder >= 0 else ():
+        for pid in {*self._pids, *self.described} if self._folder >= 0 else ():
             with contextlib.suppress(*_GONE):
-                seen[pid] = self._show_process(pid)
-        for pid in tuple(self.described):
-            with contextlib.suppress(*_GONE):
-                self._show_mappings(pid)
+                with open(f"/proc/{pid}/maps", "rb") as file:
+                    maps = file.read()
+                may_hide = _size_of(pid).may_hide
+                if pid in self._pids:
+                    seen[pid] = self._show_pages(pid, maps, may_hide=may_hide)
+                if pid in self.described:
+                    self._show_mappings(pid, maps, may_describe=may_hide)
         self.seen = seen
 
-    def _show_process(self, pid: int) -> Seen:
-        with PageMap(pid) as pages:
-            with open(f"/proc/{pid}/maps", "rb") as file:
-                maps = file.read()
-            hidden = _hidden_of(pid, maps)
-            with self._file(str(pid)) as file:
-                for each in merge(subtract(private_mappings(maps), hidden)):
-                    for address, entries in pages.entries(each):
-                        write_at(file.fileno(), entries, address // PAGE_BYTES * ENTRY_BYTES)
+    def _show_pages(self, pid: int, maps: bytes, *, may_hide: bool) -> Seen:
+        hidden = _hidden_of(pid, maps) if may_hide else ()
+        with PageMap(pid) as pages, self._file(str(pid)) as file:
+            for each in merge(subtract(private_mappings(maps), hidden)):
+                for address, entries in pages.entries(each):
+                    write_at(file.fileno(), entries, address // PAGE_BYTES * ENTRY_BYTES)
         return Seen(hidden, parse_maps(maps), file_mappings(maps))
 
-    def _show_mappings(self, pid: int) -> None:
-        with open(f"/proc/{pid}/maps", "rb") as file:
-            maps = file.read()
+    def _show_mappings(self, pid: int, maps: bytes, *, may_describe: bool) -> None:
         described = self.described.pop(pid)
-        now = described.of_now(maps) if _size_of(pid).may_hide else None
+        now = described.of_now(maps) if may_describe else None
         if now is not None:
             self.described[pid] = now
             text = now.smaps()
@@ -186,9 +184,7 @@ def _smaps_name(pid: int) -> str:
 def _hidden_of(pid: int, maps: bytes) -> tuple[Range, ...]:
     large = [each for each in parse_maps(maps) if each.pages >= SMALL_PAGES]
     stacks = _stack_pages(pid)
-    if stacks is None or not _size_of(pid).may_hide:
-        return ()
-    return subtract(large, stacks)
+    return () if stacks is None else subtract(large, stacks)
 
 
 def _stack_pages(pid: int) -> Sequence[Range] | None:
