@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""For tests of a whole host: one per module, emptied after each test."""
+"""For tests of a whole host, or of two that are paired: made once per module, emptied after each test."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import hosted
+from two_hosts import Pair, emptied_after, start_pair
 
 
 @pytest.fixture(scope="session")
@@ -53,3 +54,14 @@ def alice(host: hosted.Host) -> hosted.Person:
 @pytest.fixture
 def bob(host: hosted.Host) -> hosted.Person:
     return host.bob
+
+
+@pytest.fixture(scope="module")
+def module_pair() -> Iterator[Pair]:
+    yield from start_pair()
+
+
+@pytest.fixture
+def pair(module_pair: Pair) -> Iterator[Pair]:
+    """Two hosts, paired, for a test that breaks none; its container `c` is removed."""
+    yield from emptied_after(module_pair, "c")

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from insula.model.errors import CheckpointFailed, InsulaError
 from insula.model.lifecycle import Status
 from insula.runtime.store import Store
-from two_hosts import Conversation, Counter, Pair, start_pair, wait_until
+from two_hosts import Conversation, Counter, Pair, wait_until
 
 #: Each makes some state in the program and names what must hold of it later, as expressions.
 STATES = {
@@ -110,11 +110,6 @@ MOUNTS = [
     {"kind": "volume", "source": "data", "target": "/data"},
     {"kind": "tmpfs", "target": "/scratch"},
 ]
-
-
-@pytest.fixture(scope="module")
-def module_pair() -> Iterator[Pair]:
-    yield from start_pair()
 
 
 @pytest.fixture

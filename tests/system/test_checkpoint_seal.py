@@ -3,21 +3,15 @@
 
 import base64
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from insula.model.errors import InsulaError
-from two_hosts import Conversation, Pair, start_pair
+from two_hosts import Conversation, Pair
 
 WORD = "a-word-that-only-this-memory-holds"
-
-
-@pytest.fixture(scope="module")
-def module_pair() -> Iterator[Pair]:
-    yield from start_pair()
 
 
 @pytest.fixture

@@ -14,14 +14,9 @@ from insula.kernel.netlink import namespace_entered
 from insula.migrate.recall import recall
 from insula.model.errors import ContainerNotFound, MigrationFailed, TargetUnreachable
 from insula.runtime.store import Store
-from two_hosts import Counter, Pair, show_log, start_pair
+from two_hosts import Counter, Pair, show_log
 
 NAMES = ("one", "two", "three")
-
-
-@pytest.fixture(scope="module")
-def module_pair() -> Iterator[Pair]:
-    yield from start_pair()
 
 
 @pytest.fixture

@@ -1,21 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The hour that is kept does not travel: each host tells what it has looked at itself, and for how long."""
 
-from collections.abc import Iterator
-
-import pytest
-
-from two_hosts import Pair, emptied_after, start_pair, wait_until
-
-
-@pytest.fixture(scope="module")
-def module_pair() -> Iterator[Pair]:
-    yield from start_pair()
-
-
-@pytest.fixture
-def pair(module_pair: Pair) -> Iterator[Pair]:
-    yield from emptied_after(module_pair, "c")
+from two_hosts import Pair, wait_until
 
 
 def seconds_at(pair: Pair, host: str) -> float:

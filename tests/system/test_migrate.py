@@ -25,12 +25,7 @@ from insula.model.errors import (
 from insula.model.migration import VERSION, Accept, Offer
 from insula.model.record import ContainerRecord
 from insula.runtime.store import Store
-from two_hosts import Conversation, Counter, Pair, show_log, start_pair
-
-
-@pytest.fixture(scope="module")
-def module_pair() -> Iterator[Pair]:
-    yield from start_pair()
+from two_hosts import Conversation, Counter, Pair, show_log
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from contextlib import suppress
 import pytest
 
 from insula.kernel.netlink import namespace_entered
-from two_hosts import PORT, Pair, mended_after, show_log, start_pair, wait_until
+from two_hosts import PORT, Pair, mended_after, show_log, wait_until
 
 CLIENTS = 4
 MOVES = 3
@@ -27,11 +27,6 @@ while True:
         connection.sendall(b"%d\\n" % count)
     time.sleep(0.005)
 """
-
-
-@pytest.fixture(scope="module")
-def module_pair() -> Iterator[Pair]:
-    yield from start_pair()
 
 
 @pytest.fixture

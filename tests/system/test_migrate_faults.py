@@ -23,7 +23,7 @@ from insula.migrate.fault import OF_PULLS, Point
 from insula.model.errors import InsulaError
 from insula.network.bridge import interface_name
 from insula.runtime import callers
-from two_hosts import Counter, Pair, mended_after, show_log, start_pair, wait_until
+from two_hosts import Counter, Pair, mended_after, show_log, wait_until
 
 #: Of the points before the commit.
 FAILS_AT = (Point.TARGET_RESERVED, Point.TARGET_LAST_PAGES, Point.TARGET_HELD, Point.SOURCE_HELD)
@@ -32,11 +32,6 @@ SOURCE_KILLED_AT = (Point.SOURCE_ROUND, Point.SOURCE_DUMPED)
 REACH_S = 60.0
 MEET_S = 20.0
 """Less than the wire waits for an answer."""
-
-
-@pytest.fixture(scope="module")
-def module_pair() -> Iterator[Pair]:
-    yield from start_pair()
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from two_hosts import (
     Conversation,
     Counter,
     Pair,
-    emptied_after,
     start_pair,
     wait_until,
 )
@@ -49,11 +48,6 @@ HEARS_ROUTERS = "answer = open('/proc/sys/net/ipv6/conf/eth0/accept_ra').read().
 @pytest.fixture(scope="module")
 def module_pair() -> Iterator[Pair]:
     yield from start_pair(lan=SIX)
-
-
-@pytest.fixture
-def pair(module_pair: Pair) -> Iterator[Pair]:
-    yield from emptied_after(module_pair, "c")
 
 
 def address6_of(pair: Pair, host: str) -> str:

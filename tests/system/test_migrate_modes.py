@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plans, pauses and modes of a move: what is said beforehand is kept, or nothing stops."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from insula.model.errors import PauseTooLong
-from two_hosts import SERVER, Counter, Pair, emptied_after, start_pair, wait_until
+from two_hosts import SERVER, Counter, Pair, wait_until
 
 #: Serves as two_hosts.SERVER does, and in a thread writes all of 64 MiB again and again.
 WRITER = """
@@ -19,16 +18,6 @@ def write():
             memory[at] = (memory[at] + 1) & 255
 threading.Thread(target=write, daemon=True).start()
 """
-
-
-@pytest.fixture(scope="module")
-def module_pair() -> Iterator[Pair]:
-    yield from start_pair()
-
-
-@pytest.fixture
-def pair(module_pair: Pair) -> Iterator[Pair]:
-    yield from emptied_after(module_pair, "c")
 
 
 def move(pair: Pair, **wish: object) -> dict[str, object]:

@@ -1,24 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a plan counts, and what is refused before anything stops."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from insula.model.errors import CheckpointFailed
-from two_hosts import SERVER, Counter, Pair, emptied_after, start_pair
+from two_hosts import SERVER, Counter, Pair
 
 MEGABYTE = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def module_pair() -> Iterator[Pair]:
-    yield from start_pair()
-
-
-@pytest.fixture
-def pair(module_pair: Pair) -> Iterator[Pair]:
-    yield from emptied_after(module_pair, "c")
 
 
 SHARING = """

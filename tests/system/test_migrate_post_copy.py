@@ -14,7 +14,7 @@ from faults.strike import fillers, spawners
 from insula.client.operations import follow
 from insula.migrate.fault import Point
 from insula.model.errors import InsulaError, PauseTooLong, WrongState
-from two_hosts import SERVER, Conversation, Counter, Pair, mended_after, show_log, start_pair, wait_until
+from two_hosts import SERVER, Conversation, Counter, Pair, mended_after, show_log, wait_until
 
 MEGABYTES = 320
 FEWER = 160
@@ -42,11 +42,6 @@ def check():
     return sum(memory[n * 4096:n * 4096 + 4096] != page(n, salts[n]) for n in range(PAGES))
 """
 WRITING = "threading.Thread(target=write, daemon=True).start()\n"
-
-
-@pytest.fixture(scope="module")
-def module_pair() -> Iterator[Pair]:
-    yield from start_pair()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from demo.check import python_of_host
 
 from insula.kernel.netlink import namespace_entered
-from two_hosts import LAN, SERVER, Conversation, Pair, emptied_after, start_pair, wait_until
+from two_hosts import LAN, SERVER, Conversation, Pair, emptied_after, wait_until
 
 PROFILE = "usual"
 #: Each leaves `done`, or the name of the error.
@@ -32,14 +32,9 @@ OUTSIDE = f"{LAN.prefix}.250"
 RAISE = "answer = do(lambda: os.setgid(1))"
 
 
-@pytest.fixture(scope="module")
-def whole() -> Iterator[Pair]:
-    yield from start_pair()
-
-
 @pytest.fixture
-def pair(whole: Pair) -> Iterator[Pair]:
-    yield from emptied_after(whole, "c", "d")
+def pair(module_pair: Pair) -> Iterator[Pair]:
+    yield from emptied_after(module_pair, "c", "d")
 
 
 def create(pair: Pair, name: str, *, host: str) -> str:

@@ -12,12 +12,7 @@ import pytest
 
 from insula.migrate.fault import Point
 from insula.model.errors import InsulaError, WrongState
-from two_hosts import Conversation, Counter, Pair, mended_after, show_log, start_pair, wait_until
-
-
-@pytest.fixture(scope="module")
-def module_pair() -> Iterator[Pair]:
-    yield from start_pair()
+from two_hosts import Conversation, Counter, Pair, mended_after, show_log, wait_until
 
 
 @pytest.fixture

@@ -5,24 +5,13 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import pytest
 from demo import hosts
 
-from two_hosts import SERVER, Counter, Pair, emptied_after, start_pair
+from two_hosts import SERVER, Counter, Pair
 
 WORDS = """
 kept = b"".join(b"%08d a row of some table, as programs keep them" % number for number in range(400_000))
 """
-
-
-@pytest.fixture(scope="module")
-def module_pair() -> Iterator[Pair]:
-    yield from start_pair()
-
-
-@pytest.fixture
-def pair(module_pair: Pair) -> Iterator[Pair]:
-    yield from emptied_after(module_pair, "c")
 
 
 @contextmanager

@@ -13,15 +13,10 @@ from demo import cleanup
 
 from insula.migrate.fault import Point
 from insula.model.errors import InsulaError
-from two_hosts import Conversation, Counter, Pair, mended_after, show_log, start_pair, wait_until
+from two_hosts import Conversation, Counter, Pair, mended_after, show_log, wait_until
 
 BALLAST = 96 << 20
 LIMIT = 24 << 20
-
-
-@pytest.fixture(scope="module")
-def module_pair() -> Iterator[Pair]:
-    yield from start_pair()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hosted import GROUP_ID, Host, Person, answered
+from hosted import GROUP_ID, Host, Person, answered, wait_until
 
 
 def door_of(person: Person) -> Path:
@@ -70,6 +70,7 @@ def test_who_floods_it_is_alone_with_that(alice: Person, bob: Person) -> None:
             with being(alice), contextlib.suppress(BlockingIOError):
                 connection.connect(str(door_of(alice)))
         assert bob.json("whoami", "--format", "json")["name"] == bob.tenant
+    wait_until(lambda: alice.give("ps").code == 0, what="served again, once it is over")
 
 
 def test_it_goes_with_insulad_and_a_dead_one_is_passed_over(host: Host, alice: Person) -> None:

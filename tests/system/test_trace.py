@@ -11,17 +11,7 @@ import pytest
 
 from insula.client.http import Client, quote
 from insula.model.errors import BadRequest, ContainerNotFound, InsulaError
-from two_hosts import COUNTING, SERVER, Pair, emptied_after, start_pair, wait_until
-
-
-@pytest.fixture(scope="module")
-def module_pair() -> Iterator[Pair]:
-    yield from start_pair()
-
-
-@pytest.fixture
-def pair(module_pair: Pair) -> Iterator[Pair]:
-    yield from emptied_after(module_pair, "c")
+from two_hosts import COUNTING, SERVER, Pair, wait_until
 
 
 class Watcher(threading.Thread):
