@@ -203,6 +203,22 @@ def test_an_uplink_is_an_admins_unless_granted(here: AccountsHost) -> None:
     assert "does not grant it" not in here.alice.fails("network", "create", "--uplink", "eth7", "lan")
 
 
+def test_a_subnet_is_of_the_hosts_pool_unless_granted(here: AccountsHost) -> None:
+    # Whoever has the bridge of 8.8.8.0/24 is sent all that the host and its containers say to these addresses.
+    for subnet in ("8.8.8.0/24", "192.168.7.0/24", "10.0.0.0/8"):
+        assert f"cannot use subnet `{subnet}`" in here.alice.fails(
+            "network", "create", "--subnet", subnet, "n"
+        )
+    said = here.alice.fails("network", "create", "--subnet", "2001:db8:7::/64", "n")
+    assert "cannot use subnet `2001:db8:7::/64`" in said and "`subnets` in the policy" in said
+    here.alice("network", "create", "--subnet", "10.213.88.0/24", "own")
+    grant(here, '[user.alice]\nsubnets = ["192.168.0.0/16", "2001:db8::/32"]\n')
+    here.alice("network", "create", "--subnet", "192.168.7.0/24", "--subnet", "2001:db8:7::/64", "given")
+    here.bob.fails("network", "create", "--subnet", "192.168.8.0/24", "n")
+    here.root("network", "create", "--subnet", "198.51.100.0/24", "public")
+    here.root("network", "rm", "public")
+
+
 # the file
 
 

@@ -20,7 +20,7 @@ from insula.model.quota import Allowance, Resource
 from insula.model.record import ImageRecord, LayerRecord, NetworkRecord, Progress, VolumeRecord
 from insula.model.spec import ImageBuildWish, NetworkWish, VolumeWish
 from insula.network.attach import Networks
-from insula.runtime.permitted import check_uplink
+from insula.runtime.permitted import check_subnet, check_uplink
 from insula.runtime.store import Store
 from insula.runtime.volumes import Volumes
 from insula.tenant.check import scope
@@ -147,7 +147,10 @@ class Things:
         return self.networks.get(grant.tenant, ref)
 
     def create_network(self, grant: Grant, wish: NetworkWish) -> NetworkRecord:
-        check_uplink(wish.uplink, self.permits.of_caller(grant))
+        permit = self.permits.of_caller(grant)
+        check_uplink(wish.uplink, permit)
+        for subnet in (wish.subnet, wish.subnet6):
+            check_subnet(subnet, permit, pool=self.networks.pool)
         return self.networks.create(grant.tenant, wish, is_admin=True)
 
     def delete_network(self, grant: Grant, ref: str) -> None:

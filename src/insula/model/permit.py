@@ -47,6 +47,8 @@ class Permit:
     """Ports below 1024 that may be published."""
     uplinks: frozenset[str] = frozenset()
     """Interfaces of the host that a network may be joined to."""
+    subnets: frozenset[str] = frozenset()
+    """CIDRs within which a network may lie, besides the host's pool and unique local IPv6 (RFC 4193)."""
 
 
 EVERYTHING = Permit(is_everything=True)

@@ -104,7 +104,7 @@ class Networks:
         self._allowance = allowance or Unlimited()
         self._host_name = host_name
         self._store = store
-        self._pool = pool_subnet
+        self.pool = pool_subnet
         self._lock = threading.RLock()
         self._active: dict[str, _Active] = {}
         self._leaving: list[_Active] = []
@@ -141,7 +141,7 @@ class Networks:
                 raise NameTaken(f"cannot create network `{wish.name}`: you have one of that name")
             self._allowance.check(tenant, Resource.NETWORKS, used=len(self.list(tenant)))
             others = tuple(self._store.list_networks())
-            network = plan_network(tenant, wish, others=others, from_pool=self._pool, has_ipv6=self.has_ipv6)
+            network = plan_network(tenant, wish, others=others, from_pool=self.pool, has_ipv6=self.has_ipv6)
             self._store.save_network(network)
             try:
                 bridge.ensure(network)

@@ -7,13 +7,15 @@ way (create, start, restart, restore, arrival from another host) calls `check_pe
 
 import os
 from collections.abc import Iterable
+from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from insula.model.errors import NotPermitted
 from insula.model.permit import FIRST_HIGH_PORT, HOME, Permit
 from insula.model.spec import MountKind, MountWish, PortMapping, Spec
+from insula.network.ipv6 import UNIQUE_LOCAL
 from insula.runtime.plan import capabilities_of
 
-__all__ = ["ceiling_of", "check_permitted", "check_ports", "check_uplink"]
+__all__ = ["ceiling_of", "check_permitted", "check_ports", "check_subnet", "check_uplink"]
 
 _NEVER = ("/proc", "/sys", "/dev")
 """Below these nobody but an admin mounts anything, whatever the policy names."""
@@ -49,6 +51,30 @@ def check_uplink(interface: str, permit: Permit) -> None:
             f"cannot use interface `{interface}`: the policy does not grant it",
             hint="an admin may, and can grant it: `uplinks` in the policy",
         )
+
+
+def check_subnet(subnet: str, permit: Permit, *, pool: IPv4Network) -> None:
+    """Hold the subnet of a wished network against the host's pool and what is granted.
+
+    The host sends to a network's bridge whatever it or a container says to an address of its subnet: who may choose any
+    subnet gets what is meant for others.  What is no subnet is refused by who reads it.    Raises: NotPermitted.
+    """
+    if not subnet or permit.is_everything:
+        return
+    try:
+        wished = ip_network(subnet)
+    except ValueError:
+        return
+    granted = (pool, UNIQUE_LOCAL, *(ip_network(each) for each in permit.subnets))
+    if not any(_lies_in(wished, each) for each in granted):
+        raise NotPermitted(
+            f"cannot use subnet `{subnet}`: it is not in this host's pool {pool}, and the policy does not grant it",
+            hint="leave --subnet out to have a free one chosen; an admin can grant it: `subnets` in the policy",
+        )
+
+
+def _lies_in(inner: IPv4Network | IPv6Network, outer: IPv4Network | IPv6Network) -> bool:
+    return inner.prefixlen >= outer.prefixlen and inner.network_address in outer
 
 
 def _check_port(port: PortMapping, permit: Permit) -> None:

@@ -6,6 +6,7 @@
     capabilities = ["NET_ADMIN"]   # in place of the usual list
     low_ports = [80, 443]          # ports below 1024 that they may publish
     uplinks = ["eth1"]             # interfaces that their networks may be joined to
+    subnets = ["192.168.7.0/24"]   # where their networks may lie, besides the host's pool
     hide_arguments = ["password=*", "--token *"]    # of programs, from who watches containers
     hide_paths = ["/srv/secret"]                    # what is below these folders
 
@@ -27,6 +28,7 @@ import re
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from ipaddress import ip_network
 from typing import TypeVar
 
 import msgspec
@@ -60,6 +62,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     capabilities: tuple[str, ...] | None = None
     low_ports: tuple[int, ...] | None = None
     uplinks: tuple[str, ...] | None = None
+    subnets: tuple[str, ...] | None = None
     hide_arguments: tuple[str, ...] | None = None
     hide_paths: tuple[str, ...] | None = None
 
@@ -167,6 +170,7 @@ def permit(rules: Rules, asker: Asker) -> Permit:
         capabilities=pick("capabilities", DEFAULT_CAPABILITIES),
         low_ports=pick("low_ports", ()),
         uplinks=pick("uplinks", ()),
+        subnets=pick("subnets", ()),
     )
 
 
@@ -197,6 +201,11 @@ def _check(text: str, section: tuple[str, ...], *, rule: Rule, known_capabilitie
     for interface in rule.uplinks or ():
         if not _INTERFACE.fullmatch(interface):
             raise _wrong(text, (*section, "uplinks"), f"`{interface}` cannot be an interface")
+    for subnet in rule.subnets or ():
+        try:
+            ip_network(subnet)
+        except ValueError as error:
+            raise _wrong(text, (*section, "subnets"), f"cannot be a subnet: {error}") from None
 
 
 def _check_hidden(text: str, section: tuple[str, ...], *, rule: Rule) -> None:

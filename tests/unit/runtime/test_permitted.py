@@ -4,6 +4,7 @@
 import contextlib
 import itertools
 from collections.abc import Callable
+from ipaddress import IPv4Network
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,7 +23,7 @@ from insula.model.permit import DEFAULT_CAPABILITIES, EVERYTHING, FileUser, Perm
 from insula.model.record import ContainerRecord, ImageConfig
 from insula.model.spec import MountKind, MountWish, PortMapping, RestoreWish, Spec
 from insula.runtime.create import create
-from insula.runtime.permitted import ceiling_of, check_permitted, check_uplink
+from insula.runtime.permitted import ceiling_of, check_permitted, check_subnet, check_uplink
 from insula.runtime.restore import restore
 from insula.runtime.start import start_locked
 
@@ -243,6 +244,27 @@ def test_an_uplink_has_to_be_granted() -> None:
     for permit in (USUAL, Permit(uplinks=frozenset({"eth0"}))):
         with pytest.raises(NotPermitted):
             check_uplink("eth1", permit)
+
+
+POOL = IPv4Network("10.64.0.0/12")
+
+
+@pytest.mark.parametrize("subnet", ["", "10.64.7.0/24", "10.64.0.0/12", "fd00:7::/64"])
+def test_subnets_of_the_pool_and_unique_local_ones_are_everybodys(subnet: str) -> None:
+    check_subnet(subnet, USUAL, pool=POOL)
+
+
+@pytest.mark.parametrize("subnet", ["8.8.8.0/24", "10.0.0.0/8", "192.168.7.0/24", "2001:db8::/64", "::/0"])
+def test_other_subnets_have_to_be_granted(subnet: str) -> None:
+    check_subnet(subnet, EVERYTHING, pool=POOL)
+    check_subnet(subnet, Permit(subnets=frozenset({"0.0.0.0/0", "::/0"})), pool=POOL)
+    for permit in (USUAL, Permit(subnets=frozenset({"8.8.8.0/25", "2001:db8:1::/48"}))):
+        with pytest.raises(NotPermitted, match=f"cannot use subnet `{subnet}`"):
+            check_subnet(subnet, permit, pool=POOL)
+
+
+def test_what_is_no_subnet_is_refused_by_who_reads_it() -> None:
+    check_subnet("nonsense", USUAL, pool=POOL)
 
 
 @pytest.mark.parametrize("field", OVER)

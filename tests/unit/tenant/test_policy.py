@@ -18,6 +18,7 @@ binds = ["~", "/srv/data"]
 
 [tenant.web]
 low_ports = [80, 443]
+subnets = ["192.168.7.0/24"]
 
 [group.staff]
 uplinks = ["eth1"]
@@ -55,6 +56,11 @@ def read(text: str) -> Rules:
         ('[default]\nbinds = ["data"]\n', "neither `~` nor an absolute path"),
         ('[default]\nbinds = ["/srv/../etc"]\n', "neither `~` nor an absolute path"),
         ('[default]\nuplinks = ["a/b"]\n', "cannot be an interface"),
+        (
+            '[default]\nsubnets = ["10.1.2.3/8"]\n',
+            r"default\.subnets: .*10.1.2.3/8 has host bits.* \(line 2\)",
+        ),
+        ('[default]\nsubnets = ["lan"]\n', "subnets: cannot be a subnet: 'lan'"),
         ('[tenant."../x"]\nbinds = []\n', "cannot be the name of a tenant"),
         ("[group.staff]\ndevices = []\n", "unknown field `devices`"),
         ("[default]\nprivileged = true\n", "unknown field `privileged`"),
@@ -91,6 +97,7 @@ def test_the_most_particular_section_that_has_a_key_counts() -> None:
     assert of(tenant="web").low_ports == {80, 443}
     assert of(tenant="web", groups=("net",)).low_ports == frozenset()
     assert of(groups=("staff",)).uplinks == {"eth1"}
+    assert of(tenant="web").subnets == {"192.168.7.0/24"}
 
 
 def test_several_groups_give_what_any_of_them_gives() -> None:
