@@ -254,6 +254,39 @@ say("good")
 """
 
 
+def changes(megabytes: int) -> str:
+    """Return a program that changes mappings of which the pages are not there yet; not less than 40 MB."""
+    return f"""
+import ctypes
+memory = anonymous({megabytes})
+say("ready")
+wait("go")
+c = ctypes.CDLL(None, use_errno=True)
+c.mremap.restype = c.mmap.restype = ctypes.c_void_p
+at = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+half = len(memory) // 2
+def at_page(address, number): return ctypes.string_at(address + number * 4096, 4096)
+# The upper half moves elsewhere, a piece below is given back, another one becomes read-only.
+c.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+c.mremap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int]
+c.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+c.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+moved = c.mremap(at + half, half, half * 2, 1)
+assert moved not in (None, 2**64 - 1)
+assert c.madvise(at + (4 << 20), 4 << 20, 4) == 0
+assert c.mprotect(at + (16 << 20), 4 << 20, 1) == 0
+child = os.fork()
+for number in range(half // 4096):
+    expected = bytes(4096) if 1024 <= number < 2048 else page(number, 7)
+    assert at_page(at, number) == expected, number
+    assert at_page(moved, number) == page(number + half // 4096, 7), number
+if child == 0: os._exit(9)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+say("good")
+os._exit(0)
+"""
+
+
 def start(host: Spawned, code: str, *, ready: int = 1) -> Started:
     container = host.start(PYTHON, "-ISc", PROLOGUE + code, python=True)
     wait_until(

@@ -53,6 +53,15 @@ class Done:
     err: str
 
 
+def emptied_after(host: "Host") -> Iterator["Host"]:
+    """For a test on a host that lives longer: what it leaves is removed, and has to be gone then."""
+    yield host
+    if host.daemon is None or host.daemon.poll() is not None:
+        host.start()
+    host.remove_all()
+    wait_until(lambda: not host.remains(), what=lambda: f"gone: {host.remains()}", deadline_s=10.0)
+
+
 @contextmanager
 def installed_program() -> Iterator[Path]:
     """Install the CLI where every user may run it."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""For tests of the spawner: one real spawner per module, emptied after each test; and what a dump is written to."""
+"""One real spawner per module, emptied after each test; what a dump is written to; a program to be tracked."""
 
 import shutil
 import tempfile
@@ -12,6 +12,7 @@ import carried
 import spawned
 from insula.migrate.memory import MemoryStore
 from insula.runtime.dump import memory_folder
+from tracked import Puppet
 
 
 @pytest.fixture(scope="module")
@@ -45,3 +46,13 @@ def store() -> Iterator[MemoryStore]:
     """What a target has of a container's memory."""
     with MemoryStore(limit_bytes=carried.LIMIT_BYTES) as made:
         yield made
+
+
+@pytest.fixture
+def puppet() -> Iterator[Puppet]:
+    made = Puppet()
+    try:
+        made.do("pass")
+        yield made
+    finally:
+        made.end()

@@ -153,38 +153,13 @@ def test_what_another_bringer_left_is_told_again(host: Spawned, images: int, els
 
 
 BIG = "memory = anonymous(100)\nsay('ready')\nwait('go')\ncheck(memory, 7)\nsay('good')\n"
-CHANGES = """
-import ctypes
-memory = anonymous(64)
-say("ready")
-wait("go")
-c = ctypes.CDLL(None, use_errno=True)
-c.mremap.restype = c.mmap.restype = ctypes.c_void_p
-at = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-half = len(memory) // 2
-def at_page(address, number): return ctypes.string_at(address + number * 4096, 4096)
-c.mremap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int]
-c.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-moved = c.mremap(at + half, half, half * 2, 1)
-assert moved not in (None, 2**64 - 1)
-assert c.madvise(at + (4 << 20), 4 << 20, 4) == 0
-child = os.fork()
-for number in range(half // 4096):
-    expected = bytes(4096) if 1024 <= number < 2048 else page(number, 7)
-    assert at_page(at, number) == expected, number
-    assert at_page(moved, number) == page(number + half // 4096, 7), number
-if child == 0: os._exit(9)
-assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-say("good")
-os._exit(0)
-"""
 
 
 @pytest.mark.parametrize("with_rest", [False, True])
 def test_mappings_that_change_while_pages_are_absent(
     host: Spawned, images: int, elsewhere: MemoryStore, *, with_rest: bool
 ) -> None:
-    container = carried.start(host, CHANGES)
+    container = carried.start(host, carried.changes(64))
     bringer, filler = carry_later(host, container, images, elsewhere)
     if with_rest:
         bringer.may_bring_rest.set()

@@ -53,16 +53,6 @@ def open_tracker(kind: str, pids: Callable[[], Iterable[int]]) -> Tracker:
     return track.SoftDirtyTracker(pids, still=still)
 
 
-@pytest.fixture
-def puppet() -> Iterator[Puppet]:
-    made = Puppet()
-    try:
-        made.do("pass")
-        yield made
-    finally:
-        made.end()
-
-
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)

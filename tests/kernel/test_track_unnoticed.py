@@ -20,16 +20,6 @@ UNIFIED = next(path for path in map(Path, ("/sys/fs/cgroup/unified", "/sys/fs/cg
 
 
 @pytest.fixture
-def puppet() -> Iterator[Puppet]:
-    made = Puppet()
-    try:
-        made.do("pass")
-        yield made
-    finally:
-        made.end()
-
-
-@pytest.fixture
 def tracker(puppet: Puppet) -> Iterator[Tracker]:
     with contextlib.closing(track.open_tracker(lambda: (puppet.pid, *children(puppet.pid)))) as made:
         assert made.kind == "userfaultfd"

@@ -79,14 +79,8 @@ def the_host(program: Path, image: bytes) -> Iterator[hosted.Host]:
 
 @pytest.fixture
 def host(the_host: hosted.Host) -> Iterator[hosted.Host]:
-    """A host without containers; what a check leaves is removed, and has to be gone then."""
-    yield the_host
-    if the_host.daemon is None or the_host.daemon.poll() is not None:
-        the_host.start()
-    the_host.remove_all()
-    hosted.wait_until(
-        lambda: not the_host.remains(), what=lambda: f"gone: {the_host.remains()}", deadline_s=10.0
-    )
+    """A host without containers."""
+    yield from hosted.emptied_after(the_host)
 
 
 @pytest.fixture

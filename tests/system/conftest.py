@@ -31,14 +31,8 @@ def module_host(program: Path, image: bytes) -> Iterator[hosted.Host]:
 
 @pytest.fixture
 def host(module_host: hosted.Host) -> Iterator[hosted.Host]:
-    """A host without containers; what a test leaves is removed, and has to be gone then."""
-    yield module_host
-    if module_host.daemon is None:
-        module_host.start()
-    module_host.remove_all()
-    hosted.wait_until(
-        lambda: not module_host.remains(), what=lambda: f"gone: {module_host.remains()}", deadline_s=5.0
-    )
+    """A host without containers."""
+    yield from hosted.emptied_after(module_host)
 
 
 @pytest.fixture
