@@ -124,7 +124,7 @@ class HostView(HostRecord, kw_only=True, frozen=True):
 
 
 class PolicyText(Wish, kw_only=True, frozen=True):
-    """A policy, or rules, to be looked at, in TOML."""
+    """A policy, rules, or a list of exports, to be looked at, in TOML."""
 
     text: str
     file: str = "FILE"

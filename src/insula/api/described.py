@@ -10,6 +10,7 @@ from insula.api import bodies
 from insula.api.history import HistoryQuery, SpanQuery
 from insula.api.monitor import CallsQuery, TraceQuery
 from insula.model import change, history, monitor, profile, quota, record, spec, users
+from insula.model.export import SinkCounts
 from insula.monitor.rules import Rule
 
 
@@ -138,6 +139,9 @@ DESCRIBED: dict[str, Described] = {
     "GET /v1/rules": _get("which events are an alarm", list[Rule]),
     "POST /v1/rules/check": _do("judge rules", bodies.PolicyText, bodies.PolicyText(text=_RULES)),
     "POST /v1/rules/reload": _get("read the rules again", list[Rule]),
+    "GET /v1/exports": _get("where events and traces go, and how many went", list[SinkCounts]),
+    "POST /v1/exports/check": _do("judge a list of exports", bodies.PolicyText, bodies.PolicyText(text="")),
+    "POST /v1/exports/reload": _get("read the list of exports again", list[SinkCounts]),
     f"GET {_C}/top": _get("its processes", list[record.ProcessRecord]),
     f"GET {_C}/diff": _get("files that it changed", list[record.ChangedPath]),
     f"GET {_C}/archive": _get("a path of it, as tar", None, query=bodies.PathQuery, form=Answer.TAR),

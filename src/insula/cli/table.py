@@ -37,6 +37,7 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("events", "show what happens to containers, from now on"),
             ("trace", "show what a container asks of the kernel, as it happens"),
             ("rule", "which events are an alarm, and what follows: ls, check, reload"),
+            ("export", "where events and traces go unasked: ls, check, reload"),
             ("profile", "record what a container uses, and hold it to that"),
         ),
     ),

@@ -5,13 +5,15 @@
     events of containers, as sinks want them ───────┼─► redacted (`[role.export]`) ─► each sink's queue (`export/sink.py`)
     spans of operations, requests and arrivals ─────┘
 
+The file is read at the start, at SIGHUP and at `insula export reload`; a wrong one is refused and what counted before stays.
 Nothing here waits for a sink.  Nothing is watched, imported or started that is not configured.
 """
 
-import itertools
+import logging
+import threading
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 from insula.daemon.config_file import read_roots_file
@@ -19,11 +21,10 @@ from insula.daemon.following import Following
 from insula.daemon.options import Options
 from insula.daemon.sight import Sight
 from insula.daemon.watching import Watching
-from insula.export.config import MAX_BYTES, Choice, Exports, Otlp, read_exports
-from insula.export.lines import EventFile, json_of
-from insula.export.post import Post
+from insula.export.config import MAX_BYTES, Exports, read_exports
+from insula.export.places import Places
 from insula.export.sink import CLOSE_S, Sink
-from insula.export.syslog import Address, Facility, Line, Severity, Syslog
+from insula.export.syslog import Address, Facility, Line, Syslog
 from insula.model.change import Change
 from insula.model.errors import InvalidExport
 from insula.model.export import SinkCounts, Told
@@ -32,64 +33,14 @@ from insula.model.record import ContainerRecord
 from insula.model.span import WHOSE, Span, Tracer
 from insula.monitor.collect import Collector
 from insula.runtime.context import Runtime
+from insula.runtime.store import Store
 
-OTLP_PER_S = 2_000
-"""Log records for a collector: each costs 50 µs of the processor, a line of JSON 2."""
+LOG = logging.getLogger(__name__)
 
 
 def begin(options: Options, *, sight: Sight) -> "Exporter":
     """Open what the daemon's words say.  Raises: InvalidExport, so that insulad does not start with less than is meant."""
-    text = read_roots_file(options.exports, name="exports", max_bytes=MAX_BYTES, error=InvalidExport)
-    return Exporter(read_exports(text), host=options.name, sight=sight, audit_to=options.syslog)
-
-
-@dataclass(frozen=True, slots=True)
-class _Sinks:
-    """The open ones."""
-
-    events: list[tuple[Choice, Sink[Told]]] = field(default_factory=list)
-    spans: list[tuple[Choice, Sink[Span]]] = field(default_factory=list)
-
-    @classmethod
-    def open(cls, exports: Exports, *, host: str) -> "_Sinks":
-        sinks = cls()
-        for otlp in exports.otlp:
-            sinks.add_otlp(otlp, host=host)
-        for file in exports.file:
-            carrier = EventFile(Path(file.path), max_bytes=file.max_bytes, kept=file.kept)
-            sinks.events.append((file, Sink(sinks.name(f"file {file.path}"), carrier)))
-        for syslog in exports.syslog:
-            name = sinks.name(f"syslog {syslog.address}")
-            sinks.events.append((syslog, _syslog(name, syslog.address, host=host)))
-        return sinks
-
-    def name(self, wished: str) -> str:
-        """Return what a sink is called: another one to the same place has a number."""
-        taken = {sink.name for _, sink in self.events} | {sink.name for _, sink in self.spans}
-        others = (f"{wished} ({number})" for number in itertools.count(2))
-        return next(each for each in itertools.chain((wished,), others) if each not in taken)
-
-    def add_otlp(self, endpoint: Otlp, *, host: str) -> None:
-        # Who configures none of it does not pay for the generated messages: 4 MiB, 20 ms (ADR 28).
-        from insula.export import otlp
-
-        try:
-            logs, traces = Post(endpoint), Post(endpoint)
-        except OSError as error:
-            raise InvalidExport(
-                f"cannot use the certificates for `{endpoint.endpoint}`: {error.strerror or error}"
-            ) from error
-        if endpoint.changes or endpoint.kinds:
-            name = self.name(f"otlp {endpoint.endpoint} logs")
-            self.events.append((endpoint, Sink(name, otlp.Logs(logs), max_per_s=OTLP_PER_S)))
-        if endpoint.traces:
-            name = self.name(f"otlp {endpoint.endpoint} traces")
-            self.spans.append((endpoint, Sink(name, otlp.Traces(traces, host=host))))
-
-
-def _syslog(name: str, address: str, *, host: str) -> Sink[Told]:
-    carrier = Syslog(Address.parse(address), _line, host=host, facility=Facility.DAEMON, message_id="event")
-    return Sink(name, carrier)
+    return Exporter(options.exports, host=options.name, sight=sight, audit_to=options.syslog)
 
 
 def _audit(address: str, *, host: str) -> Sink[Line]:
@@ -103,32 +54,85 @@ def _audit(address: str, *, host: str) -> Sink[Line]:
     return Sink(f"audit {address}", carrier)
 
 
-def _line(told: Told) -> Line:
-    severity = Severity.WARNING if told.is_alarming else Severity.INFO
-    return Line(text=json_of(told).decode(), at=told.at, severity=severity)
-
-
 class Exporter:
     """Who gets what.  From any thread."""
 
-    def __init__(self, exports: Exports, *, host: str, sight: Sight, audit_to: str = "") -> None:
-        """audit_to: a syslog for the audit's lines; empty: none.
+    def __init__(self, path: Path, *, host: str, sight: Sight, audit_to: str = "") -> None:
+        """path: the file that lists the sinks; a missing one lists none.  audit_to: a syslog for the audit's lines; empty: none.
 
-        Raises: InvalidExport for certificates that cannot be read; InvalidSpec for what is no address of a syslog.
+        Raises: InvalidExport for a wrong file, or certificates that cannot be read; InvalidSpec for what is no address
+        of a syslog.
         """
+        self._path = path
         self._host = host
         self._sight = sight
-        self._sinks = _Sinks.open(exports, host=host)
+        self._lock = threading.Lock()
+        """Held while something is offered: what is offered to a sink is offered before it is closed."""
+        self._reloading = threading.Lock()
+        self._places = Places().changed_to(self._read(), host=host)
+        self._closing: list[Sink[Told] | Sink[Span]] = []
         self._audit = _audit(audit_to, host=host) if audit_to else None
+        self._store: Store | None = None
+        self._begin_following: Callable[[], Following] | None = None
         self._following: Following | None = None
+        self.tracer = Tracer()
+        """Where traces begin that are exported."""
+        self._trace_or_not()
+
+    def _read(self) -> Exports:
+        text = read_roots_file(self._path, name="exports", max_bytes=MAX_BYTES, error=InvalidExport)
+        return read_exports(text)
+
+    def check(self, text: str) -> None:
+        """Read a list of sinks and change nothing.  Raises: InvalidExport with section and reason."""
+        read_exports(text)
+
+    def reload(self) -> None:
+        """Let the file count from now on.  Raises: InvalidExport, and nothing has changed."""
+        with self._reloading:
+            before, places = self._places, self._places.changed_to(self._read(), host=self._host)
+            with self._lock:
+                self._places = places
+            self._trace_or_not()
+            self._watch_what_is_wanted()
+            left_out = [each for each in before.sinks if each not in places.sinks]
+            for sink in left_out:
+                sink.begin_close()
+            self._closing = [*(each for each in self._closing if not each.has_ended), *left_out]
+        LOG.info("exports read", extra={"fields": {"path": str(self._path)}})
+
+    def reload_or_keep(self) -> None:
+        """As `reload`, for a signal: what is wrong goes to the log."""
+        try:
+            self.reload()
+        except InvalidExport as error:
+            LOG.error("exports stay as they were", extra={"fields": {"reason": error.message}})
+
+    def _trace_or_not(self) -> None:
+        self.tracer.deliver = self._deliver if self._places.spans else None
 
     def follow(self, runtime: Runtime, collector: Collector, watching: Watching) -> None:
         """Watch containers from now on, as far as a sink wants what they do."""
-        if any(choice.kinds for choice, _ in self._sinks.events):
-            self._following = Following(
-                runtime, collector, watching, wish_of=self._wish_of, take=self._take, name="exports"
-            )
-            runtime.store.subscribe(self._following.note)
+        self._store = runtime.store
+        self._begin_following = partial(
+            Following, runtime, collector, watching, wish_of=self._wish_of, take=self._take, name="exports"
+        )
+        self._watch_what_is_wanted()
+        runtime.store.subscribe(self._note)
+
+    def _watch_what_is_wanted(self) -> None:
+        if self._store is None or self._begin_following is None:
+            return
+        if self._following is None:
+            if not any(place.choice.kinds for place in self._places.events):
+                return
+            self._following = self._begin_following()
+        for record in self._store.list_containers():
+            self._following.note(record.id, record)
+
+    def _note(self, container_id: str, record: ContainerRecord | None) -> None:
+        if self._following is not None:
+            self._following.note(container_id, record)
 
     def before_start(self, record: ContainerRecord) -> None:
         """Take up a container of which nothing runs yet."""
@@ -142,16 +146,14 @@ class Exporter:
 
     @property
     def _all(self) -> tuple[Sink[Told] | Sink[Span] | Sink[Line], ...]:
-        events = (sink for _, sink in self._sinks.events)
-        spans = (sink for _, sink in self._sinks.spans)
-        return (*events, *spans, *((self._audit,) if self._audit is not None else ()))
+        return (*self._places.sinks, *((self._audit,) if self._audit is not None else ()))
 
     def _wish_of(self, record: ContainerRecord) -> TraceWish | None:
         """Return what a container is watched for; None: nothing."""
         kinds: set[EventKind] = set()
-        for choice, _ in self._sinks.events:
-            if choice.is_about(tenant=record.tenant, container=record.name):
-                kinds.update(choice.kinds)
+        for place in self._places.events:
+            if place.choice.is_about(tenant=record.tenant, container=record.name):
+                kinds.update(place.choice.kinds)
         return TraceWish(kinds=tuple(sorted(kinds))) if kinds else None
 
     def _take(self, record: ContainerRecord, lines: Iterable[TraceLine]) -> None:
@@ -170,10 +172,12 @@ class Exporter:
         told = Told(
             host=self._host, tenant=record.tenant, container=record.id, name=record.name, at=at, what=what
         )
-        for choice, sink in self._sinks.events:
-            is_wanted = what.kind in choice.kinds if isinstance(what, Event) else bool(choice.kinds)
-            if is_wanted and choice.is_about(tenant=record.tenant, container=record.name):
-                sink.offer(told)
+        with self._lock:
+            for place in self._places.events:
+                kinds = place.choice.kinds
+                is_wanted = what.kind in kinds if isinstance(what, Event) else bool(kinds)
+                if is_wanted and place.choice.is_about(tenant=record.tenant, container=record.name):
+                    place.sink.offer(told)
 
     def take_change(self, change: Change) -> None:
         """Take what has happened to a container."""
@@ -186,20 +190,18 @@ class Exporter:
             at=change.at,
             what=what,
         )
-        for choice, sink in self._sinks.events:
-            if choice.changes and choice.is_about(tenant=change.tenant, container=change.name):
-                sink.offer(told)
-
-    @property
-    def tracer(self) -> Tracer:
-        """Return where traces begin that are exported."""
-        return Tracer(self._deliver if self._sinks.spans else None)
+        with self._lock:
+            for place in self._places.events:
+                choice = place.choice
+                if choice.changes and choice.is_about(tenant=change.tenant, container=change.name):
+                    place.sink.offer(told)
 
     def _deliver(self, span: Span) -> None:
         tenant, container = (str(span.attributes.get(key, "")) for key in WHOSE)
-        for choice, sink in self._sinks.spans:
-            if choice.is_about(tenant=tenant, container=container):
-                sink.offer(span)
+        with self._lock:
+            for place in self._places.spans:
+                if place.choice.is_about(tenant=tenant, container=container):
+                    place.sink.offer(span)
 
     def counts(self) -> list[SinkCounts]:
         """Tell what became of it all."""
@@ -210,7 +212,8 @@ class Exporter:
         if self._following is not None:
             self._following.close()
         deadline = time.monotonic() + CLOSE_S
-        for sink in self._all:
+        sinks = (*self._all, *self._closing)
+        for sink in sinks:
             sink.begin_close()
-        for sink in self._all:
+        for sink in sinks:
             sink.close(within_s=max(0.0, deadline - time.monotonic()))

@@ -76,9 +76,10 @@ class Daemon:
     collector: Collector
 
     def reload(self) -> None:
-        """Read policy and rules anew; what is wrong is logged, and what counted before stays."""
+        """Read policy, rules and exports anew; what is wrong is logged, and what counted before stays."""
         self.policy.reload_or_keep()
         self.api.rules.reload_or_keep()
+        self.api.exports.reload_or_keep()
 
     def close(self) -> None:
         """Let go of everything but the containers."""

@@ -62,15 +62,20 @@ class Sink(Generic[Item]):
         max_waiting: int = MAX_WAITING,
         max_per_s: float = MAX_PER_S,
         linger_s: float = LINGER_S,
+        after: Sequence["Sink[Item]"] = (),
     ) -> None:
+        """after: sinks that are being closed, to the same place: nothing is carried before they have ended."""
         self.name = name
         self._carrier = carrier
         self._linger_s = linger_s
+        self._after = after
         self._max_per_s = max_per_s
         self._waiting: deque[Item] = deque()
         self._max_waiting = max_waiting
         self._changed = threading.Condition()
         self._is_closing = False
+        self._close_by = 0.0
+        """Monotonic seconds; it counts while this is closing."""
         self._has_problem = False
         self._sent = self._dropped = self._refused = self._failures = self._tried = 0
         self._thread = threading.Thread(target=self._run, name=f"export {name}", daemon=True)
@@ -100,16 +105,28 @@ class Sink(Generic[Item]):
 
     def close(self, *, within_s: float = CLOSE_S) -> None:
         """Carry what is left, if that goes at once, and end."""
-        self.begin_close()
+        self.begin_close(within_s=within_s)
         self._thread.join(within_s)
 
-    def begin_close(self) -> None:
-        """Take no more time than what is left needs."""
+    def begin_close(self, *, within_s: float = CLOSE_S) -> None:
+        """Carry what is left, if that goes at once, and end, without a wait for it; again: nothing."""
         with self._changed:
-            self._is_closing = True
+            if not self._is_closing:
+                self._is_closing, self._close_by = True, time.monotonic() + within_s
             self._changed.notify()
 
+    @property
+    def has_ended(self) -> bool:
+        return not self._thread.is_alive()
+
+    def wait_end(self, *, within_s: float = 2 * CLOSE_S) -> None:
+        """Wait until somebody else has closed it, no longer than that."""
+        self._thread.join(within_s)
+
     def _run(self) -> None:
+        for each in self._after:
+            each.wait_end()
+        self._after = ()
         while batch := self._next_batch():
             began = time.monotonic()
             self._carry(batch)
@@ -125,9 +142,18 @@ class Sink(Generic[Item]):
                 self._changed.wait_for(
                     lambda: len(self._waiting) >= BATCH or self._is_closing, timeout=self._linger_s
                 )
+            if self._is_closing and time.monotonic() > self._close_by:
+                self._give_up()
             batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
             self._tried = len(batch)
             return batch
+
+    def _give_up(self) -> None:
+        if self._waiting:
+            fields = {"sink": self.name, "items": len(self._waiting)}
+            LOG.warning("not all was exported", extra={"fields": fields})
+        self._dropped += len(self._waiting)
+        self._waiting.clear()
 
     def _carry(self, batch: list[Item]) -> None:
         tries = 0

@@ -230,20 +230,21 @@ class Tracer:
 
     def __init__(self, deliver: Deliver | None = None) -> None:
         """deliver: gets each span when it has ended, must not wait; None: nobody traces."""
-        self._deliver = deliver
+        self.deliver = deliver
 
     @contextmanager
     def root(
         self, name: str, *, parent: str = "", attributes: Attributes | None = None
     ) -> Iterator[OpenSpan | None]:
         """Have something go on in this thread while the block runs.  parent: the traceparent of who asked for it."""
-        if self._deliver is None:
+        deliver = self.deliver
+        if deliver is None:
             yield None
             return
         found = parse(parent)
         span = OpenSpan(
             name,
-            deliver=self._deliver,
+            deliver=deliver,
             clock=_clock(),
             parent=found,
             is_of_peer=found is not None,

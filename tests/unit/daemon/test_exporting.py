@@ -5,6 +5,7 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +14,11 @@ from typing import Any
 import pytest
 
 from collector import collecting
+from hosted import wait_until
 from insula.daemon.exporting import Exporter
+from insula.daemon.pki import Pki
 from insula.daemon.rights import PolicyFile
 from insula.daemon.sight import Sight
-from insula.export.config import read_exports
 from insula.model import span
 from insula.model.change import Alarm, Change
 from insula.model.errors import InvalidExport
@@ -29,7 +31,9 @@ POLICY = '[tenant.alice]\nhide_arguments = ["password=*"]\n'
 def exporting(folder: Path, text: str, **options: Any) -> Iterator[Exporter]:
     policy = folder / "policy.toml"
     policy.write_text(POLICY)
-    exporter = Exporter(read_exports(text), host="alpha", sight=Sight(PolicyFile(policy)), **options)
+    listed = folder / "export.toml"
+    listed.write_text(text)
+    exporter = Exporter(listed, host="alpha", sight=Sight(PolicyFile(policy)), **options)
     yield exporter
     exporter.close()
 
@@ -55,7 +59,7 @@ def test_each_sink_gets_what_it_is_about(tmp_path: Path) -> None:
     with exporting(tmp_path, text) as exporter:
         for tenant, name in (("alice", "web"), ("bob", "db")):
             exporter.take_change(change(tenant, name))
-    found = {path.name: [line["tenant"] for line in lines(path)] for path in tmp_path.glob("[!p]*")}
+    found = {path.name: [line["tenant"] for line in lines(path)] for path in tmp_path.glob("[!pe]*")}
     assert found == {"all": ["alice", "bob"], "alice": ["alice"], "db": ["bob"]}
 
 
@@ -124,3 +128,91 @@ def test_the_audit_goes_to_syslog(tmp_path: Path) -> None:
             said = listener.recv(4096)
     assert said.startswith(b"<86>1 ")
     assert said.endswith(b' alpha insulad - audit - {"who": "alice"}')
+
+
+def reloaded(exporter: Exporter, folder: Path, text: str) -> None:
+    (folder / "export.toml").write_text(text)
+    exporter.reload()
+
+
+def file(folder: Path, name: str, more: str = "") -> str:
+    return f'[[file]]\npath = "{folder}/{name}"\n{more}\n'
+
+
+def tenants(path: Path) -> list[str]:
+    return [each["tenant"] for each in lines(path)] if path.exists() else []
+
+
+def test_what_is_listed_anew_gets_what_happens_then_and_what_is_not_gets_its_queue_and_ends(
+    tmp_path: Path,
+) -> None:
+    with exporting(tmp_path, file(tmp_path, "old") + file(tmp_path, "stays")) as exporter:
+        exporter.take_change(change("alice"))
+        reloaded(exporter, tmp_path, file(tmp_path, "new") + file(tmp_path, "stays", 'tenants = ["bob"]'))
+        wait_until(lambda: tenants(tmp_path / "old") == ["alice"], what="the queue was sent")
+        for tenant in ("alice", "bob"):
+            exporter.take_change(change(tenant))
+        wait_until(lambda: f"export file {tmp_path}/old" not in threads(), what="its sink has ended")
+        assert [each.sink for each in exporter.counts()] == [f"file {tmp_path}/{n}" for n in ("new", "stays")]
+    assert tenants(tmp_path / "old") == ["alice"]
+    assert tenants(tmp_path / "new") == ["alice", "bob"]
+    assert tenants(tmp_path / "stays") == ["alice", "bob"]
+
+
+def threads() -> set[str]:
+    return {each.name for each in threading.enumerate()}
+
+
+def test_who_stays_listed_keeps_its_counts_and_who_goes_another_way_begins_anew(tmp_path: Path) -> None:
+    def sent(exporter: Exporter) -> list[tuple[str, int]]:
+        return [(each.sink.rpartition("/")[2], each.sent) for each in exporter.counts()]
+
+    with exporting(tmp_path, file(tmp_path, "a") + file(tmp_path, "b")) as exporter:
+        exporter.take_change(change("alice"))
+        wait_until(lambda: sent(exporter) == [("a", 1), ("b", 1)], what="both have got it")
+        reloaded(exporter, tmp_path, file(tmp_path, "b", "kept = 2") + file(tmp_path, "a", "changes = false"))
+        assert sent(exporter) == [("b", 0), ("a", 1)]
+        exporter.take_change(change("bob"))
+    assert tenants(tmp_path / "b") == ["alice", "bob"]
+
+
+def test_a_wrong_file_is_refused_and_what_counted_before_stays(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    wrong = (
+        "[[file]]\npath = 1\n",
+        file(tmp_path, "new") + '[[otlp]]\nendpoint = "https://127.0.0.1:1"\nca_file = "/none"\n',
+    )
+    with exporting(tmp_path, file(tmp_path, "a")) as exporter:
+        for text in wrong:
+            with pytest.raises(InvalidExport):
+                reloaded(exporter, tmp_path, text)
+            exporter.reload_or_keep()
+        exporter.take_change(change("alice"))
+        assert [each.sink for each in exporter.counts()] == [f"file {tmp_path}/a"]
+    assert [each.message for each in caplog.records] == ["exports stay as they were"] * 2
+    assert tenants(tmp_path / "a") == ["alice"]
+    assert not (tmp_path / "new").exists()
+
+
+def test_traces_begin_and_end_with_a_collector_in_the_list(tmp_path: Path) -> None:
+    with collecting() as collector, exporting(tmp_path, "") as exporter:
+        tracer = exporter.tracer
+        reloaded(exporter, tmp_path, f'[[otlp]]\nendpoint = "{collector.endpoint}"\n')
+        with tracer.root("migrate", attributes={span.TENANT: "alice"}):
+            pass
+        wait_until(lambda: [each.name for each in collector.spans] == ["migrate"], what="the span has come")
+        reloaded(exporter, tmp_path, "")
+        with tracer.root("migrate") as root:
+            assert root is None
+
+
+def test_new_certificates_in_the_old_file_are_read(tmp_path: Path) -> None:
+    authority = tmp_path / "ca.pem"
+    authority.write_text(Pki(tmp_path / "pki", name="alpha").certificate_pem)
+    text = f'[[otlp]]\nendpoint = "https://127.0.0.1:1"\nca_file = "{authority}"\n'
+    with exporting(tmp_path, text) as exporter:
+        exporter.reload()
+        authority.write_text("nonsense")
+        with pytest.raises(InvalidExport, match="cannot use the certificates"):
+            exporter.reload()

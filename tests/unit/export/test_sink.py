@@ -142,3 +142,29 @@ def test_what_is_refused_is_counted() -> None:
         sink.offer(number)
     sink.close()
     assert (sink.counts.sent, sink.counts.refused) == (1, 2)
+
+
+def test_who_is_closed_while_slow_gives_up_what_is_left_at_its_deadline() -> None:
+    place = Slow()
+    sink = Sink("slow", place, linger_s=0.0)
+    for number in range(1000):
+        sink.offer(number)
+    sink.begin_close(within_s=0.0)
+    place.open.set()
+    wait_until(lambda: sink.has_ended, what="ended")
+    assert sink.counts.sent + sink.counts.dropped == 1000
+    assert sink.counts.dropped >= 500
+    assert place.is_closed
+
+
+def test_a_sink_carries_nothing_before_those_that_it_follows_have_ended() -> None:
+    before, after = Slow(), Place()
+    first = Sink("first", before, linger_s=0.0)
+    first.offer(1)
+    second = Sink("second", after, linger_s=0.0, after=[first])
+    second.offer(2)
+    first.begin_close()
+    before.open.set()
+    wait_until(lambda: after.got == [2], what="carried")
+    assert before.is_closed
+    second.close()

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The list of exports read anew while containers run: at SIGHUP, and by `insula export reload`."""
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from hosted import Host, wait_until
+
+
+@pytest.fixture
+def web(host: Host) -> Iterator[Host]:
+    host.root("run", "-d", "--name", "web", "box", "sleep", "1000")
+    yield host
+    (host.folder / "export.toml").unlink(missing_ok=True)
+    host.root("export", "reload")
+
+
+def sink(path: Path, more: str = "") -> str:
+    return f'[[file]]\npath = "{path}"\n{more}\n'
+
+
+def listed(host: Host, text: str) -> None:
+    (host.folder / "export.toml").write_text(text)
+
+
+def by_signal(host: Host) -> None:
+    before = host.log().count("exports read")
+    assert host.daemon is not None
+    os.kill(host.daemon.pid, signal.SIGHUP)
+    wait_until(lambda: host.log().count("exports read") > before, what="exports read")
+
+
+def by_command(host: Host) -> None:
+    host.root("export", "reload")
+
+
+def programs(path: Path) -> list[str]:
+    """Return the first words of the programs whose starts are told there."""
+    if not path.exists():
+        return []
+    told = [json.loads(line) for line in path.read_text().splitlines()]
+    return [each["arguments"][0] for each in told if each.get("kind") == "exec"]
+
+
+@pytest.mark.parametrize("reread", [by_signal, by_command])
+def test_who_is_listed_anew_hears_of_running_containers_and_who_is_not_hears_no_more(
+    web: Host, tmp_path: Path, reread: Callable[[Host], None]
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    listed(web, sink(first, 'kinds = ["exec"]'))
+    reread(web)
+    web.root("exec", "web", "id")
+    wait_until(lambda: programs(first) == ["id"], what=lambda: str(programs(first)))
+    listed(web, sink(second, 'kinds = ["exec"]'))
+    reread(web)
+    web.root("exec", "web", "true")
+    wait_until(lambda: programs(second) == ["true"], what=lambda: str(programs(second)))
+    assert programs(first) == ["id"]
+    listed(web, "")
+    reread(web)
+    web.root("exec", "web", "id")
+    assert programs(second) == ["true"]
+    assert web.root("export", "ls", "--quiet") == ""
+
+
+def test_a_wrong_list_is_refused_and_the_old_one_stays(web: Host, tmp_path: Path) -> None:
+    listed(web, sink(tmp_path / "all"))
+    by_command(web)
+    listed(web, sink(tmp_path / "other") + "[[syslog]]\naddress = 1\n")
+    for words in (("reload",), ("check", str(web.folder / "export.toml"))):
+        assert "address" in web.root.fails("export", *words)
+    assert web.daemon is not None
+    os.kill(web.daemon.pid, signal.SIGHUP)
+    wait_until(lambda: "exports stay as they were" in web.log(), what=lambda: web.log()[-500:])
+    assert web.root("export", "ls", "--quiet") == f"file {tmp_path / 'all'}"
+    web.root("rename", "web", "other")
+    web.root("rename", "other", "web")
+    wait_until(lambda: (tmp_path / "all").exists(), what="the old sink goes on")
+
+
+def test_others_than_admins_see_no_exports(host: Host) -> None:
+    assert "needs the right" in host.alice.fails("export", "ls")
