@@ -23,8 +23,8 @@ from demo.hosts import Host, Lan, World
 from insula.client.http import Client
 from insula.client.operations import failure, follow
 from insula.kernel.netlink import Route, namespace_entered
-from insula.migrate.fault import VARIABLE
 from insula.network.bridge import interface_name
+from insula.runtime.fault import VARIABLE
 
 TENANT = "root"
 LAN = Lan(name="lan1", tenant=TENANT, prefix="10.99.1")

@@ -19,8 +19,9 @@ from faults import strike
 from faults.census import Census, Container, count
 from faults.pace import Pace
 from faults.workload import PROGRAM, Listener, ask
-from insula.migrate.fault import VARIABLE, Point
+from insula.migrate.fault import Point
 from insula.model.errors import InsulaError
+from insula.runtime.fault import VARIABLE
 from two_hosts import LAN, Pair, wait_until
 
 NAME = "c"

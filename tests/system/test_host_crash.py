@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """insulad is killed while containers run and end: none is harmed, the next one finds all of them.  And: the host goes down."""
 
+import contextlib
 import os
 import select
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,8 @@ import pytest
 
 import hosted
 from hosted import Host, Person, wait_until
+from insula.kernel.criu_find import find_criu
+from insula.runtime.fault import VARIABLE, Note
 
 
 @pytest.fixture
@@ -37,6 +41,11 @@ def is_alive(pid: int) -> bool:
         return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def parent_of(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("PPid:")).split()[1])
 
 
 def test_containers_go_on_and_are_found_again(host: Host, alice: Person, bob: Person) -> None:
@@ -177,8 +186,7 @@ def test_without_its_spawner_a_container_has_ended_and_can_be_started(host: Host
     alice("run", "-d", "--name", "c", "-v", "v:/v", "box", "sleep", "1000")
     alice("run", "-d", "--name", "again", "--restart", "unless-stopped", "box", "sleep", "1000")
     pids = [int(alice.look(name)["pid"]) for name in ("c", "again")]
-    status = Path(f"/proc/{pids[0]}/status").read_text()
-    spawner = int(next(line for line in status.splitlines() if line.startswith("PPid:")).split()[1])
+    spawner = parent_of(pids[0])
     host.kill()
     os.kill(spawner, signal.SIGKILL)
     wait_until(lambda: not is_alive(spawner), what="the spawner ends")
@@ -197,8 +205,7 @@ def test_a_spawner_that_is_killed_is_replaced(host: Host, alice: Person) -> None
     alice("run", "-d", "--name", "again", "--restart", "always", "box", "sleep", "1000")
     alice("run", "-d", "--name", "gone", "--rm", "box", "sleep", "1000")
     pids = [int(alice.look(name)["pid"]) for name in ("c", "again", "gone")]
-    status = Path(f"/proc/{pids[0]}/status").read_text()
-    spawner = int(next(line for line in status.splitlines() if line.startswith("PPid:")).split()[1])
+    spawner = parent_of(pids[0])
     os.kill(spawner, signal.SIGKILL)
     wait_until(lambda: not any(is_alive(pid) for pid in pids), what="its containers end with it")
     record = alice.wait_for("c", status="exited")
@@ -207,6 +214,63 @@ def test_a_spawner_that_is_killed_is_replaced(host: Host, alice: Person) -> None
     wait_until(lambda: alice.give("inspect", "gone").code == 1, what="--rm is honoured")
     alice("start", "c")
     assert alice("exec", "c", "echo", "on") == "on"
+
+
+@pytest.mark.parametrize("point", list(Note))
+def test_a_spawner_that_ends_before_a_start_is_written_down_is_not_overlooked(
+    host: Host, alice: Person, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, point: Note
+) -> None:
+    """Between its answer and the note that the container runs, another spawner is there already."""
+    wish, gate = tmp_path / "wish", tmp_path / "gate"
+    os.mkfifo(gate)
+    monkeypatch.setenv(VARIABLE, f"@{wish}")
+    host.kill()
+    host.start()
+    alice("run", "-d", "--name", "other", "box", "sleep", "1000")
+    alice("run", "-d", "--name", "c", "--restart", "always", "box", "sleep", "1000")
+    old = parent_of(int(alice.look("other")["pid"]))
+    verb = "start"
+    if point is Note.RESTORE:
+        if find_criu() is None:
+            pytest.skip("no CRIU that works")
+        alice("checkpoint", "create", "c")
+        verb = "restore"
+    else:
+        alice("stop", "-t", "0", "c")
+    wish.write_text(f"{point}=wait:{gate}")
+    starting = threading.Thread(target=alice.give, args=(verb, "c"))
+    starting.start()
+    reached = opened_for_writing(gate)
+    wish.unlink()
+    os.kill(old, signal.SIGKILL)
+    alice.wait_for("other", status="exited")
+    alice("start", "other")
+    assert parent_of(int(alice.look("other")["pid"])) != old
+    os.close(reached)
+    starting.join()
+    wait_until(
+        lambda: runs_below(alice, parent_of(int(alice.look("other")["pid"]))),
+        what="the policy brings it back",
+    )
+    assert alice("exec", "c", "echo", "on") == "on"
+
+
+def opened_for_writing(gate: Path) -> int:
+    """Wait until somebody reads at the gate, and keep it shut."""
+    found: list[int] = []
+
+    def has_reader() -> bool:
+        with contextlib.suppress(OSError):  # ENXIO: nobody reads
+            found.append(os.open(gate, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        return bool(found)
+
+    wait_until(has_reader, what="the point is reached")
+    return found[0]
+
+
+def runs_below(person: Person, spawner: int) -> bool:
+    record = person.look("c")
+    return record["status"] == "running" and is_alive(record["pid"]) and parent_of(record["pid"]) == spawner
 
 
 def test_what_was_half_created_is_taken_back(host: Host, alice: Person) -> None:

@@ -23,6 +23,7 @@ from insula.migrate.fault import OF_PULLS, Point
 from insula.model.errors import InsulaError
 from insula.network.bridge import interface_name
 from insula.runtime import callers
+from insula.runtime.fault import Note
 from two_hosts import Counter, Pair, mended_after, show_log, wait_until
 
 #: Of the points before the commit.
@@ -49,6 +50,7 @@ class Case:
         self.counter = Counter(pair.world, self.address)
         self.counter.wait_for_more()
         self.error: InsulaError | None = None
+        self.mover = threading.Thread(target=self.try_to_move)
         record = pair.find("alpha", "c")
         assert record is not None
         self.id = str(record["id"])
@@ -59,6 +61,11 @@ class Case:
         except InsulaError as error:
             self.error = error
         return self.error
+
+    def move_up_to(self, gate: "Gate") -> int:
+        """Begin a move and wait until it stands at the gate.  Returns: the descriptor that lets it on when it is closed."""
+        self.mover.start()
+        return gate.wait_reached()
 
     def check_only_on(self, here: str, *, not_on: str) -> None:
         """Exactly one copy, running and heard, with its connection; nothing of it on the other host."""
@@ -125,11 +132,10 @@ def test_a_source_killed_after_the_commit_never_thaws_it(pair: Pair, point: Poin
 def test_a_target_killed_before_it_let_it_run_gives_it_back(pair: Pair) -> None:
     set_fault(pair, Point.TARGET_COMMITTED, "kill")
     case = Case(pair)
-    mover = threading.Thread(target=case.try_to_move)
-    mover.start()
+    case.mover.start()
     case.wait_killed("beta")
     pair.restart("beta")
-    mover.join()
+    case.mover.join()
     assert case.error is not None and "runs here" in case.error.message
     case.check_only_on("alpha", not_on="beta")
 
@@ -138,11 +144,10 @@ def test_a_target_killed_before_it_let_it_run_gives_it_back(pair: Pair) -> None:
 def test_a_target_killed_after_it_ran_finds_it_running(pair: Pair, point: Point) -> None:
     set_fault(pair, point, "kill")
     case = Case(pair)
-    mover = threading.Thread(target=case.try_to_move)
-    mover.start()
+    case.mover.start()
     case.wait_killed("beta")
     pair.restart("beta")
-    mover.join()
+    case.mover.join()
     case.check_only_on("beta", not_on="alpha")
 
 
@@ -152,7 +157,7 @@ def test_every_point_is_passed_by_a_move(pair: Pair, tmp_path: Path) -> None:
         pair.restart(host, fault=f"@{wish}")
     case = Case(pair)
     assert case.try_to_move() is None, case.error
-    assert set(Path(f"{wish}.passed").read_text().split()) == set(Point) - OF_PULLS
+    assert set(Path(f"{wish}.passed").read_text().split()) == set(Point) - OF_PULLS | {Note.START}
     case.check_only_on("beta", not_on="alpha")
 
 
@@ -184,12 +189,10 @@ def test_a_cut_cable_before_the_commit_lets_the_source_run_on(
 ) -> None:
     gate = Gate(pair, point, tmp_path)
     case = Case(pair)
-    mover = threading.Thread(target=case.try_to_move)
-    mover.start()
-    reached = gate.wait_reached()
+    reached = case.move_up_to(gate)
     with pair.cut():
         os.close(reached)
-        mover.join()
+        case.mover.join()
         case.counter.wait_for_more()
         assert pair.status("alpha", "c") == "running"
     case.check_only_on("alpha", not_on="beta")
@@ -201,15 +204,13 @@ def test_a_cable_cut_at_the_commit_leaves_it_frozen_until_the_hosts_meet_again(
 ) -> None:
     gate = Gate(pair, point, tmp_path)
     case = Case(pair)
-    mover = threading.Thread(target=case.try_to_move)
-    mover.start()
-    reached = gate.wait_reached()
+    reached = case.move_up_to(gate)
     with pair.cut():
         os.close(reached)
         answers = case.counter.answers
         assert not wait_until(lambda: case.counter.answers > answers, seconds=10)
-        assert mover.is_alive()
-    mover.join()
+        assert case.mover.is_alive()
+    case.mover.join()
     case.check_only_on("beta", not_on="alpha")
 
 
@@ -219,17 +220,15 @@ def test_two_hosts_that_ask_each_other_after_a_cut_do_not_wait_for_each_other(
     """The target has lost the source and asks it; the source commits meanwhile, cannot say so, and asks the target."""
     gate = Gate(pair, Point.SOURCE_HELD, tmp_path)
     case = Case(pair)
-    mover = threading.Thread(target=case.try_to_move)
-    mover.start()
-    reached = gate.wait_reached()
+    reached = case.move_up_to(gate)
     doubts = doubts_told(pair, "beta")
     with pair.cut():
         assert wait_until(lambda: doubts_told(pair, "beta") > doubts, seconds=MEET_S), show_log(pair)
         asked_before = questions_heard(pair, "alpha")
     assert wait_until(lambda: questions_heard(pair, "alpha") > asked_before), show_log(pair)
     os.close(reached)
-    mover.join(MEET_S)
-    assert not mover.is_alive(), show_log(pair)
+    case.mover.join(MEET_S)
+    assert not case.mover.is_alive(), show_log(pair)
     case.check_only_on("beta", not_on="alpha")
 
 
@@ -255,9 +254,7 @@ def questions_heard(pair: Pair, host: str) -> int:
 def test_a_killed_criu(pair: Pair, tmp_path: Path, *, point: Point, killed: str, stays: str) -> None:
     gate = Gate(pair, point, tmp_path)
     case = Case(pair)
-    mover = threading.Thread(target=case.try_to_move)
-    mover.start()
-    reached = gate.wait_reached()
+    reached = case.move_up_to(gate)
     engines = pair.engines(killed)
     assert engines
     if killed == "beta":  # what a restore leaves in `/tmp` goes with its mounts
@@ -265,7 +262,7 @@ def test_a_killed_criu(pair: Pair, tmp_path: Path, *, point: Point, killed: str,
     for pid in engines:
         os.kill(pid, signal.SIGKILL)
     os.close(reached)
-    mover.join()
+    case.mover.join()
     case.check_only_on(stays, not_on="beta" if stays == "alpha" else "alpha")
 
 
@@ -273,15 +270,13 @@ def test_a_spawner_that_ends_right_after_a_restore_is_not_overlooked(pair: Pair,
     """Between the restore and the note that it runs, another spawner is there already."""
     gate = Gate(pair, Point.TARGET_RESTORED, tmp_path)
     case = Case(pair)
-    mover = threading.Thread(target=case.try_to_move)
-    mover.start()
-    reached = gate.wait_reached()
+    reached = case.move_up_to(gate)
     before = spawners(pair.host("beta"))
     for pid in before:
         os.kill(pid, signal.SIGKILL)
     assert wait_until(lambda: bool(set(spawners(pair.host("beta"))) - set(before))), show_log(pair)
     os.close(reached)
-    mover.join()
+    case.mover.join()
     case.counter.abandon()
     assert wait_until(lambda: pair.status("beta", "c") == "exited"), pair.status("beta", "c")
     assert wait_until(lambda: pair.find("alpha", "c") is None), show_log(pair)
@@ -290,16 +285,14 @@ def test_a_spawner_that_ends_right_after_a_restore_is_not_overlooked(pair: Pair,
 def test_a_source_that_takes_it_back_after_its_own_death_lets_callers_in(pair: Pair, tmp_path: Path) -> None:
     gate = Gate(pair, Point.SOURCE_COMMITTED, tmp_path)
     case = Case(pair)
-    mover = threading.Thread(target=case.try_to_move)
-    mover.start()
-    reached = gate.wait_reached()
+    reached = case.move_up_to(gate)
     record = SimpleNamespace(id=case.id)
     with namespace_entered(pair.host("alpha").network):
         callers._close_door(record, interface=interface_name("alpha", case.id))
     pair.kill_daemon("alpha")
     pair.kill_daemon("beta")
     os.close(reached)
-    mover.join()
+    case.mover.join()
     pair.restart("beta")
     pair.restart("alpha")
     assert wait_until(lambda: pair.status("alpha", "c") == "running"), show_log(pair)

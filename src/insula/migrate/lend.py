@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 
 from insula.kernel.pagemap import PAGE_BYTES
-from insula.migrate.fault import Point, fault
+from insula.migrate.fault import Point
 from insula.migrate.precopy import bytes_of, inner_pid
 from insula.migrate.settle import LEAVING
 from insula.migrate.track import Last, Range, Tracker
@@ -28,6 +28,7 @@ from insula.model.lifecycle import Status
 from insula.model.migration import Accept, Answer, Ended, Offer, Pull, Want
 from insula.model.record import ContainerRecord
 from insula.runtime.context import Runtime
+from insula.runtime.fault import fault
 
 MAX_WANTED = 1024
 """Pages of one `Want`."""

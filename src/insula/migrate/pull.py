@@ -25,7 +25,7 @@ from functools import partial
 from insula.kernel.missing_pages import SLOT_BYTES
 from insula.kernel.pagemap import PAGE_BYTES
 from insula.kernel.whole import write_at
-from insula.migrate.fault import Point, fault
+from insula.migrate.fault import Point
 from insula.migrate.wire import ZSTD, Peers, Wire
 from insula.model.errors import ContainerNotFound, InsulaError, MemoryLost, ProtocolError
 from insula.model.migration import Answer, Ended, Pull, Want
@@ -34,6 +34,7 @@ from insula.model.spec import Resolution
 from insula.model.units import format_size
 from insula.runtime import lazy
 from insula.runtime.context import Runtime
+from insula.runtime.fault import fault
 from insula.runtime.recover import PULLING, drop_arrival
 from insula.runtime.supply import Link, Request, Supply, open_supply
 from insula.runtime.undo import until_done

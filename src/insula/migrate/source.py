@@ -21,7 +21,7 @@ from insula.kernel.pagemap import Range
 from insula.migrate import settle
 from insula.migrate.absent import complete_images, list_hidden
 from insula.migrate.beside import Beside
-from insula.migrate.fault import Point, fault
+from insula.migrate.fault import Point
 from insula.migrate.heartbeat import Pages, await_held, held_within_s
 from insula.migrate.images import send_images
 from insula.migrate.lend import check_can_pull
@@ -63,6 +63,7 @@ from insula.model.spec import MigrateWish, Mode
 from insula.model.units import format_size
 from insula.runtime import callers, dump
 from insula.runtime.context import Runtime
+from insula.runtime.fault import fault
 from insula.runtime.hidden import HiddenMemory
 from insula.runtime.logs import export_logs
 from insula.runtime.plan import StartPlan, cpu_limits, start_plan

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from insula.image.host import HOST_IMAGE
 from insula.image.tarball import Limits
 from insula.kernel.hold import LIMIT_BYTES, replay, unpack
-from insula.migrate.fault import Point, fault
+from insula.migrate.fault import Point
 from insula.migrate.fileapply import FileTarget
 from insula.migrate.heartbeat import Heart
 from insula.migrate.images import receive_images
@@ -60,7 +60,9 @@ from insula.model.record import ContainerRecord
 from insula.runtime import dump, lazy, quotas
 from insula.runtime.context import Runtime
 from insula.runtime.create import make_folders
+from insula.runtime.fault import fault
 from insula.runtime.logs import import_logs
+from insula.runtime.own_disk import remove_folder
 from insula.runtime.plan import StartPlan, start_plan
 from insula.runtime.recover import (
     ARRIVING,
@@ -73,7 +75,6 @@ from insula.runtime.recover import (
 )
 from insula.runtime.start import bring_up_network
 from insula.runtime.translate import from_arrival
-from insula.runtime.trees import remove_tree
 from insula.runtime.undo import attempt, until_done
 
 LOG = logging.getLogger(__name__)
@@ -200,9 +201,9 @@ def _reserve(runtime: Runtime, offer: Offer, *, peer: str, undo: ExitStack) -> C
             )
         runtime.volumes.ensure(offered.tenant, volume.name)
         undo.callback(attempt, drop_arriving_volume, runtime, offered, name=volume.name)
-    remove_tree(runtime.folders.container(offered.id))
-    make_folders(runtime, offered.id, tenant=offered.tenant)
-    undo.callback(remove_tree, runtime.folders.container(offered.id))
+    remove_folder(runtime.folders.container(offered.id))
+    undo.callback(remove_folder, runtime.folders.container(offered.id))
+    make_folders(runtime, offered.id, tenant=offered.tenant, spec=offered.spec)
     record = replace(
         offered,
         status=Status.RESTORING,
@@ -362,13 +363,10 @@ class Arrival:
     def _restore(self) -> None:
         if self._plan is None:
             raise ProtocolError("cannot restore: it was not told to prepare")
-        with self._runtime.spawner.watched() as has_spawner_ended:
-            pid = self._restore_or_find(self._plan)
-            fault(Point.TARGET_RESTORED)
-            if pid:
-                until_done(self._runtime.closing, lambda: self._write_running(pid), what="write that it runs")
-                if has_spawner_ended():
-                    self._write_end()
+        pid = self._restore_or_find(self._plan)
+        fault(Point.TARGET_RESTORED)
+        if pid:
+            until_done(self._runtime.closing, lambda: self._write_running(pid), what="write that it runs")
         fault(Point.TARGET_RESUMED)
         with contextlib.suppress(InsulaError, OSError):  # the source can find out by itself
             span.enter_phase(Phase.CLEANUP)

@@ -47,10 +47,15 @@ class Folders:
 
     def upper(self, container_id: str) -> Path:
         """The writable layer; files in it carry container ids."""
-        return self.container(container_id) / "upper"
+        return self._written(container_id) / "upper"
 
     def work(self, container_id: str) -> Path:
-        return self.container(container_id) / "work"
+        return self._written(container_id) / "work"
+
+    def _written(self, container_id: str) -> Path:
+        """What the container's own limit of bytes counts: on its own disk if it has one (`own_disk.py`)."""
+        own = self.container(container_id) / "disk"
+        return own if own.is_dir() else self.container(container_id)
 
     def log(self, container_id: str) -> Path:
         """Records of `boot/stdio.py`; the older half is `log.1`."""
@@ -88,6 +93,8 @@ class Runtime:
     weight: int = 0
     """Of all containers together, as it was set last; 0: not yet."""
     closing: threading.Event = field(default_factory=threading.Event)
+    taken_up: threading.Event = field(default_factory=threading.Event)
+    """Set when what an earlier insulad left is as the store says (`recover.py`)."""
     _locks: Locks = field(default_factory=Locks)
     doubts: Doubts = field(default_factory=Doubts)
     turns: Turns = field(default_factory=Turns)

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from insula.kernel import userfault_permit
 from insula.kernel.cgroup import Group
-from insula.model.errors import ContainerNotFound, InsulaError, RestoreFailed, VolumeNotFound
+from insula.model.errors import ContainerNotFound, InsulaError, RestoreFailed, SpawnerGone, VolumeNotFound
 from insula.model.lifecycle import ALIVE, Status
 from insula.model.record import ContainerRecord
 from insula.model.spec import MountKind
@@ -21,6 +21,7 @@ from insula.runtime.callers import open_door
 from insula.runtime.context import Runtime
 from insula.runtime.dump import release_network, repair
 from insula.runtime.finish import AT_REST, begin_restart, finish, wants_restart, wants_start
+from insula.runtime.own_disk import remove_folder
 from insula.runtime.plan import cpu_limits
 from insula.runtime.remove import remove_ended
 from insula.runtime.restore import end_put_back
@@ -90,6 +91,7 @@ def recover(runtime: Runtime, held: Sequence[Exit]) -> None:
     for each in held:
         if each.exit_code is not None and each.key in known:
             finish(runtime, each)
+    runtime.taken_up.set()
 
 
 def restart_at_rest(runtime: Runtime, record: ContainerRecord) -> None:
@@ -106,34 +108,46 @@ def replace_spawner(runtime: Runtime) -> None:
 
     Their restart policies bring them back.  Called in a thread of its own.
     """
-    lost = [each for each in runtime.store.list_containers() if each.status in ALIVE]
-    groups = {each.id: runtime.group(each) for each in lost}
+    # All of them: what it made last may not be written down as running yet.  That one's lock is held until it is.
+    before = sorted(runtime.store.list_containers(), key=lambda each: each.status not in ALIVE)
+    groups = {each.id: runtime.group(each) for each in before}
+    if not _connect_again(runtime):
+        return
+    runtime.taken_up.wait()
+    for record in before:
+        try:
+            _end_if_lost(runtime, record, groups[record.id])
+        except SpawnerGone:
+            return  # the next one's end is told, too, and all of them are looked at again
+
+
+def _connect_again(runtime: Runtime) -> bool:
+    """Returns: False if insulad ends before."""
     delay_s = RECONNECT_DELAY_S
-    while True:
-        if runtime.closing.is_set():
-            return
+    while not runtime.closing.is_set():
         try:
             runtime.spawner.connect()
-            break
+            return True
         except InsulaError as error:
             LOG.error("no spawner can be started", extra={"fields": {"reason": str(error)}})
         runtime.closing.wait(delay_s)
         delay_s = min(2 * delay_s, RECONNECT_DELAY_MAX_S)
-    for record in lost:
-        _end_lost(runtime, record, groups[record.id])
+    return False
 
 
-def _end_lost(runtime: Runtime, record: ContainerRecord, group: Group) -> None:
+def _end_if_lost(runtime: Runtime, record: ContainerRecord, group: Group) -> None:
     # Whoever still holds the lock, a dump or a move, finds out by itself and lets go.
     with runtime.locked(record.id):
         try:
             now = runtime.store.get_container(record.id)
         except ContainerNotFound:
             return
-        is_another_run = (now.pid, now.started_at) != (record.pid, record.started_at)
-        if now.status not in ALIVE or now.owner != runtime.host_name or is_another_run:
+        if now.status not in ALIVE or now.owner != runtime.host_name:
             return
-        _end_orphans(record, group)
+        is_another_run = (now.pid, now.started_at) != (record.pid, record.started_at)
+        if is_another_run and runtime.spawner.holds(now.id, now.pid):
+            return
+        _end_orphans(now, group)
         ended = _write_lost(runtime, now)
     _follow(runtime, ended)
 
@@ -189,7 +203,7 @@ def _drop_halves(runtime: Runtime, known: set[str]) -> None:
                 runtime.store.delete_lease(network.id, lease.address)
     for folder in (runtime.folders.state / "containers").iterdir():
         if is_half(folder.name):
-            remove_tree(folder)
+            remove_folder(folder)
 
 
 def _take_up(runtime: Runtime, record: ContainerRecord, held: Exit | None) -> None:
@@ -292,7 +306,7 @@ def drop_arrival(runtime: Runtime, record: ContainerRecord) -> None:
         if mount.kind is MountKind.VOLUME:
             with contextlib.suppress(VolumeNotFound):
                 drop_arriving_volume(runtime, record, name=mount.source)
-    remove_tree(runtime.folders.container(record.id))
+    remove_folder(runtime.folders.container(record.id))
     with runtime.store.transaction():
         runtime.store.delete_container(record.id)
         runtime.store.delete_journal(TAKEN + record.id)

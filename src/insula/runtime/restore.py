@@ -18,9 +18,10 @@ from insula.model.lifecycle import Event, after
 from insula.model.permit import Permit
 from insula.model.record import CheckpointRecord, ContainerRecord
 from insula.model.spec import RestoreWish
-from insula.runtime import binds, dump, quotas
+from insula.runtime import binds, dump, own_disk, quotas
 from insula.runtime.checkpoint import UPPER_TAR, Reporter, Result, newest, opened, secret_for
 from insula.runtime.context import Runtime
+from insula.runtime.fault import Note, fault
 from insula.runtime.plan import start_plan
 from insula.runtime.seal import Sealed, Stream, open_seal
 from insula.runtime.start import bring_up_network
@@ -42,6 +43,7 @@ def restore(grant: Grant, runtime: Runtime, ref: str, *, wish: RestoreWish, repo
         permit = binds.permitted_now(runtime, record)
         chosen = runtime.store.get_checkpoint(record.id, name) if name else newest(runtime, record)
         folder = runtime.folders.checkpoint(record.id, chosen.name)
+        own_disk.make_ready(runtime.folders.container(record.id), record.spec)
         began = time.monotonic()
         end_put_back(runtime, record, has_come_through=True)  # of an earlier restore
         runtime.store.update_container(replace(record, status=status))
@@ -54,6 +56,7 @@ def restore(grant: Grant, runtime: Runtime, ref: str, *, wish: RestoreWish, repo
             prepared = bring_up_network(runtime, held, undo=undo)
             pid = restore_into(runtime, prepared, ready.images, permit=permit, undo=undo)
         undo.pop_all()
+        fault(Note.RESTORE)
         running = replace(
             prepared, status=after(status, Event.RESTORED), pid=pid, started_at=time.time(), exit_code=None,
             finished_at=0.0, error="", stopped_by_user=False,

@@ -15,8 +15,9 @@ from insula.model.lifecycle import Event, Status, after
 from insula.model.record import Attachment, ContainerRecord
 from insula.model.spec import PortMapping
 from insula.network.limit import limit_of
-from insula.runtime import binds, quotas
+from insula.runtime import binds, own_disk, quotas
 from insula.runtime.context import Runtime
+from insula.runtime.fault import Note, fault
 from insula.runtime.plan import start_plan
 from insula.runtime.remove import remove_ended
 from insula.runtime.undo import attempt
@@ -51,6 +52,7 @@ def start_locked(
     """As `start`, by who holds the container's lock."""
     with ExitStack() as undo:
         undo.callback(_remember_failure, runtime, record)
+        own_disk.make_ready(runtime.folders.container(record.id), record.spec)
         record = _take_profile(runtime, record)
         permit = binds.permitted_now(runtime, record)
         span.note(span.about(record))
@@ -63,6 +65,7 @@ def start_locked(
         with binds.opened(record, start_plan(runtime, record), permit=permit) as plan:
             pid = runtime.spawner.start(plan, attach=attach, connection=connection)
         undo.callback(attempt, runtime.spawner.signal, record.id, signal.SIGKILL)
+        fault(Note.START)
         started = replace(
             record,
             status=after(record.status, Event.START, name=record.name),

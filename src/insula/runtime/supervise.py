@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -168,21 +168,10 @@ class SpawnerClient:
             self._reader.join()
         return self._begin()
 
-    @contextlib.contextmanager
-    def watched(self) -> Iterator[Callable[[], bool]]:
-        """Give a question: whether the spawner of now has ended meanwhile.  Raises: SpawnerGone if it has already.
-
-        For who writes down that something runs which a spawner has made: it may have ended after its answer, and with it what
-        it had made, and `replace_spawner` looks only for what was written down as running when it ended.
-        """
-        try:
-            pidfd = os.pidfd_open(self._pid)
-        except ProcessLookupError as error:
-            raise SpawnerGone("cannot reach the spawner: it has ended", hint=AGAIN) from error
-        try:
-            yield lambda: bool(wait_readable(pidfd, seconds=0.0))
-        finally:
-            os.close(pidfd)
+    def holds(self, key: str, pid: int) -> bool:
+        """Tell whether the spawner of now has that run of a container, which may have ended and not be forgotten yet."""
+        held = (_exit_of(each) for each in self._ask("hello").fields["containers"])
+        return (key, pid) in ((each.key, each.pid) for each in held)
 
     @property
     def knows_tenants(self) -> bool:
