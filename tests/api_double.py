@@ -16,6 +16,8 @@ from insula.api.gate import Gate
 from insula.api.routes import ROUTES, Route
 from insula.api.server import build
 from insula.api.standing import Standing
+from insula.daemon.rights import PolicyFile
+from insula.daemon.sight import Sight
 from insula.model.quota import Unlimited
 from insula.runtime.store import Store
 from insula.tenant.audit import Audit
@@ -30,6 +32,7 @@ def api_of(folder: Path, *, streams: Any = None, **parts: Any) -> Api:
         "audit": Audit(folder / "audit.log"),
         "standing": Standing(loop, streams=streams),
         "gate": Gate(Unlimited(), is_held=lambda _inode: False),
+        "sight": Sight(PolicyFile(folder / "policy.toml")),
         **parts,
     }
     if "store" not in given:

@@ -190,6 +190,30 @@ def test_the_processes_are_told_as_far_as_they_may_be(here: AccountsHost) -> Non
         running.communicate(timeout=20)
 
 
+def test_what_is_known_of_a_container_is_told_as_far_as_it_may_be(here: AccountsHost) -> None:
+    words = ("sh", "-c", "sleep 1000; true", "password=x", "--key", "c")
+    here.alice("run", "-d", "--name", "held", "-e", "password=y", "-v", "/srv/v", "box", *words)
+    here.alice("exec", "held", "sh", "-c", "mkdir /srv/w; echo x > /srv/w/file; echo x > /top")
+    told, whole = "sh -c sleep 1000; true password=[hidden] --key [hidden]", " ".join(words)
+    for person, query, command in ((here.alice, "", told), (here.root, "?tenant=alice", whole)):
+        record = person.ask("GET", f"/v1/containers/held{query}")[1]
+        listed = next(
+            each for each in person.ask("GET", f"/v1/containers{query}")[1] if each["name"] == "held"
+        )
+        for found in (record, listed):
+            assert " ".join(found["spec"]["command"]) == command
+        changed = {each["path"] for each in person.ask("GET", f"/v1/containers/held/diff{query}")[1]}
+        if person is here.alice:
+            assert record["spec"]["environment"] == ["password=[hidden]"]
+            assert [each["target"] for each in record["spec"]["mounts"]] == ["/srv/[hidden]"]
+            assert {"/srv/[hidden]", "/top"} <= changed
+            assert not {"/srv/w", "/srv/w/file"} & changed
+        else:
+            assert record["spec"]["environment"] == ["password=y"]
+            assert {"/srv/w/file", "/top"} <= changed
+    assert f'"{told}"' in here.alice("ps", "--no-trunc")
+
+
 def test_where_the_host_exports_to_is_its_admins_business(here: AccountsHost) -> None:
     def metrics(person: Person) -> bytes:
         with person.asking("GET", "/metrics") as connection:

@@ -4,6 +4,7 @@
 from typing import Protocol, TypeVar
 
 from aiohttp import web
+from msgspec.structs import replace
 
 from insula.api.call import Call, answer, empty
 from insula.api.verbs import Reporter, Result
@@ -16,7 +17,10 @@ ACCEPTED = 202
 
 
 async def list_all(call: Call) -> web.StreamResponse:
-    return answer(await call.run(call.api.verbs.list_checkpoints, call.grant, call.ref))
+    record = await call.find()
+    hidden = call.api.sight.of_reader(call.grant.principal, record.tenant)
+    found = await call.run(call.api.verbs.list_checkpoints, call.grant, record.id)
+    return answer([replace(each, profile=hidden.applied(each.profile)) for each in found])
 
 
 async def delete(call: Call) -> web.StreamResponse:

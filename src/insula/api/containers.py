@@ -4,6 +4,7 @@
 import asyncio
 
 from aiohttp import web
+from msgspec.structs import replace
 
 from insula.api import stopping
 from insula.api.bodies import Created, DeleteQuery, Ended, ListQuery, NoQuery, StreamQuery, WaitQuery
@@ -14,6 +15,7 @@ from insula.model.lifecycle import ALIVE, Status
 from insula.model.record import ContainerRecord
 from insula.model.spec import KillWish, RenameWish, ResizeWish, Spec, StopWish
 from insula.tenant.check import scope
+from insula.tenant.redaction import Redaction
 
 NOT_MODIFIED = 304
 STATS_INTERVAL_S = 1.0
@@ -28,12 +30,19 @@ async def create(call: Call) -> web.StreamResponse:
 async def list_all(call: Call) -> web.StreamResponse:
     everything = call.query(ListQuery).all
     records = await call.run(call.api.store.list_containers, scope(call.grant))
-    return answer([record for record in records if everything or record.status in ALIVE])
+    shown = [record for record in records if everything or record.status in ALIVE]
+    hidden = {tenant: _hidden(call, tenant) for tenant in {record.tenant for record in shown}}
+    return answer([hidden[record.tenant].record(record) for record in shown])
 
 
 async def inspect(call: Call) -> web.StreamResponse:
     call.query(NoQuery)
-    return answer(await call.find())
+    record = await call.find()
+    return answer(_hidden(call, record.tenant).record(record))
+
+
+def _hidden(call: Call, tenant: str) -> Redaction:
+    return call.api.sight.of_reader(call.grant.principal, tenant)
 
 
 async def delete(call: Call) -> web.StreamResponse:
@@ -98,7 +107,8 @@ async def wait(call: Call) -> web.StreamResponse:
     with call.api.changes.watch(record.id) as seen:
         # Read again: what happened between the first look and the watch was told to nobody.
         record = await call.find()
-        return answer(await _wait(record, seen, until_removed=condition == "removed"))
+        ended = await _wait(record, seen, until_removed=condition == "removed")
+        return answer(replace(ended, error=_hidden(call, record.tenant).text(ended.error)))
 
 
 async def _wait(record: ContainerRecord, seen: Seen, *, until_removed: bool) -> Ended:
@@ -139,9 +149,13 @@ async def all_stats(call: Call) -> web.StreamResponse:
 
 async def top(call: Call) -> web.StreamResponse:
     record = await call.find()
-    hidden = call.api.sight.of_reader(call.grant.principal, record.tenant)
-    return answer(await call.run(call.api.verbs.top, call.grant, record.id, told=hidden.words))
+    told = _hidden(call, record.tenant).words
+    return answer(await call.run(call.api.verbs.top, call.grant, record.id, told=told))
 
 
 async def diff(call: Call) -> web.StreamResponse:
-    return answer(await call.run(call.api.verbs.diff, call.grant, call.ref))
+    record = await call.find()
+    found = await call.run(call.api.verbs.diff, call.grant, record.id)
+    hidden = _hidden(call, record.tenant)
+    told = (replace(each, path=hidden.path(each.path)) for each in found)
+    return answer(list(dict.fromkeys(told)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of a container's arguments and paths is told to whom: the one place that every event passes on its way to a reader.
+"""What of a container's arguments and paths is told to whom: the one place that all of it passes on its way to a reader.
 
     hide_arguments = ["password=*", "--token=*", "--key *"]      hide_paths = ["/srv/secret"]
       mysql password=x --token=y --key z  → mysql password=[hidden] --token=[hidden] --key [hidden]
@@ -8,7 +8,7 @@
 What stands before a pattern's first wildcard is told, the rest of the argument is not; of a pattern of two words the
 first is about one argument, and the next argument is hidden.  A relative path may lie anywhere: where any folder is
 hidden it is, too, like an argument in which a hidden folder is named.  Filters look at what is told, so that nobody can
-guess the rest by asking for it.  Pure.
+guess the rest by asking for it.  A container's environment is hidden like arguments, each NAME=value by itself.  Pure.
 """
 
 import posixpath
@@ -16,14 +16,18 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import TypeVar
 
 from msgspec.structs import replace
 
 from insula.model.change import Alarm, Change, ProfileDrift, alarm_of, drift_of
 from insula.model.monitor import Event
 from insula.model.profile import Drift, Profile
+from insula.model.record import ContainerRecord
+from insula.model.spec import AppliedProfile, MountKind, MountWish
 
 HIDDEN = "[hidden]"
+_Paths = TypeVar("_Paths", tuple[str, ...], tuple[str, ...] | None)
 _UNIX = "unix:"
 _WILDCARD = re.compile(r"[*?\[]")
 _REPEATED = re.compile(r"/(\./|/)+")
@@ -83,6 +87,52 @@ class Redaction:
             case _:
                 return drift
 
+    def record(self, record: ContainerRecord) -> ContainerRecord:
+        """Return what may be told of a container: its command, environment, folders, and the paths of its profile."""
+        if self.is_empty:
+            return record
+        spec, config = record.spec, record.config
+        head = config.entrypoint if spec.entrypoint is None else spec.entrypoint
+        return replace(
+            record,
+            spec=replace(
+                spec,
+                entrypoint=None if spec.entrypoint is None else self._arguments(spec.entrypoint),
+                command=self._arguments_after(head, spec.command),
+                environment=tuple(map(self._argument, spec.environment)),
+                working_directory=self.path(spec.working_directory),
+                mounts=tuple(map(self._mount, spec.mounts)),
+                profile=self.applied(spec.profile),
+            ),
+            config=replace(
+                config,
+                entrypoint=self._arguments(config.entrypoint),
+                command=self._arguments_after(head, config.command),
+                environment=tuple(map(self._argument, config.environment)),
+                working_directory=self.path(config.working_directory),
+                volumes=tuple(map(self.path, config.volumes)),
+            ),
+            error=self.text(record.error),
+            profile=self.applied(record.profile),
+        )
+
+    def applied(self, profile: AppliedProfile | None) -> AppliedProfile | None:
+        """Return what may be told of what a container is held to."""
+        if profile is None:
+            return None
+        return replace(
+            profile,
+            programs=self._paths(profile.programs),
+            written=self._paths(profile.written),
+            outgoing=profile.outgoing and _once(map(self._address, profile.outgoing)),
+            refused_programs=self._paths(profile.refused_programs),
+            refused_folders=self._paths(profile.refused_folders),
+        )
+
+    def text(self, text: str) -> str:
+        """Return what may be told of a message: nothing if it names what is hidden."""
+        return HIDDEN if any(_names(text, folder) for folder in self.paths) else text
+
     def words(self, arguments: Iterable[str]) -> tuple[str, ...]:
         """Return what may be told of a command line."""
         return self._arguments(tuple(arguments))
@@ -102,6 +152,16 @@ class Redaction:
         if name == address or not name or name.startswith("@"):
             return address
         return _UNIX + self.path(name)
+
+    def _mount(self, mount: MountWish) -> MountWish:
+        source = self.path(mount.source) if mount.kind is MountKind.BIND else mount.source
+        return replace(mount, source=source, target=self.path(mount.target))
+
+    def _paths(self, paths: _Paths) -> _Paths:
+        return paths and _once(map(self.path, paths))
+
+    def _arguments_after(self, head: tuple[str, ...], tail: tuple[str, ...]) -> tuple[str, ...]:
+        return self._arguments((*head, *tail))[len(head) :]
 
     def _arguments(self, arguments: tuple[str, ...]) -> tuple[str, ...]:
         told: list[str] = []
@@ -135,6 +195,10 @@ class Redaction:
 
 
 NOTHING_HIDDEN = Redaction()
+
+
+def _once(told: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(told))
 
 
 def _is_below(path: str, folder: str) -> bool:

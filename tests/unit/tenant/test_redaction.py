@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What of arguments and paths is told."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,8 +11,11 @@ from insula.model.change import Alarm
 from insula.model.errors import InvalidPolicy
 from insula.model.monitor import Event, EventKind
 from insula.model.profile import Profile
+from insula.model.record import ContainerRecord, ImageConfig
+from insula.model.spec import AppliedProfile, MountKind, MountWish, Spec
 from insula.tenant.policy import EXPORT, Reader, Rules, parse, redaction
 from insula.tenant.redaction import Redaction
+from records import container_record
 
 SECRET = Redaction(
     arguments=("password=*", "--token=*", "--key *", "[sS]esame"), paths=("/srv/secret", "/home")
@@ -39,6 +44,88 @@ def event(**fields: object) -> Event:
 )
 def test_arguments(given: tuple[str, ...], told: tuple[str, ...]) -> None:
     assert SECRET.event(event(arguments=given)).arguments == told
+
+
+NO_CONFIG = ImageConfig()
+
+
+def container(*, config: ImageConfig = NO_CONFIG, error: str = "", **spec: Any) -> ContainerRecord:
+    """Return a container of that specification, held to the profile that stands in it."""
+    whole = Spec(image="box", **spec)
+    return container_record(spec=whole, config=config, error=error, profile=whole.profile)
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "command", "told"),
+    [
+        (None, ("password=x", "/srv/secret/a", "b"), (None, ("password=[hidden]", "[hidden]", "b"))),
+        (("login", "--key"), ("abc",), (("login", "--key"), ("[hidden]",))),
+        ((), ("login", "--key", "abc"), ((), ("login", "--key", "[hidden]"))),
+    ],
+)
+def test_the_command_of_a_container(
+    entrypoint: tuple[str, ...] | None, command: tuple[str, ...], told: tuple[object, object]
+) -> None:
+    seen = SECRET.record(container(entrypoint=entrypoint, command=command)).spec
+    assert (seen.entrypoint, seen.command) == told
+
+
+def test_the_command_of_a_containers_image() -> None:
+    config = ImageConfig(
+        entrypoint=("login", "--key"),
+        command=("abc", "password=x"),
+        environment=("A=1", "password=x"),
+        volumes=("/home/a",),
+    )
+    seen = SECRET.record(container(config=config)).config
+    assert seen.command == ("[hidden]", "password=[hidden]")
+    assert seen.environment == ("A=1", "password=[hidden]")
+    assert seen.volumes == ("/home/[hidden]",)
+    assert SECRET.record(container(config=config, command=("def",))).spec.command == ("[hidden]",)
+
+
+def test_the_environment_and_the_folders_of_a_container() -> None:
+    mounts = (
+        MountWish(kind=MountKind.BIND, source="/srv/secret/a", target="/data"),
+        MountWish(kind=MountKind.VOLUME, source="secret", target="/home/alice"),
+    )
+    environment = ("password=x", "DATA=/srv/secret/a", "LANG=C", "--key", "plain")
+    given = container(
+        environment=environment,
+        mounts=mounts,
+        working_directory="/home/alice",
+        error="cannot execute `/srv/secret/run`: no such file",
+    )
+    seen = SECRET.record(given)
+    assert seen.spec.environment == ("password=[hidden]", "[hidden]", "LANG=C", "--key", "plain")
+    assert [(each.source, each.target) for each in seen.spec.mounts] == [
+        ("/srv/secret/[hidden]", "/data"),
+        ("secret", "/home/[hidden]"),
+    ]
+    assert seen.spec.working_directory == "/home/[hidden]"
+    assert seen.error == "[hidden]"
+    assert Redaction().record(given) is given
+
+
+def test_what_a_container_is_held_to() -> None:
+    held = AppliedProfile(
+        name="p",
+        calls=("read",),
+        capabilities=None,
+        programs=("/bin/sh", "/srv/secret/a"),
+        written=("/home/a", "/home/b", "/tmp"),
+        outgoing=("unix:/srv/secret/s", "10.0.0.1:80"),
+        refused_folders=("/home/c",),
+    )
+    seen = SECRET.record(container(profile=held))
+    assert seen.profile == seen.spec.profile
+    assert seen.profile is not None
+    assert seen.profile.programs == ("/bin/sh", "/srv/secret/[hidden]")
+    assert seen.profile.written == ("/home/[hidden]", "/tmp")
+    assert seen.profile.outgoing == ("unix:/srv/secret/[hidden]", "10.0.0.1:80")
+    assert seen.profile.refused_folders == ("/home/[hidden]",)
+    nothing = AppliedProfile(name="p", calls=(), capabilities=None)
+    assert SECRET.applied(nothing) == nothing
 
 
 @pytest.mark.parametrize(
