@@ -125,6 +125,9 @@ def _add_limits(parser: ArgumentParser) -> None:
     add("--memory-swap", metavar="SIZE", help="most memory and swap together, not less than --memory")
     add("--cpus", metavar="N", help="most CPUs, for example 1.5")
     add("--pids", "--pids-limit", metavar="N", help="most processes and threads at a time")
+    add("--disk", metavar="SIZE", help="most that it writes into its own root, without volumes, for example 1g")
+    add("--inodes", metavar="N", help="most files there; with --disk")
+    add("--storage-opt", metavar="size=SIZE", help="as --disk SIZE, in docker's words")
     add(
         "--ulimit",
         action="append",
@@ -189,9 +192,22 @@ def _limits(options: Namespace) -> Json:
         "memory_swap_bytes": parse_size(options.memory_swap) if options.memory_swap else None,
         "cpus_milli": parse_cpus(options.cpus) if options.cpus else None,
         "pids": _number(options.pids, "processes") if options.pids else None,
+        "disk_bytes": _disk(options),
+        "inodes": _number(options.inodes, "files") if options.inodes else None,
         "max_pause_ms": round(parse_duration(options.max_pause) * 1000) if options.max_pause else None,
         "stop_timeout_s": round(parse_duration(options.stop_timeout)) if options.stop_timeout else None,
     }
+
+
+def _disk(options: Namespace) -> int | None:
+    if options.storage_opt is None:
+        return parse_size(options.disk) if options.disk else None
+    key, _, value = options.storage_opt.partition("=")
+    if key != "size":
+        raise InvalidSpec(f"cannot use storage option `{options.storage_opt}`", hint="size=1g")
+    if options.disk:
+        raise UsageError("cannot limit the disk twice", hint="--disk or --storage-opt")
+    return parse_size(value)
 
 
 def environment(words: Iterable[str], files: Iterable[str], *, tty: bool) -> list[str]:

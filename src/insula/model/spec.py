@@ -132,6 +132,10 @@ class Spec(Wish, kw_only=True, frozen=True):
     cpus_milli: int | None = None
     """Thousandths of a CPU: 1500 is one and a half."""
     pids: int | None = None
+    disk_bytes: int | None = None
+    """What it may write into its own root, without volumes; None: what there is."""
+    inodes: int | None = None
+    """Files there; only with `disk_bytes`.  None: as many as its disk is made for."""
     restart: RestartPolicy = RestartPolicy()
     auto_remove: bool = False
     labels: dict[str, str] = {}

@@ -17,18 +17,21 @@ from insula.model.permit import Permit
 from insula.model.profile_text import check_applied
 from insula.model.record import Attachment, ContainerRecord, ImageRecord
 from insula.model.spec import MountKind, MountWish, RestartKind, Spec, VolumeWish
-from insula.runtime import quotas
+from insula.runtime import own_disk, quotas
 from insula.runtime.binds import check_binds
 from insula.runtime.context import Runtime
+from insula.runtime.own_disk import remove_folder
 from insula.runtime.permitted import check_permitted
 from insula.runtime.plan import arguments_of, capabilities_of
 from insula.runtime.signals import signal_number
-from insula.runtime.trees import remove_tree
 
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
 _HOSTNAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9.-]{0,61}[a-zA-Z0-9])?")
 MINIMUM_MEMORY_BYTES = 6 << 20
 """Below this not even the way to the program fits: the number is docker's."""
+MINIMUM_DISK_BYTES = 16 << 20
+"""A smaller file system has hardly room for its journal."""
+MINIMUM_INODES = 100
 MAX_ENVIRONMENT_BYTES = 128 << 10
 
 _FIRST = "brave calm clever eager fair gentle happy keen kind lively lucky mild neat proud quick quiet swift warm".split()
@@ -58,8 +61,8 @@ def create(grant: Grant, runtime: Runtime, spec: Spec) -> ContainerRecord:
         spec = replace(spec, mounts=tuple(_resolved(each, permit) for each in spec.mounts))
         attachment = _lease(runtime, tenant, spec=spec, container_id=container_id)
         undo.callback(runtime.networks.release, container_id)
-        undo.callback(remove_tree, runtime.folders.container(container_id))
-        make_folders(runtime, container_id, tenant=tenant)
+        undo.callback(remove_folder, runtime.folders.container(container_id))
+        make_folders(runtime, container_id, tenant=tenant, spec=spec)
         record = ContainerRecord(
             id=container_id,
             name=spec.name,
@@ -79,19 +82,24 @@ def create(grant: Grant, runtime: Runtime, spec: Spec) -> ContainerRecord:
         )
         with runtime.store.transaction():
             quotas.check_count(runtime, tenant)
+            quotas.check_disk(runtime, tenant, spec)
             runtime.store.add_container(record)
         undo.pop_all()
     return record
 
 
-def make_folders(runtime: Runtime, container_id: str, *, tenant: str) -> None:
-    """Make a container's folders, on its tenant's own disk if it has one; the upper one is its root's, mode 0755."""
+def make_folders(runtime: Runtime, container_id: str, *, tenant: str, spec: Spec) -> None:
+    """Make a container's folders, on its tenant's disk and its own if there are any; the upper one is its root's, mode 0755.
+
+    Undo: `remove_folder`.  Raises: DiskFull, Unsupported, LimitRefused.
+    """
     folders = runtime.folders
     place, home = folders.container(container_id), runtime.home_of(tenant)
     if home is not None:
         # The link first: what it leads to is found, and removed with it, after a crash.
         place.symlink_to(home / container_id)
     os.makedirs(home / container_id if home is not None else place, mode=0o700)
+    own_disk.make(place, spec, is_nested=home is not None)
     for folder in (folders.upper(container_id), folders.work(container_id)):
         folder.mkdir(mode=0o755)
 
@@ -156,11 +164,23 @@ def _check_limits(spec: Spec) -> None:
         )
     if spec.cpus_milli is not None and spec.cpus_milli < 10:
         raise LimitRefused(f"cannot limit CPUs to {spec.cpus_milli / 1000}", hint="at least 0.01")
+    _check_disk(spec)
     for name, value in spec.rlimits.items():
         if not hasattr(resource, f"RLIMIT_{name.upper()}") or value < resource.RLIM_INFINITY:
             raise InvalidSpec(
                 f"cannot limit `{name}` to {value}", hint="for example nofile=1024; see getrlimit(2)"
             )
+
+
+def _check_disk(spec: Spec) -> None:
+    if spec.disk_bytes is not None and spec.disk_bytes < MINIMUM_DISK_BYTES:
+        raise LimitRefused(
+            f"cannot limit the disk to {spec.disk_bytes} bytes: hardly a file would fit", hint="at least 16m"
+        )
+    if spec.inodes is not None and spec.disk_bytes is None:
+        raise InvalidSpec("cannot limit files without a disk of its own", hint="--disk SIZE, too")
+    if spec.inodes is not None and spec.inodes < MINIMUM_INODES:
+        raise LimitRefused(f"cannot limit files to {spec.inodes}", hint=f"at least {MINIMUM_INODES}")
 
 
 def _covers_ours(target: str) -> bool:

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kinds of disk that a tenant may have, and which of them the state folder's file system allows.
+"""The kinds of disk that a tenant or a container may have, and which of them the state folder's file system allows.
 
     project quota   the file system limits folders itself (ext4, xfs mounted with `prjquota`): bytes and files
-    btrfs quota     a subvolume with a quota group: bytes only; for tenants whose files have no limit
+    btrfs quota     a subvolume with a quota group: bytes only; for owners whose files have no limit
     image           an ext4 in a sparse file, on whatever there is: bytes and files
 
 The first that is there is taken when a disk is made; it is what it is from then on.  Quotas of the file system cost no
 loop device, grow and shrink at once, and hold nothing of the host's space.  Whether they are on is the administrator's
-decision: they cost everybody who uses that file system.  Each kind lives in `tenants/<tenant>/`, its files in `disk/`.
+decision: they cost everybody who uses that file system.  Each kind lives in its owner's folder, `tenants/<tenant>/` or
+`containers/<id>/`, its files in `disk/`.  Out of scope: whose it is (`disks.py`, `own_disk.py`).
 """
 
 import errno
 import os
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Protocol
 
@@ -20,11 +22,11 @@ from insula.kernel.disk_image import Room
 from insula.runtime.trees import remove_tree
 
 OUR_PROJECTS = 0x40000000
-"""Numbers of projects from here on are ours, each with the inode of the tenant's folder: those in /etc/projects are small."""
+"""Numbers of projects from here on are ours, each with the inode of its owner's folder: those in /etc/projects are small."""
 
 
 class Disk(Protocol):
-    """The disk of one tenant."""
+    """The disk of one owner."""
 
     kind: str
     """As people read it."""
@@ -116,7 +118,7 @@ class ImageDisk:
         remove_tree(self._folder)
 
 
-class _Quota:
+class _Quota(ABC):
     """What both kinds have that are limits of the file system itself."""
 
     needs_rest = False
@@ -145,8 +147,9 @@ class _Quota:
     def resize(self, *, size: int) -> None:
         self.grow(size=size, files=None)
 
+    @abstractmethod
     def _limit(self, size: int, files: int | None) -> None:
-        raise NotImplementedError
+        """Set both limits.  Raises: OSError."""
 
 
 class ProjectDisk(_Quota):
@@ -214,7 +217,9 @@ class BtrfsDisk(_Quota):
 
 
 def find(folder: Path) -> Disk | None:
-    """Return the disk that a tenant has.  folder: `tenants/<tenant>`."""
+    """Return the disk that its owner has.  folder: the owner's, `tenants/<tenant>` or `containers/<id>`."""
+    if not (folder / "disk").is_dir():  # most containers: nothing else is asked
+        return None
     for each in _kinds(folder):
         if each.exists():
             return each
@@ -222,7 +227,7 @@ def find(folder: Path) -> Disk | None:
 
 
 def choose(folder: Path, *, limits_files: bool) -> Disk:
-    """Return the kind of disk that a tenant gets; it is not made yet."""
+    """Return the kind of disk that an owner gets; it is not made yet."""
     image, project, subvolume = _kinds(folder)
     state = str(folder.parent.parent)
     if project_quota.is_enforced(state):

@@ -6,7 +6,8 @@
     volumes/<tenant> ─────────────► …/disk/volumes
 
 What makes it as large as that is chosen by what is there (`disk_kinds.py`); ADR 18.  A tenant without the limit has none,
-and loses nothing.  Out of scope: images, which tenants may share (`quotas`).
+and loses nothing.  A container may have a disk of its own on it (`own_disk.py`): those are mounted after it, and at rest
+before it is.  Out of scope: images, which tenants may share (`quotas`).
 """
 
 import errno
@@ -16,15 +17,16 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from insula.kernel.disk_image import Room
-from insula.model.errors import Conflict, DiskFull, InsulaError, InUse, LimitRefused, Unsupported, WrongState
+from insula.model.errors import Conflict, InUse, LimitRefused, WrongState
 from insula.model.lifecycle import ALIVE
 from insula.model.quota import Allowance, Resource
-from insula.runtime import disk_kinds
-from insula.runtime.disk_kinds import Disk
+from insula.runtime import disk_kinds, own_disk
+from insula.runtime.disk_errors import explained
+from insula.runtime.disk_kinds import Disk, ImageDisk
 from insula.runtime.store import Store
 from insula.runtime.trees import remove_tree
 from insula.runtime.undo import attempt
@@ -47,23 +49,23 @@ class Disks:
 
     def attach_all(self) -> None:
         """Mount every disk, after a start of the host or of insulad.  One that cannot be is logged."""
-        for folder, disk in self._all():
-            try:
-                disk.attach()
-            except OSError as error:
-                LOG.error(
-                    "a tenant's disk is absent", extra={"fields": {"disk": str(folder), "why": str(error)}}
-                )
+        for owners in ("tenants/*", "containers/*"):
+            for folder, disk in self._all(owners):
+                try:
+                    disk.attach()
+                except OSError as error:
+                    LOG.error("a disk is absent", extra={"fields": {"disk": str(folder), "why": str(error)}})
 
     def detach_all(self) -> None:
         """Unmount every disk: the host comes to rest."""
-        for folder, disk in self._all():
-            if not disk.detach(time.monotonic() + LEAVING_SECONDS):
-                LOG.warning("a tenant's disk is still in use", extra={"fields": {"disk": str(folder)}})
+        for owners in ("containers/*", "tenants/*"):
+            for folder, disk in self._all(owners):
+                if not _detach(disk):
+                    LOG.warning("a disk is still in use", extra={"fields": {"disk": str(folder)}})
 
-    def _all(self) -> Iterator[tuple[Path, Disk]]:
-        for folder in self._state.glob("tenants/*"):
-            if (disk := disk_kinds.find(folder)) is not None:
+    def _all(self, owners: str) -> Iterator[tuple[Path, Disk]]:
+        for folder in self._state.glob(owners):
+            if (disk := disk_kinds.find(folder.resolve())) is not None:
                 yield folder, disk
 
     def home_of(self, tenant: str) -> Path | None:
@@ -172,7 +174,10 @@ class Disks:
     def _move_in(self, tenant: str, size: int) -> None:
         """Make a disk for a tenant that has files already, and carry them there; its containers must not run."""
         self._need_rest(tenant, "given a disk")
-        disk = self._make(tenant, size)
+        with self._own_at_rest(tenant, moves=True):
+            self._carry(tenant, self._make(tenant, size))
+
+    def _carry(self, tenant: str, disk: Disk) -> None:
         places = [self._state / "containers" / each.id for each in self._store.list_containers(tenant)]
         moved: list[tuple[Path, Path]] = []
         try:
@@ -201,14 +206,38 @@ class Disks:
         except PermissionError:  # smaller, or CAP_SYS_RESOURCE is missing: only at rest, then
             pass
         self._need_rest(tenant, "given a disk of another size")
-        if not _detach(disk):
-            attempt(disk.attach)
-            raise WrongState(f"cannot resize the disk of tenant `{tenant}`: it is in use", hint="try again")
+        with self._own_at_rest(tenant):
+            try:
+                if not _detach(disk):
+                    raise WrongState(
+                        f"cannot resize the disk of tenant `{tenant}`: it is in use", hint="try again"
+                    )
+                with _explained(tenant):
+                    disk.resize(size=wanted)
+            finally:
+                attempt(disk.attach)
+
+    @contextmanager
+    def _own_at_rest(self, tenant: str, *, moves: bool = False) -> Iterator[None]:
+        """Have none of a tenant's containers' own disks mounted.  moves: they come to lie elsewhere meanwhile.
+
+        Raises: Conflict for one that cannot move.
+        """
+        folders = [self._state / "containers" / each.id for each in self._store.list_containers(tenant)]
+        own = [disk for each in folders if (disk := own_disk.find(each)) is not None]
+        if moves and any(not isinstance(each, ImageDisk) for each in own):
+            raise Conflict(
+                f"cannot give tenant `{tenant}` a disk: the file system keeps the limit of a container's own disk",
+                hint="remove its containers that have a limit of disk first",
+            )
         try:
-            with _explained(tenant):
-                disk.resize(size=wanted)
+            for disk in own:
+                _detach(disk)
+            yield
         finally:
-            attempt(disk.attach)
+            for each in folders:
+                if (found := own_disk.find(each)) is not None:
+                    attempt(found.attach)
 
     def _need_rest(self, tenant: str, what: str) -> None:
         alive = [each.name for each in self._store.list_containers(tenant) if each.status in ALIVE]
@@ -255,33 +284,5 @@ def _lead(old: Path, new: Path) -> None:
     remove_tree(gone)
 
 
-@contextmanager
-def _explained(tenant: str, *, passes: int = 0) -> Iterator[None]:
-    """Turn what the system says of a disk into our errors, all but the errno that passes."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno == passes:
-            raise
-        words = f"cannot make the disk of tenant `{tenant}`: {error.strerror}"
-        raise _kind_of(error)(words, hint=_cure_of(error)) from error
-
-
-def _kind_of(error: OSError) -> type[InsulaError]:
-    kinds: dict[int | None, type[InsulaError]] = {
-        errno.ENOSPC: DiskFull,
-        errno.ENOENT: Unsupported,
-        errno.ENODEV: Unsupported,
-        errno.EBUSY: Conflict,
-    }
-    return kinds.get(error.errno, LimitRefused)
-
-
-def _cure_of(error: OSError) -> str:
-    match error.errno:
-        case errno.ENOSPC:
-            return "its files need more: give it a larger one"
-        case errno.ENOENT | errno.ENODEV:
-            return "apt-get install e2fsprogs; the kernel needs loop devices and ext4"
-        case _:
-            return ""
+def _explained(tenant: str, *, passes: int = 0) -> AbstractContextManager[None]:
+    return explained(f"make the disk of tenant `{tenant}`", passes=passes)

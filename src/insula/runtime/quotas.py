@@ -31,16 +31,28 @@ def check_wish(runtime: Runtime, tenant: str, spec: Spec) -> None:
         (Resource.MEMORY, spec.memory_bytes),
         (Resource.CPUS, spec.cpus_milli),
         (Resource.PIDS, spec.pids),
+        (Resource.INODES, spec.inodes),
     ):
         check(tenant, resource, used=0, more=wished or 0)
     check(tenant, Resource.PORTS, used=0, more=count_ports(spec.ports))
     check_count(runtime, tenant)
+    check_disk(runtime, tenant, spec)
 
 
 def check_count(runtime: Runtime, tenant: str) -> None:
     """Refuse one more container.  In a transaction with its record, no other comes between.  Raises: QuotaExceeded."""
     if runtime.allowance.limit(tenant, Resource.CONTAINERS) is not None:
         runtime.allowance.check(tenant, Resource.CONTAINERS, used=runtime.store.count_containers(tenant))
+
+
+def check_disk(runtime: Runtime, tenant: str, spec: Spec) -> None:
+    """Refuse a container's own disk if together with the others' it is larger than its tenant's.  Raises: QuotaExceeded.
+
+    A file system in a file that finds no room beneath it fails in ways that programs do not expect.
+    """
+    if spec.disk_bytes is not None and runtime.allowance.limit(tenant, Resource.DISK) is not None:
+        promised = sum(each.spec.disk_bytes or 0 for each in runtime.store.list_containers(tenant))
+        runtime.allowance.check(tenant, Resource.DISK, used=promised, more=spec.disk_bytes)
 
 
 def check_ports(runtime: Runtime, record: ContainerRecord) -> None:

@@ -8,7 +8,7 @@ from insula.model.lifecycle import Event, after
 from insula.model.record import ContainerRecord
 from insula.model.spec import MountKind
 from insula.runtime.context import Runtime
-from insula.runtime.trees import remove_tree
+from insula.runtime.own_disk import remove_folder
 
 LOG = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ def remove_ended(runtime: Runtime, record: ContainerRecord, *, volumes: bool) ->
         after(now.status, Event.REMOVE, name=now.name)
         runtime.networks.deactivate(now.id)
         runtime.networks.release(now.id)
-        remove_tree(runtime.folders.container(now.id))
+        remove_folder(runtime.folders.container(now.id))
         runtime.store.delete_container(now.id)
     with runtime.ended:
         runtime.ended.notify_all()

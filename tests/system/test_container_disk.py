@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A container's own disk: what it writes into its root ends where its limit says, nobody else's does, and nothing stays."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hosted import Host, Person, wait_until
+from insula.kernel import loop
+
+MIB = 1 << 20
+FILL = "dd if=/dev/zero of=/x bs=1M count=60"
+
+
+@pytest.fixture(autouse=True)
+def without_disks(host: Host) -> Iterator[None]:
+    yield
+    host.remove_all()
+    host.root("tenant", "set", host.alice.tenant, "disk=default", "inodes=default")
+    wait_until(lambda: not devices(host), what=lambda: f"loop devices stay: {devices(host)}")
+    assert not mounts(host)
+
+
+def mounts(host: Host) -> list[str]:
+    """Return what is mounted below the host's containers and tenants."""
+    with open("/proc/self/mountinfo", encoding="utf-8") as file:
+        places = [line.split()[4] for line in file]
+    return [each for each in places if each.startswith(f"{host.folder}/state/")]
+
+
+def devices(host: Host) -> list[str]:
+    """Return the files below the host's state folder that loop devices show."""
+    found = []
+    for each in Path("/sys/block").glob("loop*/loop/backing_file"):
+        try:
+            found.append(each.read_text().rstrip("\n"))
+        except OSError:  # it has just gone
+            continue
+    return [each for each in found if each.startswith(str(host.folder))]
+
+
+def folder_of(host: Host, person: Person, name: str) -> Path:
+    return (host.folder / "state/containers" / person.look(name)["id"]).resolve()
+
+
+def test_its_root_is_full_at_its_limit_and_nobody_elses(host: Host, alice: Person) -> None:
+    full = alice.give("run", "--name", "small", "--disk", "32m", "box", "sh", "-c", FILL)
+    assert full.code != 0 and "No space left" in full.err
+    assert alice.look("small")["spec"]["disk_bytes"] == 32 * MIB
+    alice("run", "--rm", "box", "sh", "-c", FILL)
+    volume = "dd if=/dev/zero of=/d/x bs=1M count=60"
+    alice("run", "--rm", "-v", "data:/d", "--storage-opt", "size=32m", "box", "sh", "-c", volume)
+    again = alice.give("start", "-a", "small")  # also full it can be started
+    assert "No space left" in again.err
+    image = folder_of(host, alice, "small") / "disk.img"
+    assert image.stat().st_blocks * 512 <= 34 * MIB
+    alice("rm", "small")
+    assert not image.parent.exists()
+
+
+def test_files_end_as_bytes_do(alice: Person) -> None:
+    many = "i=0; while [ $i -lt 2000 ]; do : > /f$i || exit 3; i=$((i+1)); done"
+    done = alice.give("run", "--rm", "--disk", "32m", "--inodes", "1000", "box", "sh", "-c", many)
+    assert done.code != 0 and "No space left" in done.err
+
+
+def test_what_makes_no_sense_or_is_too_much_is_refused_with_the_figure(
+    host: Host, root: Person, alice: Person
+) -> None:
+    assert "at least 16m" in alice.fails("create", "--disk", "1m", "box", "true", code=125)
+    assert "--disk SIZE, too" in alice.fails("create", "--inodes", "1000", "box", "true", code=125)
+    assert "size=1g" in alice.fails("create", "--storage-opt", "x=1", "box", "true", code=125)
+    root("tenant", "set", alice.tenant, "disk=128m", "inodes=2000")
+    assert "the limit is 128" in alice.fails("create", "--disk", "256m", "box", "true", code=125)
+    assert "the limit is 2000" in alice.fails(
+        "create", "--disk", "64m", "--inodes", "9999", "box", "true", code=125
+    )
+    alice("create", "--name", "one", "--disk", "80m", "box", "true")
+    assert "80.0MiB used" in alice.fails("create", "--disk", "80m", "box", "true", code=125)
+    assert [each["name"] for each in alice.json("ps", "-a", "--format", "json")] == ["one"]
+
+
+def test_it_lies_in_its_tenants_and_counts_there(host: Host, root: Person, alice: Person) -> None:
+    root("tenant", "set", alice.tenant, "disk=128m")
+    full = alice.give("run", "--name", "small", "--disk", "32m", "box", "sh", "-c", FILL)
+    assert "No space left" in full.err
+    place = folder_of(host, alice, "small")
+    assert place.parent == host.folder / "state/tenants" / alice.tenant / "disk/containers"
+    used = next(
+        each for each in alice.json("tenant", "show", "--format", "json") if each["resource"] == "disk"
+    )
+    assert 20 * MIB < used["used"] < 60 * MIB
+    alice("run", "--rm", "box", "sh", "-c", FILL)
+    root("tenant", "set", alice.tenant, "disk=160m")  # at rest, with the disk within
+    assert os.path.ismount(place / "disk")
+    assert "No space left" in alice.give("start", "-a", "small").err
+
+
+def test_who_gets_a_tenants_disk_keeps_it(host: Host, root: Person, alice: Person) -> None:
+    alice("run", "--name", "c", "--disk", "32m", "box", "sh", "-c", "[ -e /f ] && cat /f || echo kept > /f")
+    root("tenant", "set", alice.tenant, "disk=128m")
+    assert alice("start", "-a", "c") == "kept"
+    place = folder_of(host, alice, "c")
+    assert "tenants" in place.parts and os.path.ismount(place / "disk")
+
+
+def test_it_is_there_after_a_kill_and_after_the_hosts_end(host: Host, alice: Person) -> None:
+    words = "cat /g 2>/dev/null; echo kept > /g; sleep 1000"
+    alice("run", "-d", "--name", "c", "--disk", "32m", "box", "sh", "-c", words)
+    wait_until(lambda: alice.give("exec", "c", "cat", "/g").out == "kept\n", what="it has written")
+    host.kill()
+    host.start()
+    assert alice("exec", "c", "cat", "/g") == "kept"
+    image = folder_of(host, alice, "c") / "disk.img"
+    host.tear_down()
+    assert loop.find(str(image)) is None and not mounts(host)
+    host.start()
+    alice("start", "c")
+    wait_until(lambda: alice("logs", "c") == "kept", what="it has read what it wrote before")
+    assert "No space left" in alice.give("exec", "c", "sh", "-c", FILL).err
+    alice("rm", "-f", "c")
