@@ -52,7 +52,6 @@ def start_locked(
     """As `start`, by who holds the container's lock."""
     with ExitStack() as undo:
         undo.callback(_remember_failure, runtime, record)
-        own_disk.make_ready(runtime.folders.container(record.id), record.spec)
         record = _take_profile(runtime, record)
         permit = binds.permitted_now(runtime, record)
         span.note(span.about(record))
@@ -61,6 +60,7 @@ def start_locked(
         span.enter_phase("groups")
         quotas.ready_group(runtime, record.tenant)
         runtime.before_start(record)
+        own_disk.make_ready(runtime.folders.container(record.id), record.spec)
         span.enter_phase("spawn")
         with binds.opened(record, start_plan(runtime, record), permit=permit) as plan:
             pid = runtime.spawner.start(plan, attach=attach, connection=connection)

@@ -278,7 +278,7 @@ FIELDS = {
     "only ever less": "capabilities_drop read_only profile",
     "the tenant's own": "image name network address labels max_pause_ms restart auto_remove stop_signal stop_timeout_s",
     "within the container": "command entrypoint environment working_directory user hostname tty stdin_open system rlimits",
-    "quotas": "memory_bytes memory_swap_bytes cpus_milli pids",
+    "quotas": "memory_bytes memory_swap_bytes cpus_milli pids disk_bytes inodes",
 }
 
 
