@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hosted import Host, Person, add_file, busybox_tar, wait_until
+from hosted import Host, Person, add_file, answered, busybox_tar, wait_until
 
 
 @pytest.fixture
@@ -272,3 +272,13 @@ def test_a_tmpfs_has_the_size_that_was_wished(alice: Person) -> None:
     for mount in ("--mount=type=tmpfs,target=/t,size=3m", "--tmpfs=/t:size=3m"):
         assert "3.0M" in alice("run", "--rm", mount, "box", "df", "-h", "/t")
     assert "only a tmpfs" in alice.fails("run", "--rm", "--mount=target=/t,size=3m", "box", "true", code=125)
+
+
+def test_a_container_that_starts_is_removed_by_force(alice: Person) -> None:
+    for _ in range(10):
+        container = alice("create", "box", "sleep", "1000")
+        with alice.asking("POST", f"/v1/containers/{container}/start") as starting:
+            status, said = alice.ask("DELETE", f"/v1/containers/{container}?force=1")
+            answered(starting)
+        assert status == 204, said
+        assert container not in alice("ps", "-aq", "--no-trunc").split()

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from insula.kernel import netlink
 from insula.kernel.cgroup import Group
 from insula.kernel.tcp_repair import begin_repair
-from insula.model.errors import ContainerNotFound, InvalidSpec, NameTaken, VolumeNotFound
+from insula.model.errors import ContainerNotFound, InvalidSpec, NameTaken, VolumeNotFound, WrongState
 from insula.model.grant import Grant
 from insula.model.lifecycle import ALIVE
 from insula.model.record import ContainerRecord
@@ -33,7 +33,17 @@ def delete(grant: Grant, runtime: Runtime, ref: str, *, force: bool = False, vol
     volumes: its anonymous volumes go, too.  Raises: WrongState.
     """
     record = runtime.find(grant, ref)
-    if force and record.status in ALIVE:
+    if not force:
+        remove_ended(runtime, record, volumes=volumes)
+        return
+    try:
+        _end_and_remove(grant, runtime, record, volumes=volumes)
+    except WrongState:  # it was started after it had been looked at
+        _end_and_remove(grant, runtime, record, volumes=volumes)
+
+
+def _end_and_remove(grant: Grant, runtime: Runtime, record: ContainerRecord, *, volumes: bool) -> None:
+    with contextlib.suppress(ContainerNotFound):  # it has just been removed
         stop(grant, runtime, record.id, signal="KILL", timeout_s=0)
     remove_ended(runtime, record, volumes=volumes)
 
