@@ -61,7 +61,11 @@ def _attached(options: Namespace, client: Client, *, identifier: str, name: str)
         "rows": str(rows or ""),
         "columns": str(columns or ""),
     }
-    stream = client.upgrade(f"/v1/containers/{identifier}/attach", query=query)
+    try:
+        stream = client.upgrade(f"/v1/containers/{identifier}/attach", query=query)
+    except KeyboardInterrupt:
+        _take_back(client, identifier, removes=options.rm)
+        raise
     outcome = attach.attach(stream, settings)
     if outcome.exit_code is None:
         print(f"\r\ninsula: left `{name}` running", file=sys.stderr)
@@ -69,6 +73,18 @@ def _attached(options: Namespace, client: Client, *, identifier: str, name: str)
     if options.rm:
         _wait_removed(client, identifier)
     return outcome.exit_code
+
+
+def _take_back(client: Client, identifier: str, *, removes: bool) -> None:
+    # Whoever presses ctrl-c while it starts means the program, which cannot be sent the signal yet.
+    path = f"/v1/containers/{quote(identifier)}"
+    try:
+        if removes:
+            client.call("DELETE", path, query={"force": "1", "volumes": "1"})
+        else:
+            client.call("POST", f"{path}/stop", body={"timeout_s": 0})
+    except NotFound:
+        pass
 
 
 def _wait_removed(client: Client, identifier: str) -> None:
