@@ -2,6 +2,7 @@
 """A container's own disk: what it writes into its root ends where its limit says, nobody else's does, and nothing stays."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 
 from hosted import Host, Person, wait_until
 from insula.kernel import loop
+from insula.runtime.fault import VARIABLE
+from insula.runtime.own_disk import Step
 
 MIB = 1 << 20
 FILL = "dd if=/dev/zero of=/x bs=1M count=60"
@@ -121,3 +124,25 @@ def test_it_is_there_after_a_kill_and_after_the_hosts_end(host: Host, alice: Per
     wait_until(lambda: alice("logs", "c") == "kept", what="it has read what it wrote before")
     assert "No space left" in alice.give("exec", "c", "sh", "-c", FILL).err
     alice("rm", "-f", "c")
+
+
+@pytest.mark.parametrize("limit", ["default", "128m"], ids=["on the host's", "on its tenant's"])
+@pytest.mark.parametrize("step", Step)
+def test_insulad_killed_between_two_steps_leaves_nothing(
+    host: Host, root: Person, alice: Person, monkeypatch: pytest.MonkeyPatch, *, step: Step, limit: str
+) -> None:
+    root("tenant", "set", alice.tenant, f"disk={limit}")
+    alice("create", "--name", "old", "--disk", "32m", "box", "true")
+    host.kill()
+    monkeypatch.setenv(VARIABLE, f"{step}=kill")
+    host.start()
+    assert host.daemon is not None
+    alice.give(*(["rm", "old"] if step is Step.DETACHED else ["create", "--disk", "32m", "box", "true"]))
+    assert host.daemon.wait(timeout=15) == -signal.SIGKILL
+    monkeypatch.delenv(VARIABLE)
+    host.start()
+    assert len(devices(host)) == (2 if limit != "default" else 1)
+    assert len([*(host.folder / "state/containers").iterdir()]) == 1
+    alice("start", "-a", "old")
+    alice("rm", "old")
+    assert not [*(host.folder / "state/containers").iterdir()]

@@ -12,6 +12,7 @@ alone, so that a half of one is found and removed after a crash.  Out of scope: 
 
 import errno
 import time
+from enum import StrEnum
 from pathlib import Path
 
 from insula.model.errors import LimitRefused
@@ -19,10 +20,18 @@ from insula.model.spec import Spec
 from insula.runtime import disk_kinds
 from insula.runtime.disk_errors import explained
 from insula.runtime.disk_kinds import Disk, ImageDisk
+from insula.runtime.fault import fault
 from insula.runtime.trees import remove_tree
 from insula.runtime.undo import attempt
 
 BLOCK_BYTES = 4096
+
+
+class Step(StrEnum):
+    """Where a test may have insulad end."""
+
+    MADE = "disk.made"
+    DETACHED = "disk.detached"
 
 
 def find(folder: Path) -> Disk | None:
@@ -41,6 +50,7 @@ def make(folder: Path, spec: Spec, *, is_nested: bool) -> None:
     disk = ImageDisk(place) if is_nested else disk_kinds.choose(place, limits_files=spec.inodes is not None)
     with explained(f"make the disk of container `{spec.name}`"):
         disk.make(size=spec.disk_bytes - spec.disk_bytes % BLOCK_BYTES, files=spec.inodes)
+    fault(Step.MADE)
 
 
 def make_ready(folder: Path, spec: Spec) -> None:
@@ -71,5 +81,6 @@ def remove_folder(folder: Path) -> None:
     disk = find(folder)
     if disk is not None:
         attempt(disk.detach, time.monotonic())
+        fault(Step.DETACHED)
         attempt(disk.remove)
     remove_tree(folder)
