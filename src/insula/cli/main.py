@@ -10,7 +10,18 @@ from __future__ import annotations
 import os
 import sys
 
-from insula.cli.table import ALIASES, GROUPS, HIDDEN, OWN_FAILURE, RAW, SUMMARIES, exit_code
+from insula.cli.table import (
+    ALIASES,
+    FOREIGN,
+    GROUPS,
+    HIDDEN,
+    NOUNS,
+    OWN_FAILURE,
+    RAW,
+    SUMMARIES,
+    VERB_ALIASES,
+    exit_code,
+)
 from insula.model.errors import InsulaError
 
 TYPE_CHECKING = False
@@ -79,8 +90,10 @@ class Where:
         if word.startswith("-H") and len(word) > 2:
             name, equals, value = "-H", "=", word[2:]
         field = GLOBAL_OPTIONS.get(name)
-        if field is None or not (equals or rest):
+        if field is None:
             return False
+        if not (equals or rest):
+            raise _usage(f"cannot use `{word}`: its value is missing", hint="see `insula --help`")
         setattr(self, field, value if equals else rest.pop(0))
         return True
 
@@ -102,6 +115,10 @@ def split(arguments: list[str]) -> tuple[Where, str, list[str]]:
     if not rest:
         return where, "--help", []
     command, *own = rest
+    if command == "container" and own:
+        command, *own = own
+    if command in NOUNS and own:
+        own[0] = VERB_ALIASES.get(own[0], own[0])
     words = ALIASES.get(command, (command,))
     return where, words[0], [*words[1:], *own]
 
@@ -112,13 +129,18 @@ def load(command: str) -> ModuleType:
     Raises: UsageError for an unknown command, naming the nearest.
     """
     if command not in SUMMARIES and command not in HIDDEN:
-        from difflib import get_close_matches
-
-        near = get_close_matches(command, [*SUMMARIES, *ALIASES], n=1)
-        hint = f"did you mean `insula {near[0]}`?" if near else "see `insula --help`"
-        raise _usage(f"cannot run `{command}`: no such command", hint=hint)
+        raise _usage(f"cannot run `{command}`: no such command", hint=_in_place_of(command))
     name = "complete" if command == "__complete" else command
     return __import__(f"insula.cli.commands.{name}", fromlist=("run",))
+
+
+def _in_place_of(command: str) -> str:
+    if command in FOREIGN:
+        return FOREIGN[command]
+    from difflib import get_close_matches
+
+    near = get_close_matches(command, [*SUMMARIES, *ALIASES], n=1)
+    return f"did you mean `insula {near[0]}`?" if near else "see `insula --help`"
 
 
 def help_text() -> str:

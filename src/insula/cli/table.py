@@ -92,6 +92,38 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "rmi": ("image", "rm"),
     "info": ("host", "info"),
     "ls": ("ps",),
+    "list": ("ps",),
+}
+#: Second words that they type: `insula image list`.
+VERB_ALIASES = {"list": "ls", "remove": "rm", "delete": "rm"}
+NOUNS = frozenset(
+    "audit checkpoint export host image network operation policy profile rule tenant token user volume".split()
+)
+_NO_REGISTRY = "there are no registries: `insula image import` takes a tar, as of `docker export`"
+#: What they look for and what there is in its place.
+FOREIGN: dict[str, str] = {
+    "build": "`insula image build` makes an image of Debian packages, `insula image import` of a tar",
+    "commit": "`insula diff` shows what changed, `insula cp CONTAINER:/ -` prints it as a tar",
+    "console": "`insula attach`, or one more shell: `insula exec -it CONTAINER sh`",
+    "container": "its verbs are commands of their own, as `insula ps` and `insula run`",
+    "delete": "`insula rm`",
+    "history": "`insula image inspect` shows the layers",
+    "import": "`insula image import`",
+    "launch": "`insula run -d --init IMAGE /sbin/init` starts a system container",
+    "load": "`insula image import` takes the tar of a root file system",
+    "login": _NO_REGISTRY,
+    "move": "`insula migrate CONTAINER HOST`",
+    "port": "`insula ps` shows published ports",
+    "prune": "`insula rm`, `insula image rm` and `insula volume rm` remove what they are told",
+    "pull": _NO_REGISTRY,
+    "push": _NO_REGISTRY,
+    "remove": "`insula rm`",
+    "save": "`insula cp CONTAINER:/ -` prints a container's files as a tar",
+    "search": "`insula image ls` lists what there is",
+    "shell": "`insula exec -it CONTAINER sh`",
+    "snapshot": "`insula checkpoint create`",
+    "system": "`insula info` tells of this host, `insula tenant show` what is used",
+    "update": "limits are given to `insula run`; those of a tenant: `insula tenant set`",
 }
 SUMMARIES: dict[str, str] = {name: line for _, commands in GROUPS for name, line in commands}
 

@@ -86,6 +86,9 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
         (["run", "host"], 125, "cannot reach insulad"),
         (["exec", "web"], 125, "cannot exec in `web`: no command"),
         (["--nope"], 125, "cannot use `--nope`: not a global option"),
+        (["--tenant"], 125, "cannot use `--tenant`: its value is missing"),
+        (["container"], 125, "cannot run `container`: no such command"),
+        (["container", "nope"], 125, "cannot run `nope`: no such command"),
         (["cp", "a", "b"], 125, "cannot copy: one side must be in a container"),
         (
             ["image", "import", "/nonexistent.tar"],
@@ -99,6 +102,38 @@ def test_errors_are_two_lines_and_an_exit_code(words: list[str], code: int, mess
     assert done.returncode == code
     assert done.stderr.startswith(f"insula: {message}")
     assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 2
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("list -a", "ps -a"),
+        ("container ls -a", "ps -a"),
+        ("container run host list", "run host list"),
+        ("image list", "image ls"),
+        ("images", "image ls"),
+        ("volume remove list", "volume rm list"),
+        ("rm list", "rm list"),
+    ],
+)
+def test_words_of_others_are_understood(typed: str, meant: str) -> None:
+    _, command, rest = main.split(typed.split())
+    assert [command, *rest] == meant.split()
+
+
+def test_nouns_are_the_commands_that_have_verbs() -> None:
+    def has_verbs(name: str) -> bool:
+        parser = Parser(prog=name)
+        main.load(name).arguments(parser)
+        return any(action.dest == "verb" for action in parser._actions)
+
+    assert {name for name in set(table.SUMMARIES) - table.RAW if has_verbs(name)} == table.NOUNS
+
+
+def test_what_there_is_not_has_a_hint_to_what_there_is() -> None:
+    assert not set(table.FOREIGN) & {*table.SUMMARIES, *table.ALIASES}
+    done = insula(None, "pull", "nginx")
+    assert (done.returncode, done.stderr.splitlines()[1]) == (125, f"  hint: {table.FOREIGN['pull']}")
 
 
 def test_one_of_several_fails_and_the_others_are_done(tmp_path: Path) -> None:
