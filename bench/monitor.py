@@ -5,12 +5,13 @@ what 500 containers at rest cost.
     python bench/monitor.py [--pairs N] [--containers N] [--only slower|events|idle]
 
 Three programs in containers: redis-server asked by redis-benchmark from outside, sqlite3 inserting rows, and a loop of
-getppid(2), which is the worst case: nothing but system calls.  Each runs unwatched, counted (`/calls`), told of in full
-(`/trace`), unwatched beside a container that is told of in full, and under `strace -f -c` and bpftrace's counting.
+getppid(2), which is the worst case: nothing but system calls.  Each runs unwatched, counted (`/calls`, as `insula top`
+does: by looks), counted call by call (`exact=1`), told of in full (`/trace`), unwatched beside a container that is told of in full, and under `strace -f -c` and bpftrace's counting.
 
 A slow-down compares rounds of about half a second, plain and watched in turns (the first of a pair changes), by the
 lower quartile of the time of one piece of work: whatever else runs on the machine only ever makes a round longer.  The
 figures that end in `_cpu` are the same of the processor time of the program itself, which other load disturbs less.
+Where calls are counted by looks, rounds are longer: several looks lie in each.
 The programs have the first processor, clients and insulad all of them.
 
 Exit codes: 0 measured; 1 something failed; 3 something is missing on this machine.
@@ -50,6 +51,8 @@ SLOW_PAIRS = 3
 """Of tracers that make a program many times slower."""
 SLOWER = 20
 """So much less work is done under those."""
+LONGER = 8
+"""So much more work is done while calls are counted by looks, in fewer rounds."""
 IDLE_S = 20.0
 PER_TENANT = 100
 FLOOD_S = 3.0
@@ -241,6 +244,7 @@ def ways(client: Client, name: str, other: str, *, tools: set[str]) -> dict[str,
     pid = program_pid(client, name)
     found: dict[str, Watch] = {
         "counters": lambda stack: stack.enter_context(watched(client, name, "calls", stream="1")),
+        "exact": lambda stack: stack.enter_context(watched(client, name, "calls", stream="1", exact="1")),
         "events": lambda stack: stack.enter_context(watched(client, name, "trace")),
         "beside": lambda stack: stack.enter_context(watched(client, other, "trace")),
     }
@@ -263,8 +267,8 @@ def slowdowns(
     work(units)
     found = {}
     for name, watch in by.items():
-        is_slow = name == "strace"
-        count = SLOW_PAIRS if is_slow else pairs
+        size = {"strace": units // SLOWER, "counters": units * LONGER}.get(name, units)
+        count = {"strace": SLOW_PAIRS, "counters": max(2, pairs // 2)}.get(name, pairs)
         plain: list[Spent] = []
         seen: list[Spent] = []
         for turn in range(count):
@@ -272,7 +276,7 @@ def slowdowns(
                 with ExitStack() as stack:
                     if is_watched:
                         watch(stack)
-                    (seen if is_watched else plain).append(work(units // SLOWER if is_slow else units))
+                    (seen if is_watched else plain).append(work(size))
         found[name] = Spent(*(round(low(new) / low(old) - 1, 4) for new, old in zip(
             zip(*seen, strict=True), zip(*plain, strict=True), strict=True)))  # fmt: skip
     return found
@@ -425,8 +429,8 @@ def all_slowdowns(
     facts: dict[str, object] = {}
     tools = find_tools()
     start_redis(client, world.outside)
-    columns = ("counters", "events", "beside", "strace", "bpftrace")
-    rows = [("slower by (cpu)", "counted", "told", "beside one told", "strace -f -c", "bpftrace")]
+    columns = ("counters", "exact", "events", "beside", "strace", "bpftrace")
+    rows = [("slower by (cpu)", "counted", "each call", "told", "beside one told", "strace -f -c", "bpftrace")]
     works: dict[str, Callable[[int], float]] = {"redis": lambda units: redis_work(world.outside, units)}
     for name in ("sqlite3", "getppid"):
         works[name] = lambda units, worker=workers[name]: float(worker.tell(str(units)))  # type: ignore[misc]

@@ -18,7 +18,7 @@ from insula.kernel import syscalls
 from insula.kernel.cgroup import Group, Hierarchies, Limits, delete_parent
 from insula.model.monitor import Event, EventKind, Lost, TraceLine, TraceWish
 from insula.monitor.collect import Collector
-from insula.monitor.probes import Probes
+from insula.monitor.probes import Counting, Probes
 from insula.monitor.subscription import Scope, Subject, Subscription
 
 WITHIN_S = float(os.environ.get("INSULA_TESTS_DEADLINE_S", "20"))
@@ -279,6 +279,33 @@ for _ in range(17):
     stat = by_name["newfstatat"] if "newfstatat" in by_name else by_name["stat"]
     assert stat.errors["ENOENT"] >= 17
     assert counts.lost_events == 0
+
+
+def test_a_rate_is_right_though_only_a_part_is_looked_at(bench: Bench, stack: ExitStack) -> None:
+    stack.enter_context(bench.collector.counting(bench.subjects["one"], how=Counting.BY_LOOKS))
+    begun = time.monotonic()
+    bench.python("one", """
+import os, time
+next = time.monotonic()
+while os.getppid() and next < NEXT:
+    next += 0.001
+    time.sleep(max(0, next - time.monotonic()))
+""".replace("NEXT", str(begun + 6)))  # fmt: skip
+    (counts,) = bench.collector.counts([bench.subjects["one"]])
+    (made,) = (each.calls for each in counts.calls if each.call == "getppid")
+    assert 0.3 < counts.looked_s < time.monotonic() - begun
+    assert made / counts.looked_s == pytest.approx(1000, rel=0.5)
+    stack.close()
+    assert not bench.collector.attached
+
+
+def test_who_wants_each_call_has_it_beside_one_who_looks(bench: Bench, stack: ExitStack) -> None:
+    one = bench.subjects["one"]
+    stack.enter_context(bench.collector.counting(one, how=Counting.BY_LOOKS))
+    stack.enter_context(bench.collector.counting(one, how=Counting.EACH))
+    bench.python("one", "import os\nfor _ in range(12345): os.getppid()")
+    (counts,) = bench.collector.counts([one])
+    assert {each.calls for each in counts.calls if each.call == "getppid"} == {12345}
 
 
 def test_calls_are_timed_in_a_part_of_the_time(bench: Bench, stack: ExitStack) -> None:

@@ -8,7 +8,7 @@ import msgspec
 
 from insula.api import bodies
 from insula.api.history import HistoryQuery, SpanQuery
-from insula.api.monitor import CallsQuery, TraceQuery
+from insula.api.monitor import AllCallsQuery, CallsQuery, TraceQuery
 from insula.model import change, history, monitor, profile, quota, record, spec, users
 from insula.model.export import SinkCounts
 from insula.monitor.rules import Rule
@@ -120,8 +120,8 @@ DESCRIBED: dict[str, Described] = {
     f"GET {_C}/history": _get("what it used during the last hour, in spans of so many seconds", list[history.Usage], query=HistoryQuery),
     "GET /v1/history": _get("what each used during the last so many seconds of the hour that is kept", list[history.Usage], query=SpanQuery),
     f"GET {_C}/trace": _get("what it asks of the kernel, as it happens, also after it has moved", monitor.TraceLine, query=TraceQuery, **_LINES),
-    f"GET {_C}/calls": _get("its system calls, counted while this is open", list[monitor.ContainerCounts], query=bodies.StreamQuery, may_stream=True),
-    "GET /v1/calls": _get("system calls of all that run, counted while this is open", list[monitor.ContainerCounts], query=CallsQuery, may_stream=True),
+    f"GET {_C}/calls": _get("its system calls, counted while this is open", list[monitor.ContainerCounts], query=CallsQuery, may_stream=True),
+    "GET /v1/calls": _get("system calls of all that run, counted while this is open", list[monitor.ContainerCounts], query=AllCallsQuery, may_stream=True),
     "GET /v1/audit": _get("the caller's part of the audit log", None, query=bodies.AuditQuery, **_LINES),
     "GET /v1/audit/verify": _get("whether the audit log is as it was written", bodies.AuditVerdict),
     "GET /metrics": _get("figures for Prometheus", None, form=Answer.TEXT),

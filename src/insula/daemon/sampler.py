@@ -50,6 +50,8 @@ class _Look(NamedTuple):
     traffic: Traffic
     calls: dict[tuple[str, str], int] | None = None
     """(call, error) → count; None: nobody counts them."""
+    looked_s: float = 0.0
+    """For how long calls were looked at: the counts are of that."""
 
 
 @dataclass(slots=True)
@@ -186,11 +188,12 @@ def _look(
         disk_cpu_us=before.disk_cpu_us if before is not None and has_rested else glance.cpu_usage_us,
         traffic=interfaces.get(attachment.interface, NOTHING) if attachment is not None else NOTHING,
         calls=_calls_of(counted) if counted is not None else None,
+        looked_s=counted.looked_s if counted is not None else 0.0,
     )
     watched.before = now
     if before is None:
         return None
-    calls, failures, shares = _counted(now.calls, before.calls)
+    calls, failures, shares = _counted(now, before)
     return Sample(
         container=record.id,
         seconds=now.at - before.at,
@@ -225,13 +228,13 @@ def _calls_of(counts: ContainerCounts) -> dict[tuple[str, str], int]:
     return found
 
 
-def _counted(
-    now: dict[tuple[str, str], int] | None, before: dict[tuple[str, str], int] | None
-) -> tuple[int | None, int | None, tuple[CallShare, ...]]:
-    """Return how many calls there were, how many failed, and the most frequent of both."""
-    if now is None or before is None:
+def _counted(now: _Look, before: _Look) -> tuple[int | None, int | None, tuple[CallShare, ...]]:
+    """Return how many calls there were, how many failed, and the most frequent of both, as far as can be told from looks."""
+    looked_s = now.looked_s - before.looked_s
+    if now.calls is None or before.calls is None or looked_s <= 0:
         return None, None, ()
-    grown = {key: count - before.get(key, 0) for key, count in now.items()}
+    seen = {key: count - before.calls.get(key, 0) for key, count in now.calls.items()}
+    grown = {key: round(count * (now.at - before.at) / looked_s) for key, count in seen.items()}
     shares = sorted(
         (CallShare(*key, count) for key, count in grown.items() if count > 0), key=lambda each: -each.times
     )

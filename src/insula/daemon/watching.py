@@ -19,6 +19,7 @@ from insula.model.lifecycle import ALIVE, Status
 from insula.model.migration import Phase
 from insula.model.monitor import ContainerCounts, TraceWish
 from insula.model.record import ContainerRecord
+from insula.monitor import probes
 from insula.monitor.collect import Collector
 from insula.monitor.subscription import Subject
 from insula.runtime.context import Runtime
@@ -58,13 +59,17 @@ class Watching:
         return self._collector.counts(self._counted(grant, ""))
 
     @contextmanager
-    def counting(self, grant: Grant, ref: str, *, only: frozenset[str] = frozenset()) -> Iterator[Counting]:
+    def counting(
+        self, grant: Grant, ref: str, *, only: frozenset[str] = frozenset(), is_exact: bool = False
+    ) -> Iterator[Counting]:
         """Count the system calls of a container, or of all that the caller may see, while the block runs.
 
-        only: of these, by their ids; empty: of all.  Raises: ContainerNotFound, WrongState, Unsupported.
+        only: of these, by their ids; empty: of all.  is_exact: each call, not those of a part of the time.
+        Raises: ContainerNotFound, WrongState, Unsupported.
         """
+        how = probes.Counting.EACH if is_exact else probes.Counting.BY_LOOKS
         find = _Known(lambda: self._counted(grant, ref, only=only), changes=lambda: self._changes)
-        with _Counters(find, self._collector) as counters:
+        with _Counters(find, self._collector, how=how) as counters:
             yield counters
 
     def _counted(self, grant: Grant, ref: str, *, only: frozenset[str] = frozenset()) -> list[Subject]:
@@ -128,9 +133,12 @@ class _Known:
 class _Counters:
     """Containers that are counted: those that start later are taken in at the next look."""
 
-    def __init__(self, find: Callable[[], list[Subject]], collector: Collector) -> None:
+    def __init__(
+        self, find: Callable[[], list[Subject]], collector: Collector, *, how: probes.Counting
+    ) -> None:
         self._find = find
         self._collector = collector
+        self._how = how
         self._counted: dict[int, ExitStack] = {}
         self._lock = threading.Lock()
 
@@ -156,5 +164,5 @@ class _Counters:
                 self._counted.pop(cgroup).close()
             for cgroup in now.keys() - self._counted.keys():
                 self._counted[cgroup] = ExitStack()
-                self._counted[cgroup].enter_context(self._collector.counting(now[cgroup]))
+                self._counted[cgroup].enter_context(self._collector.counting(now[cgroup], how=self._how))
         return list(now.values())

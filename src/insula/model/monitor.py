@@ -114,7 +114,7 @@ class TraceWish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class CallCount(Fact, kw_only=True, frozen=True):
-    """What was counted of one system call since somebody first counted."""
+    """What was counted of one system call since somebody first counted, in the time that `ContainerCounts.looked_s` tells."""
 
     call: str
     calls: int
@@ -135,6 +135,8 @@ class ContainerCounts(Fact, kw_only=True, frozen=True):
     name: str
     sampled_at: float
     """Monotonic seconds of the daemon's clock."""
+    looked_s: float
+    """For how many seconds its calls were looked at: counts are of those, and a rate is to be taken over them."""
     calls: tuple[CallCount, ...]
     """Most frequent first."""
     capabilities: dict[str, int]

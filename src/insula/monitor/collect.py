@@ -9,7 +9,9 @@ thread.  Out of scope: which containers there are, and who may watch them (`daem
 """
 
 import errno
+import itertools
 import os
+import random
 import select
 import threading
 import time
@@ -24,7 +26,7 @@ from insula.monitor import layout
 from insula.monitor.counts import Counts
 from insula.monitor.describe import call_names
 from insula.monitor.layout import CGROUP, Kind
-from insula.monitor.probes import Probes
+from insula.monitor.probes import Counting, Probes
 from insula.monitor.subscription import Redact, Scope, Subject, Subscription, as_it_is
 from insula.monitor.throttling import Throttling
 
@@ -33,8 +35,10 @@ LINGER_MS = 5
 """After events more are looked for unasked, so long after: waking the reader for each costs the program that makes them."""
 TICK_S = 0.2
 """How often losses and throttling are looked at while somebody watches."""
-TIMED_TICKS = 10
-"""One tick of so many calls are timed in: tracing their entry, too, doubles what counting costs."""
+LOOK_TICKS = 5
+"""In one tick of so many, any of them, calls are looked at: that costs every system call on the host (ADR 31)."""
+TIMED_LOOKS = 2
+"""In one look of so many calls are timed: tracing their entry, too, doubles what counting costs."""
 _AT_CGROUP = 8
 """Where in an event the cgroup stands."""
 
@@ -47,8 +51,10 @@ class Collector:
         self._probes: Probes | None = None
         self._lock = threading.RLock()
         self._subscriptions: dict[int, list[Subscription]] = {}
-        self._counting: dict[int, int] = {}
-        """cgroup → by how many it is counted."""
+        self._counting: dict[int, list[Counting]] = {}
+        """cgroup → how it is counted, by each who counts."""
+        self._counted_from: dict[int, float] = {}
+        """cgroup → `Probes.looked_s` when that began."""
         self._newborn: Counter[int] = Counter()
         """cgroups of which what happens before the seccomp filter is left out → for how many."""
         self._lost: dict[int, int] = {}
@@ -99,20 +105,21 @@ class Collector:
             subscription.close()
 
     @contextmanager
-    def counting(self, subject: Subject) -> Iterator[None]:
+    def counting(self, subject: Subject, *, how: Counting = Counting.EACH) -> Iterator[None]:
         """Count a container's system calls while the block runs.  Raises: as `subscribe`."""
         cgroup = subject.cgroup
         with self._lock:
             probes = self._ready()
-            self._counting[cgroup] = self._counting.get(cgroup, 0) + 1
+            self._counted_from.setdefault(cgroup, probes.looked_s)
+            self._counting.setdefault(cgroup, []).append(how)
             self._tell(cgroup)
         try:
             yield
         finally:
             with self._lock:
-                self._counting[cgroup] -= 1
+                self._counting[cgroup].remove(how)
                 if not self._counting[cgroup]:
-                    del self._counting[cgroup]
+                    del self._counting[cgroup], self._counted_from[cgroup]
                 self._tell(cgroup)
                 if cgroup not in self._counting:
                     probes.forget(cgroup)
@@ -160,7 +167,7 @@ class Collector:
         with self._lock:
             if self._probes is None:
                 return []
-            return Counts(self._probes, self._names).of(subjects)
+            return Counts(self._probes, self._names).of(subjects, since=self._counted_from)
 
     @property
     def is_counting(self) -> bool:
@@ -227,7 +234,9 @@ class Collector:
             *(each.kinds for each in self._subscriptions.get(cgroup, ()))
         )
         if self._probes is not None:
-            self._probes.watch(cgroup, wanted, is_counted=cgroup in self._counting, flags=self._flags(cgroup))
+            hows = self._counting.get(cgroup, [])
+            counting = Counting.EACH if Counting.EACH in hows else next(iter(hows), Counting.NOT)
+            self._probes.watch(cgroup, wanted, counting=counting, flags=self._flags(cgroup))
             os.eventfd_write(self._wake, 1)
 
     def _flags(self, cgroup: int) -> int:
@@ -261,7 +270,7 @@ class Collector:
         for poll in (woken, lingering):
             poll.register(self._wake, select.POLLIN)
         next_tick = 0.0
-        ticks = 0
+        looks = _looks()
         is_busy = False
         while not self._is_closing:
             if is_busy:
@@ -275,8 +284,8 @@ class Collector:
             now = time.monotonic()
             if now >= next_tick:
                 next_tick = now + TICK_S
-                self._tick(probes, is_timed=ticks % TIMED_TICKS == 0)
-                ticks += 1
+                is_look, is_timed = next(looks)
+                self._tick(probes, is_look=is_look, is_timed=is_timed)
 
     def _empty(self, probes: Probes) -> bool:
         """Hand out what is in the ring, then say to whom it ends.  Returns: whether there was anything."""
@@ -301,10 +310,9 @@ class Collector:
                 for each in self._subscriptions.get(cgroup, ()):
                     each.give(share)
 
-    def _tick(self, probes: Probes, *, is_timed: bool) -> None:
+    def _tick(self, probes: Probes, *, is_look: bool, is_timed: bool) -> None:
         with self._lock:
-            if probes.is_timing is not is_timed:
-                probes.time_calls(is_on=is_timed)
+            probes.look(is_on=is_look, is_timing=is_timed)
             for cgroup, subscriptions in self._subscriptions.items():
                 lost = probes.lost_events(cgroup)
                 new, self._lost[cgroup] = lost - self._lost[cgroup], lost
@@ -321,3 +329,12 @@ class Collector:
             return self._throttling.look(subject)
         self._throttling.forget(subject)
         return []
+
+
+def _looks() -> Iterator[tuple[bool, bool]]:
+    """Tell of each tick whether calls are looked at in it, and whether they are timed: at no time that programs could keep to."""
+    for number in itertools.count():
+        chosen = random.randrange(LOOK_TICKS)
+        for tick in range(LOOK_TICKS):
+            is_look = tick == chosen
+            yield is_look, is_look and number % TIMED_LOOKS == 0

@@ -34,23 +34,31 @@ class Counts:
         self._durations = {(cgroup, number): each for cgroup, number, each in probes.durations()}
         self._errors = _grouped(probes.errors())
         self._capabilities = _grouped(probes.capabilities())
+        self._looked_s = probes.looked_s
         self._sampled_at = time.monotonic()
 
-    def of(self, subjects: Iterable[Subject]) -> list[ContainerCounts]:
-        """Return the counters of containers, leaving out those that nobody counts."""
+    def of(self, subjects: Iterable[Subject], *, since: Mapping[int, float]) -> list[ContainerCounts]:
+        """Return the counters of containers, leaving out those that nobody counts.
+
+        since: cgroup → `Probes.looked_s` when somebody began to.
+        """
         found = []
         for subject in subjects:
             counts = self._probes.counts(subject.cgroup)
             if counts:
-                found.append(self._one(subject, subject.cgroup, counts=counts))
+                looked_s = self._looked_s - since.get(subject.cgroup, self._looked_s)
+                found.append(self._one(subject, subject.cgroup, counts=counts, looked_s=looked_s))
         return found
 
-    def _one(self, subject: Subject, cgroup: int, *, counts: Mapping[int, Count]) -> ContainerCounts:
+    def _one(
+        self, subject: Subject, cgroup: int, *, counts: Mapping[int, Count], looked_s: float
+    ) -> ContainerCounts:
         calls = [self._call(cgroup, number, count=count) for number, count in counts.items()]
         return ContainerCounts(
             id=subject.container,
             name=subject.name,
             sampled_at=self._sampled_at,
+            looked_s=round(looked_s, 6),
             calls=tuple(sorted(calls, key=lambda each: -each.calls)),
             capabilities=_named(self._capabilities[cgroup, 1]),
             refused_capabilities=_named(self._capabilities[cgroup, 0]),

@@ -89,11 +89,16 @@ METRICS: tuple[Metric, ...] = (
            lambda of: of.read_bytes, "container_fs_reads_bytes"),
     Metric("insula_container_disk_written_bytes", _COUNTER, "bytes", "bytes written to disks",
            lambda of: of.written_bytes, "container_fs_writes_bytes"),
+    Metric("insula_container_disk_bytes", _GAUGE, "bytes", "bytes on its own disk (`--disk`)",
+           lambda of: of.disk_bytes, "container_fs_usage_bytes"),
+    Metric("insula_container_disk_limit_bytes", _GAUGE, "bytes", "limit of its own disk",
+           lambda of: of.disk_limit_bytes, "container_fs_limit_bytes"),
 )  # fmt: skip
 
 #: Told of containers whose system calls somebody counts; labels: call, and errno of the second.
 CALLS = "insula_container_calls"
 CALL_FAILURES = "insula_container_call_failures"
+LOOKED = "insula_container_calls_looked_seconds"
 LOST_EVENTS = "insula_container_lost_events"
 #: Told of containers that are held to a profile; labels: part (calls, capabilities, written, outgoing) and answer.
 DRIFTS = "insula_container_profile_drifts"
@@ -131,15 +136,17 @@ class _Figures:
             "system calls that failed, while somebody counts them",
             labels=(*_LABELS, "call", "errno"),
         )
+        looked = CounterMetricFamily(LOOKED, "for how long calls were looked at", labels=_LABELS)
         lost = CounterMetricFamily(LOST_EVENTS, "events that nobody could read in time", labels=_LABELS)
         for each in self._counts:
             who = (each.id, each.name)
+            looked.add_metric(who, each.looked_s)
             lost.add_metric(who, each.lost_events)
             for call in each.calls:
                 calls.add_metric((*who, call.call), call.calls)
                 for error, count in call.errors.items():
                     failures.add_metric((*who, call.call, error), count)
-        yield from (calls, failures, lost)
+        yield from (calls, failures, looked, lost)
 
 
 @dataclass(frozen=True, slots=True)

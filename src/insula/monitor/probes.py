@@ -2,14 +2,18 @@
 """The programs in the kernel: loaded when somebody first watches, attached only as far as somebody asks.
 
 A program at `sys_enter` or `sys_exit` makes every system call of every process on the host 90 to 190 ns slower, watched
-or not; the others cost only what happens.  So which are attached follows from the union of all watches.  Out of scope:
-who watches (`collect.py`).  Not for several threads at once.
+or not; the others cost only what happens.  So which are attached follows from the union of all watches, and counting is
+done by looks: in a part of the time (ADR 31).  Out of scope: who watches, when looks are (`collect.py`).  Not for several
+threads at once.
 """
 
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator
+from enum import Enum
 from pathlib import Path
+from typing import NamedTuple
 
 from insula.kernel import syscalls
 from insula.kernel.bpf_map import Map, Ring, Words, possible_processors
@@ -35,6 +39,20 @@ _PROGRAMS = {
 }
 _TRACEPOINTS = {"on_capability": "cap_capable"}
 """Of the programs whose tracepoint some kernels since 5.15 lack (cap_capable: before 6.14)."""
+
+
+class Counting(Enum):
+    """How a container's system calls are counted."""
+
+    NOT = "not"
+    BY_LOOKS = "by looks"
+    """Those of a part of the time, `Probes.looked_s`."""
+    EACH = "each"
+
+
+class _Wish(NamedTuple):
+    kinds: frozenset[Kind]
+    counting: Counting
 
 
 class Probes:
@@ -69,10 +87,15 @@ class Probes:
         for number, shape in shapes.by_number(syscalls.numbers(os.uname().machine)).items():
             table.put(number.to_bytes(4, sys.byteorder), shape)
         self._serial = 0
-        self.is_timing = False
-        self._wishes: dict[int, tuple[frozenset[Kind], bool]] = {}
+        self._is_looking = False
+        self._is_timing = False
+        self._looked_s = 0.0
+        self._look_began: float | None = None
+        self._wishes: dict[int, _Wish] = {}
 
-    def watch(self, cgroup: int, kinds: frozenset[Kind], *, is_counted: bool, flags: int = 0) -> None:
+    def watch(
+        self, cgroup: int, kinds: frozenset[Kind], *, counting: Counting = Counting.NOT, flags: int = 0
+    ) -> None:
         """Watch a container from now on as told, in place of what was told before; nothing at all ends it.
 
         flags: `layout.CONFINED_ONLY`: leave out what a task does before it has its seccomp filter; `CHANGES_ONLY`: of
@@ -80,10 +103,10 @@ class Probes:
         """
         key = layout.CGROUP.pack(cgroup)
         self._serial += 1
-        if kinds or is_counted:
+        if kinds or counting is not Counting.NOT:
             bits = sum(1 << kind for kind in kinds)
-            slot = self._slots.take(cgroup) if is_counted else layout.NO_SLOT
-            self._wishes[cgroup] = (kinds, is_counted)
+            slot = self._slots.take(cgroup) if counting is not Counting.NOT else layout.NO_SLOT
+            self._wishes[cgroup] = _Wish(kinds, counting)
             self._attach()
             self._watched.put(key, layout.WATCH.pack(bits, slot, self._serial, flags))
         else:
@@ -109,25 +132,40 @@ class Probes:
         """Have the next event make the ring readable; those after it do not, until this is called again."""
         self._sleeping.at[0] = 1
 
-    def time_calls(self, *, is_on: bool) -> None:
-        """Time the calls of those that are counted from now on, or no more."""
-        self.is_timing = is_on
-        self._attach()
+    def look(self, *, is_on: bool, is_timing: bool) -> None:
+        """Begin or end a look at those that are counted by looks; time the calls of all that are counted, or do not."""
+        if (is_on, is_timing) != (self._is_looking, self._is_timing):
+            self._is_looking, self._is_timing = is_on, is_timing
+            self._attach()
+
+    @property
+    def looked_s(self) -> float:
+        """For how long the calls of those that are counted were looked at, in seconds since this was loaded."""
+        return self._looked_s + (0.0 if self._look_began is None else time.monotonic() - self._look_began)
 
     def _attach(self) -> None:
-        kinds = frozenset().union(*(each for each, _ in self._wishes.values()))
-        is_counted = any(counted for _, counted in self._wishes.values())
-        needed = {program for kind, program in _PROGRAMS.items() if kind in kinds} - self.missing
-        if is_counted or kinds & _OF_CALLS:
-            needed.add("on_exit")
-        if Kind.SECCOMP in kinds or (is_counted and self.is_timing):
-            needed.add("on_enter")
-        if needed:
-            needed.add("on_move")
+        needed = self._needed()
+        if self._look_began is not None and "on_exit" not in needed:
+            self._looked_s, self._look_began = self.looked_s, None
         for program in self._object.attached - needed:
             self._object.detach(program)
         for program in sorted(needed):
             self._object.attach(program)
+        if self._look_began is None and "on_exit" in needed:
+            self._look_began = time.monotonic()
+
+    def _needed(self) -> frozenset[str]:
+        kinds = frozenset().union(*(each.kinds for each in self._wishes.values()))
+        counting = {each.counting for each in self._wishes.values()}
+        is_counted = Counting.EACH in counting or (Counting.BY_LOOKS in counting and self._is_looking)
+        needed = {program for kind, program in _PROGRAMS.items() if kind in kinds} - self.missing
+        if is_counted or kinds & _OF_CALLS:
+            needed.add("on_exit")
+        if Kind.SECCOMP in kinds or (is_counted and self._is_timing):
+            needed.add("on_enter")
+        if needed or counting - {Counting.NOT}:
+            needed.add("on_move")
+        return frozenset(needed)
 
     @property
     def attached(self) -> frozenset[str]:

@@ -23,10 +23,10 @@ def stats(at: float, container: str = A, **counters: Any) -> dict[str, Any]:
     return {**usual, **counters}
 
 
-def counts(at: float, **calls: tuple[int, dict[str, int]]) -> dict[str, Any]:
+def counts(looked_s: float, **calls: tuple[int, dict[str, int]]) -> dict[str, Any]:
     return {
         "id": A,
-        "sampled_at": at,
+        "looked_s": looked_s,
         "calls": [
             {"call": call, "calls": times, "failures": sum(errors.values()), "errors": errors}
             for call, (times, errors) in calls.items()
@@ -75,6 +75,16 @@ def test_calls_and_their_errors_a_second() -> None:
     assert found.errors == [("openat ENOENT", 1.0), ("openat EACCES", 1.0)]
     board.drop_counts()
     assert board.figures()[0].calls is None
+
+
+def test_a_rate_stays_until_calls_were_looked_at_again() -> None:
+    board = Board()
+    board.take_stats([stats(1.0)])
+    for looked_s, calls in ((0.0, 0), (0.2, 80), (0.2, 80), (0.25, 81), (0.4, 100)):
+        board.take_counts([counts(looked_s, read=(calls, {}))])
+    assert board.figures()[0].call_rate == pytest.approx(100.0)
+    board.take_counts([counts(0.45, read=(100, {}))])
+    assert board.figures()[0].call_rate == pytest.approx(100.0)
 
 
 def test_who_runs_no_more_is_not_shown() -> None:

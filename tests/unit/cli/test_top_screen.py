@@ -62,7 +62,7 @@ class Recorded:
              "mean_ns": 1500, "p99_ns": 4096},
             {"call": "read", "calls": int(at * 100), "failures": 0, "errors": {}, "mean_ns": 0, "p99_ns": 0},
         ]  # fmt: skip
-        return [{"id": each, "sampled_at": at, "calls": calls} for each in wanted]
+        return [{"id": each, "sampled_at": at, "looked_s": at, "calls": calls} for each in wanted]
 
     def stream(self, make: Callable[[float, str], Any]) -> Callable[[Exchange], None]:
         """Answer with a line every 50 ms; of another clock, on which a second has passed."""

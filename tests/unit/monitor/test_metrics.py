@@ -24,6 +24,7 @@ COUNTS = ContainerCounts(
     id="a" * 64,
     name="web",
     sampled_at=0.0,
+    looked_s=1.5,
     calls=(CallCount(call="openat", calls=5, failures=2, errors={"ENOENT": 2}),),
     capabilities={},
     refused_capabilities={},
@@ -70,6 +71,7 @@ def test_calls_are_told_by_name_and_errno() -> None:
     assert found["insula_container_call_failures_total"] == [
         ({**who, "call": "openat", "errno": "ENOENT"}, 2)
     ]
+    assert found["insula_container_calls_looked_seconds_total"] == [(who, 1.5)]
     assert found["insula_container_lost_events_total"] == [(who, 7)]
 
 

@@ -58,10 +58,12 @@ class Top(App[None]):
     .help { color: ansi_bright_black; }
     """
 
-    def __init__(self, client: Client, *, host: str) -> None:
+    def __init__(self, client: Client, *, host: str, is_exact: bool = False) -> None:
+        """is_exact: each system call is counted, not those of a fifth of the time."""
         super().__init__(ansi_color=True)
         self.board = Board()
         self.host = host
+        self._exact = {"exact": "1"} if is_exact else {}
         self.client = client
         self.problem = ""
         """Why there are no figures for now."""
@@ -91,7 +93,9 @@ class Top(App[None]):
             self._next.close()
             self._next = None
         if only is not None:
-            self._next = self._feed("/v1/calls", {"stream": "1", "only": ",".join(sorted(only))})
+            self._next = self._feed(
+                "/v1/calls", {"stream": "1", "only": ",".join(sorted(only)), **self._exact}
+            )
         elif self._counting is not None:
             self._counting.close()
             self._counting = None
@@ -141,7 +145,7 @@ class Top(App[None]):
                 screen.draw()
 
 
-def show(client: Client, *, host: str) -> int:
+def show(client: Client, *, host: str, is_exact: bool) -> int:
     """Show the screen until its reader has seen enough."""
-    Top(client, host=host).run()
+    Top(client, host=host, is_exact=is_exact).run()
     return 0

@@ -99,6 +99,7 @@ SORTS: tuple[Sort, ...] = (
     Sort("e", "err", lambda of: _or_nothing(of.failure_rate)),
     Sort("a", "name", lambda of: of.name, is_downward=False),
 )
+SHORTEST_LOOK_S = 0.1
 COUNTED_SORTS = frozenset("se")
 """By these nobody can sort who does not count all."""
 
@@ -116,7 +117,14 @@ class Board:
 
     def take_counts(self, samples: Sequence[Json]) -> None:
         """Take one line of `/v1/calls`: all that are counted."""
-        self._counts = {each["id"]: (self._last(self._counts, each["id"]), each) for each in samples}
+        self._counts = {each["id"]: self._counted(each) for each in samples}
+
+    def _counted(self, now: Json) -> tuple[Json | None, Json]:
+        """Calls are looked at now and then: what was hardly looked at since the last sample has its rate from before."""
+        known = self._counts.get(now["id"])
+        if known is not None and 0 <= now["looked_s"] - known[1]["looked_s"] < SHORTEST_LOOK_S:
+            return known
+        return None if known is None else known[1], now
 
     def drop_counts(self) -> None:
         """Nobody counts any more."""
@@ -166,7 +174,7 @@ def _percent(before: Json | None, now: Json, *, key: str) -> float | None:
 def _call_rates(before: Json | None, now: Json) -> tuple[CallRate, ...] | None:
     if before is None:
         return None
-    seconds = float(now["sampled_at"] - before["sampled_at"])
+    seconds = float(now["looked_s"] - before["looked_s"])
     if seconds <= 0:
         return None
     known = {each["call"]: each for each in before["calls"]}
