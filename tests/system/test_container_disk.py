@@ -116,6 +116,9 @@ def test_it_is_there_after_a_kill_and_after_the_hosts_end(host: Host, alice: Per
     host.kill()
     host.start()
     assert alice("exec", "c", "cat", "/g") == "kept"
+    shown = alice.json("stats", "--no-stream", "--format", "json", "c")[0]
+    assert 0 < shown["disk_bytes"] < 10 * MIB and 24 * MIB < shown["disk_limit_bytes"] <= 32 * MIB
+    assert "DISK / LIMIT" in alice("stats", "--no-stream", "c")
     image = folder_of(host, alice, "c") / "disk.img"
     host.tear_down()
     assert loop.find(str(image)) is None and not mounts(host)

@@ -246,6 +246,9 @@ class ContainerStats(Fact, kw_only=True, frozen=True):
     io_wait_us: int | None = None
     received_packets: int = 0
     sent_packets: int = 0
+    disk_bytes: int | None = None
+    """What lies on its own disk; None: it has none."""
+    disk_limit_bytes: int | None = None
 
 
 class ProcessRecord(Fact, kw_only=True, frozen=True):

@@ -15,6 +15,7 @@ import time
 from enum import StrEnum
 from pathlib import Path
 
+from insula.kernel.disk_image import Room
 from insula.model.errors import LimitRefused
 from insula.model.spec import Spec
 from insula.runtime import disk_kinds
@@ -71,6 +72,15 @@ def make_ready(folder: Path, spec: Spec) -> None:
             disk.attach()
             if not disk.is_ready():
                 raise OSError(errno.EIO, "it does not stay", str(folder))
+
+
+def room(folder: Path) -> Room | None:
+    """Measure a container's disk; None: it has none, or it cannot be asked now."""
+    disk = find(folder)
+    try:
+        return disk.room() if disk is not None and disk.is_ready() else None
+    except OSError:  # it has just gone
+        return None
 
 
 def remove_folder(folder: Path) -> None:

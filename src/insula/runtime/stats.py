@@ -8,6 +8,7 @@ from insula.model.errors import WrongState
 from insula.model.grant import Grant
 from insula.model.lifecycle import ALIVE
 from insula.model.record import ContainerRecord, ContainerStats
+from insula.runtime import own_disk
 from insula.runtime.context import Runtime
 
 _NOTHING = Counters(rx_bytes=0, rx_packets=0, tx_bytes=0, tx_packets=0)
@@ -41,7 +42,7 @@ def all_stats(grant: Grant, runtime: Runtime) -> list[ContainerStats]:
 
 def _measure(runtime: Runtime, record: ContainerRecord, *, route: Route) -> ContainerStats:
     used = runtime.group(record).stats()
-    counters = _counters(record, route)
+    counters, disk = _counters(record, route), own_disk.room(runtime.folders.container(record.id))
     return ContainerStats(
         id=record.id,
         name=record.name,
@@ -66,6 +67,8 @@ def _measure(runtime: Runtime, record: ContainerRecord, *, route: Route) -> Cont
         cpu_wait_us=used.pressure.cpu_us,
         memory_wait_us=used.pressure.memory_us,
         io_wait_us=used.pressure.io_us,
+        disk_bytes=disk.used_bytes if disk is not None else None,
+        disk_limit_bytes=disk.total_bytes if disk is not None else None,
     )
 
 

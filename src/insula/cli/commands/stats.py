@@ -40,6 +40,14 @@ def _pressure(row: Json) -> str:
 _ID = Column("CONTAINER ID", lambda row: short(row["id"]), shrink=1)
 _NAME = Column("NAME", lambda row: str(row["name"]), shrink=2)
 _PRESSURE = Column("WAIT CPU / MEM / IO", _pressure)
+_OWN_DISK = Column(
+    "DISK / LIMIT",
+    lambda row: (
+        "-"
+        if row.get("disk_bytes") is None
+        else f"{format_size(row['disk_bytes'])} / {_limit(row.get('disk_limit_bytes'))}"
+    ),
+)
 _NET = Column(
     "NET IN / OUT", lambda row: f"{format_size(row['received_bytes'])} / {format_size(row['sent_bytes'])}"
 )
@@ -71,6 +79,14 @@ PAST_COLUMNS = (
     _NET,
     _DISK,
 )
+
+
+def _columns(rows: list[Json]) -> tuple[Column, ...]:
+    """Return what there is to show: most hosts have no container with a disk of its own."""
+    if all(row.get("disk_bytes") is None for row in rows):
+        return COLUMNS
+    after_memory = COLUMNS.index(_PRESSURE)
+    return (*COLUMNS[:after_memory], _OWN_DISK, *COLUMNS[after_memory:])
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -112,11 +128,11 @@ def _follow(options: Namespace, client: Client, *, wanted: set[str]) -> int:
         if options.no_stream and number == 0 and rows:
             continue
         if is_live:
-            print(HOME_AND_CLEAR + "\n".join(table(rows, COLUMNS, width=terminal_width())), flush=True)
+            print(HOME_AND_CLEAR + "\n".join(table(rows, _columns(rows), width=terminal_width())), flush=True)
         elif options.format == "json" and not options.no_stream:
             print(json.dumps(rows), flush=True)
         else:
-            show(rows, COLUMNS, options=options)
+            show(rows, _columns(rows), options=options)
             sys.stdout.flush()
         if options.no_stream:
             break
