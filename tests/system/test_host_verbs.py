@@ -199,6 +199,31 @@ def test_a_tar_goes_in_and_out_by_pipes(alice: Person) -> None:
     assert alice("exec", "c", "cat", "/home/d/x") == "1"
 
 
+def test_the_root_of_a_container_is_a_tar_without_what_the_kernel_makes_up(alice: Person) -> None:
+    alice("run", "-d", "--name", "web", "box", "sleep", "1000")
+    with alice.begin("cp", "web:/", "-") as process:
+        data, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (0, b"")
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        names = tar.getnames()
+    assert {"rootfs/bin/busybox", "rootfs/dev", "rootfs/proc", "rootfs/sys"} <= set(names)
+    assert not [name for name in names if name.startswith(("rootfs/proc/", "rootfs/sys/"))]
+    assert "cannot " in alice.fails("cp", "web:/proc/1/mem", "-")
+
+
+def test_who_reads_a_tar_no_further_is_no_failure_of_insulad(alice: Person, host: Host) -> None:
+    alice(
+        "run", "-d", "--name", "web", "box", "sh", "-c", "dd if=/dev/zero of=/big bs=1M count=64; sleep 1000"
+    )
+    wait_until(lambda: "67108864" in alice("exec", "web", "stat", "-c", "%s", "/big"), what="a big file")
+    with alice.begin("cp", "web:/big", "-") as process:
+        assert process.stdout is not None and process.stdout.read(1)
+        process.stdout.close()
+        assert process.wait(60) == 141
+    alice("rm", "-f", "web")
+    assert "never retrieved" not in host.log()
+
+
 def test_volumes_and_networks_have_their_own_commands(alice: Person) -> None:
     assert alice("volume", "create", "v", "-l", "purpose=test") == "v"
     assert alice("volume", "ls", "-q") == "v"

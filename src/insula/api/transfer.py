@@ -5,6 +5,7 @@ import asyncio
 import io
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import BinaryIO, TypeVar, cast
 
 from aiohttp import web
@@ -63,20 +64,27 @@ async def upload(call: Call, use: Callable[[BinaryIO], Answer]) -> Answer:
 async def download(
     call: Call, make: Callable[[BinaryIO], None], *, headers: dict[str, str]
 ) -> web.StreamResponse:
-    """Answer with what `make` writes, in a thread.  If it fails on the way the connection is cut."""
+    """Answer with what `make` writes, in a thread.
+
+    Raises: what `make` raises before it has written anything; later the connection is cut.
+    """
     near, far = socket.socketpair()
     loop = asyncio.get_running_loop()
     near.setblocking(False)
 
     def work() -> None:
-        with far, far.makefile("wb", CHUNK_BYTES) as file:
+        with suppress(BrokenPipeError), far, far.makefile("wb", CHUNK_BYTES) as file:  # the client has gone
             make(cast(BinaryIO, file))
 
     response = web.StreamResponse(headers=headers)
     with near:
-        await response.prepare(call.request)
         working = loop.run_in_executor(call.transfers, work)
-        while chunk := await loop.sock_recv(near, CHUNK_BYTES):
+        chunk = await loop.sock_recv(near, CHUNK_BYTES)
+        if not chunk:
+            await working
+        await response.prepare(call.request)
+        while chunk:
             await response.write(chunk)
+            chunk = await loop.sock_recv(near, CHUNK_BYTES)
         await working
     return response

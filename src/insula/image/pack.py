@@ -11,7 +11,7 @@ Sources: as `tarball`; lseek(2), SEEK_DATA.
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from insula.image.tarball import MAX_ID, OPAQUE, OPAQUE_NAME, REDIRECT, WHITEOUT_PREFIX, Form, is_too_deep
 from insula.image.tarheader import BLOCK, CHUNK, Entry, Kind, Xattr, encode, shown
@@ -24,15 +24,17 @@ _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _KEPT_XATTRS = ("user.", "security.capability", "system.posix_acl_")
 
 
-def pack_tree(root_fd: int, *, form: Form = Form.LAYER, prefix: bytes = b"") -> Iterator[bytes]:
+def pack_tree(
+    root_fd: int, *, form: Form = Form.LAYER, prefix: bytes = b"", empty: Collection[bytes] = ()
+) -> Iterator[bytes]:
     """Stream a folder as a canonical tar, in pieces of about 1 MiB.
 
     form: LAYER writes whiteouts as `.wh.` names, UPPER as the nodes and marks that overlayfs made, PLAIN has none.
-    prefix: stands before every path, as `name/`.
+    prefix: stands before every path, as `name/`.  empty: paths of folders of which nothing but themselves is packed.
     Raises: InvalidImage for an owner outside 0..65535, a LAYER's own file called `.wh.…`, and what lies too deep to be
     unpacked again; OSError.
     """
-    return _whole(_Packer(root_fd, form=form, prefix=prefix).pieces())
+    return _whole(_Packer(root_fd, form=form, prefix=prefix, empty=empty).pieces())
 
 
 def pack_file(parent_fd: int, name: bytes) -> Iterator[bytes]:
@@ -57,8 +59,11 @@ def _whole(pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 
 class _Packer:
-    def __init__(self, root_fd: int, *, form: Form, prefix: bytes = b"") -> None:
+    def __init__(
+        self, root_fd: int, *, form: Form, prefix: bytes = b"", empty: Collection[bytes] = ()
+    ) -> None:
         self._root_fd = root_fd
+        self._empty = frozenset(empty)
         self._form = form
         self._prefix = prefix
         self._first_links: dict[tuple[int, int], bytes] = {}
@@ -88,7 +93,7 @@ class _Packer:
         yield encode(self._entry(os.fstat(fd), own, kind=Kind.DIRECTORY, xattrs=xattrs))
         if self._form is Form.LAYER and _has_xattr(fd, OPAQUE):
             yield encode(Entry(path=_join(path, OPAQUE_NAME), kind=Kind.FILE))
-        for name in sorted(map(os.fsencode, os.listdir(fd))):
+        for name in sorted(map(os.fsencode, os.listdir(fd))) if path not in self._empty else ():
             if self._form is not Form.PLAIN and is_too_deep(_join(path, name)):
                 raise InvalidImage(
                     f"cannot pack `{shown(path[:40])}…`: it lies too deep",

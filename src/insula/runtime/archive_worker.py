@@ -21,6 +21,8 @@ from insula.model.errors import DiskFull, InsulaError, Unsupported
 from insula.runtime.path_errors import explain
 
 ID_COUNT = 65536
+_MADE_UP = (b"proc", b"sys")
+"""By the kernel, on the spot: no files of the container's, and many cannot be read."""
 
 
 def main() -> int:
@@ -61,7 +63,9 @@ def take_identity(uid_base: int) -> None:
 def read(root: int, path: str, *, name: str) -> None:
     """Write the tar of a path to stdout.  Raises: OSError, Unsupported."""
     if path.endswith(("/", "/.")) or path == ".":
-        _read_folder(open_in_root(root, path, flags=os.O_RDONLY | os.O_DIRECTORY), name)
+        is_root = set(path.split("/")) <= {"", "."}
+        folder_fd = open_in_root(root, path, flags=os.O_RDONLY | os.O_DIRECTORY)
+        _read_folder(folder_fd, name, empty=_MADE_UP if is_root else ())
         return
     folder, _, last = path.rpartition("/")
     parent = open_in_root(root, folder or "/", flags=os.O_PATH | os.O_DIRECTORY)
@@ -75,8 +79,8 @@ def read(root: int, path: str, *, name: str) -> None:
         _write_all(piece)
 
 
-def _read_folder(descriptor: int, name: str) -> None:
-    for piece in pack_tree(descriptor, form=Form.PLAIN, prefix=os.fsencode(name) + b"/"):
+def _read_folder(descriptor: int, name: str, *, empty: tuple[bytes, ...] = ()) -> None:
+    for piece in pack_tree(descriptor, form=Form.PLAIN, prefix=os.fsencode(name) + b"/", empty=empty):
         _write_all(piece)
 
 
