@@ -125,7 +125,11 @@ def _add_limits(parser: ArgumentParser) -> None:
     add("--memory-swap", metavar="SIZE", help="most memory and swap together, not less than --memory")
     add("--cpus", metavar="N", help="most CPUs, for example 1.5")
     add("--pids", "--pids-limit", metavar="N", help="most processes and threads at a time")
-    add("--disk", metavar="SIZE", help="most that it writes into its own root, without volumes, for example 1g")
+    add(
+        "--disk",
+        metavar="SIZE",
+        help="most that it writes into its own root, without volumes, for example 1g",
+    )
     add("--inodes", metavar="N", help="most files there; with --disk")
     add("--storage-opt", metavar="size=SIZE", help="as --disk SIZE, in docker's words")
     add(
