@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server that accepts more slowly than clients come can be moved: nobody has to try again, and nobody is turned away."""
+"""Servers with a connection for each request are moved: nobody has to try again, is turned away, or misses the end of an answer."""
 
 import json
+import os
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from insula.kernel.netlink import namespace_entered
+from insula.migrate.fault import Point
 from two_hosts import PORT, Pair, mended_after, show_log, wait_until
 
 CLIENTS = 4
@@ -26,6 +29,18 @@ while True:
         count += 1
         connection.sendall(b"%d\\n" % count)
     time.sleep(0.005)
+"""
+#: Has nobody wait, and closes at once.
+QUICK_SERVER = SLOW_SERVER.replace("    time.sleep(0.005)\n", "")
+ANSWER_BYTES = 200_000
+LONG_SERVER = f"""
+import socket
+listener = socket.create_server(("0.0.0.0", {PORT}))
+while True:
+    connection, _ = listener.accept()
+    with connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        connection.sendall(bytes({ANSWER_BYTES}))
 """
 
 
@@ -66,8 +81,15 @@ class Caller(threading.Thread):
         self.join()
 
 
-def test_a_server_with_a_queue_at_its_door_is_moved(pair: Pair) -> None:
-    address = pair.run("c", program=SLOW_SERVER)
+@pytest.mark.parametrize(
+    ("server", "clients", "moves"),
+    [(SLOW_SERVER, CLIENTS, MOVES), (QUICK_SERVER, 1, 10)],
+    ids=["slow", "quick"],
+)
+def test_a_server_with_a_connection_for_each_request_is_moved(
+    pair: Pair, server: str, *, clients: int, moves: int
+) -> None:
+    address = pair.run("c", program=server)
 
     def is_open() -> bool:
         with (
@@ -79,10 +101,10 @@ def test_a_server_with_a_queue_at_its_door_is_moved(pair: Pair) -> None:
         return False
 
     assert wait_until(is_open)
-    callers = [Caller(pair, address) for _ in range(CLIENTS)]
+    callers = [Caller(pair, address) for _ in range(clients)]
     assert wait_until(lambda: all(each.answers > 3 for each in callers)), [each.problems for each in callers]
     here, there = "alpha", "beta"
-    for _ in range(MOVES):
+    for _ in range(moves):
         pair.migrate("c", here, there)
         here, there = there, here
         before = [each.answers for each in callers]
@@ -92,3 +114,46 @@ def test_a_server_with_a_queue_at_its_door_is_moved(pair: Pair) -> None:
     for each in callers:
         each.finish()
     assert not [problem for each in callers for problem in each.problems]
+
+
+def test_an_answer_that_is_on_its_way_when_its_connection_is_closed_is_heard_to_the_end(
+    pair: Pair, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    pair.restart("alpha", fault=f"{Point.SOURCE_ROUND}=wait:{gate}")
+    address = pair.run("c", program=LONG_SERVER)
+    heard = bytearray()
+    client = connected(pair, address)
+    mover = threading.Thread(target=pair.migrate, args=("c", "alpha", "beta"))
+    mover.start()
+    with open(gate, "wb"):
+        heard += client.recv(1)  # the program has said all, and closed
+    with client, suppress(TimeoutError):
+        while data := client.recv(1 << 14):
+            heard += data
+            threading.Event().wait(0.002)
+    mover.join()
+    assert len(heard) == ANSWER_BYTES
+    assert pair.status("beta", "c") == "running"
+
+
+def connected(pair: Pair, address: str) -> socket.socket:
+    """Connect, with little room for what is not read."""
+    with namespace_entered(pair.world.outside):
+        found: list[socket.socket] = []
+
+        def is_open() -> bool:
+            client = socket.socket()
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 13)
+            client.settimeout(10)
+            try:
+                client.connect((address, PORT))
+            except ConnectionRefusedError:
+                client.close()
+                return False
+            found.append(client)
+            return True
+
+        assert wait_until(is_open)
+    return found[0]

@@ -32,6 +32,7 @@ from insula.migrate.precopy import Brake, Precopy
 from insula.migrate.preflight import describe
 from insula.migrate.relays import note_relay
 from insula.migrate.shared import SharedSource
+from insula.migrate.stopwatch import Stopwatch
 from insula.migrate.trees import open_trees
 from insula.migrate.wire import ZSTD, Peers, Wire
 from insula.model import span
@@ -65,6 +66,7 @@ from insula.runtime import callers, dump
 from insula.runtime.context import Runtime
 from insula.runtime.fault import fault
 from insula.runtime.hidden import HiddenMemory
+from insula.runtime.leavers import Leavers
 from insula.runtime.logs import export_logs
 from insula.runtime.plan import StartPlan, cpu_limits, start_plan
 from insula.runtime.undo import attempt
@@ -200,7 +202,7 @@ class Move:
         self._is_later = False
         self._frozen_at = 0.0
         self.began = time.monotonic()
-        self.watch = dump.Stopwatch()
+        self.watch = Stopwatch()
         self.frozen_ms = 0.0
 
     def result(self) -> Result:
@@ -307,19 +309,24 @@ class Move:
         self._enter(Phase.CLEANUP, after_phase=Phase.PULL if self._is_later else Phase.RESUME)
 
     def _freeze_once(self, plan: StartPlan) -> None:
+        leavers = Leavers(self._runtime, self._record)
+        leavers.see_off()
         with dump.memory_folder() as images, ExitStack() as held:
             self._hold = _open_hold(self._record, held=held)
             try:
-                self._dump(plan, images=images)
+                self._dump(plan, images=images, leavers=leavers)
             finally:
                 self._kept = self._hold.frames() if self._hold is not None else []
 
-    def _dump(self, plan: StartPlan, *, images: int) -> None:
+    def _dump(self, plan: StartPlan, *, images: int, leavers: Leavers) -> None:
         hidden = HiddenMemory(self._runtime.group(self._record).pids())
         rest, told = Beside(lambda: self._finish(images, hidden)), Beside(hidden.check)
 
-        def frozen() -> None:
+        def stopped() -> None:
             self._frozen_at = time.monotonic()
+            leavers.see_off_last(seconds=self._precopy.rules.max_pause_s / 4)
+
+        def frozen() -> None:
             hidden.show()
             fault(Point.SOURCE_FROZEN)
             self._shared.stand()
@@ -344,8 +351,7 @@ class Move:
                     plan,
                     images=images,
                     leave_running=False,
-                    on_frozen=frozen,
-                    on_dumped=dumped,
+                    stages=dump.DumpStages(stopped=stopped, frozen=frozen, dumped=dumped),
                     is_lazy=True,
                     page_maps=hidden.descriptor,
                 )

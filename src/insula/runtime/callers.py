@@ -13,8 +13,8 @@ The rule ends with the freeze; if insulad is killed meanwhile, its next start ta
 its bridge instead would lose answers: a connection that the program has closed after its last word has no owner any more,
 CRIU does not find it, and nobody would send that word again.
 
-Sources: proc_net_tcp.rst: state 0A (listening) has in `rx_queue` who was not accepted yet (`sk_ack_backlog`), 03 is a handshake
-that goes on; nft(8), bridge family.
+Sources: `net/ipv4/tcp_diag.c`: a socket that listens has in `rqueue` who was not accepted yet (`sk_ack_backlog`); nft(8),
+bridge family.
 """
 
 import contextlib
@@ -24,15 +24,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from insula.kernel import nft
+from insula.kernel.sock_diag import TcpState
 from insula.model.record import ContainerRecord
 from insula.runtime.context import Runtime
+from insula.runtime.leavers import sockets_of
 
 LOG = logging.getLogger(__name__)
 
 GLANCE_SECONDS = 0.02
 ACCEPT_SECONDS = 1.0
 LOOK_SECONDS = 0.001
-_HANDSHAKE, _LISTENING = "03", "0A"
 _RULE = """
 table bridge {table} {{
     chain door {{
@@ -69,20 +70,8 @@ def _wait_alone(runtime: Runtime, pid: int, *, seconds: float) -> bool:
 
 def has_callers(pid: int) -> bool:
     """Tell whether a connection waits to be accepted, or to be made, in the network namespace of a process."""
-    return any(_is_caller(*each) for name in ("tcp", "tcp6") for each in _sockets(pid, name))
-
-
-def _is_caller(state: str, queued: int) -> bool:
-    return state == _HANDSHAKE or (state == _LISTENING and queued > 0)
-
-
-def _sockets(pid: int, table: str) -> Iterator[tuple[str, int]]:
-    """Yield state and length of the receive queue of each socket."""
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/net/{table}") as file:
-        next(file, None)
-        for line in file:
-            words = line.split()
-            yield words[3], int(words[4].partition(":")[2], 16)
+    found = sockets_of(pid, (TcpState.SYN_RECV, TcpState.LISTEN))
+    return any(each.state is TcpState.SYN_RECV or each.waiting for each in found)
 
 
 def _close_door(record: ContainerRecord, *, interface: str) -> None:

@@ -167,7 +167,7 @@ def _dump(
             undo.callback(attempt, dump.release_network, record)
             dump.dump(
                 runtime, record, plan, images=images, leave_running=leave_running,
-                on_frozen=frozen, on_dumped=dumped,
+                stages=dump.DumpStages(frozen=frozen, dumped=dumped),
             )  # fmt: skip
             undo.pop_all()
         if leave_running:

@@ -83,6 +83,18 @@ def external_mounts(plan: StartPlan, pid: int) -> dict[str, str]:
     return found
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DumpStages:
+    """What is called on the way of a dump; what one raises makes the processes run on, connections intact."""
+
+    stopped: Stage = _nothing
+    """Every process has stopped; the network is still there."""
+    frozen: Stage = _nothing
+    """Nothing reaches them any more, either."""
+    dumped: Stage = _nothing
+    """All is written, and they still stand."""
+
+
 def dump(
     runtime: Runtime,
     record: ContainerRecord,
@@ -90,15 +102,12 @@ def dump(
     *,
     images: int,
     leave_running: bool,
-    on_frozen: Stage = _nothing,
-    on_dumped: Stage = _nothing,
+    stages: DumpStages,
     is_lazy: bool = False,
     page_maps: int = -1,
 ) -> None:
     """Dump a running container into the folder behind a descriptor.
 
-    on_frozen: called when every process has stopped.  on_dumped: called when all is written and the processes still
-    stand; what it raises makes them run on, connections intact.
     is_lazy: leave private anonymous memory out; the images tell which pages are missing (`lazy.py`).
     page_maps: what CRIU sees instead of the kernel's (`hidden.py`).
     Raises: CheckpointFailed naming resource and cure, CheckpointBusy if it may pass; what the stages raise.
@@ -106,15 +115,21 @@ def dump(
     runtime.need_criu()
     lazy.wait_filled(runtime, record, seconds=FILLED_SECONDS)
     state = DumpState(stdio=stdio_of(record.pid))
+    is_dumped = False
 
     def handle(stage: criu.Notification) -> bool:
+        nonlocal is_dumped
         if stage.stage == "network-lock":
+            stages.stopped()
             hold_network(record)
-            on_frozen()
+            stages.frozen()
             walk.begin(engine.pid, first=record.pid, images=images)
         elif stage.stage == "post-dump":
+            is_dumped = True
             write_file(images, STATE_FILE, msgspec.json.encode(state))
-            on_dumped()
+            stages.dumped()
+        elif stage.stage == "network-unlock" and not is_dumped:
+            release_network(record)  # CRIU gives up: they are about to run, and to be heard
         return True
 
     options = criu.Options(
@@ -475,20 +490,3 @@ def memory_folder() -> Iterator[int]:
             os.close(folder)
     finally:
         os.close(made)
-
-
-class Stopwatch:
-    """Milliseconds of named phases, in order."""
-
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-        self.phases: dict[str, float] = {}
-
-    def lap(self, name: str) -> None:
-        """Book the time since the last lap."""
-        now = time.monotonic()
-        self.phases[name] = round(self.phases.get(name, 0.0) + (now - self._last) * 1000, 1)
-        self._last = now
-
-    def results(self) -> Mapping[str, float]:
-        return {f"{name}_ms": value for name, value in self.phases.items()}
