@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from insula.kernel import loop
-from insula.model.errors import InsulaError
+from insula.model.errors import DiskFull, InsulaError
 from two_hosts import TENANT, Conversation, Counter, Pair, wait_until
 
 MIB = 1 << 20
@@ -115,3 +115,19 @@ def test_a_checkpoint_is_restored_onto_it(pair: Pair, leave_running: bool) -> No
     assert talk.run("answer = open('/srv/old').read() == 'old' * 1000") is True
     assert talk.run(FILL) == ENOSPC
     talk.close()
+
+
+def test_a_restore_without_room_for_both_says_so_and_leaves_the_room_as_it_was(pair: Pair) -> None:
+    talk = Conversation(pair.world, pair.run("c", disk_bytes=64 * MIB))
+    talk.run("open('/srv/old', 'wb').write(os.urandom(40 << 20)); os.sync()")
+    talk.close()
+    pair.act("alpha", "c", "checkpoints", name="one", leave_running=True)
+    pair.client("alpha").call("POST", "/v1/containers/c/kill", body={})
+    assert wait_until(lambda: pair.status("alpha", "c") == "exited")
+    place = folder_of(pair, "alpha") / "disk"
+    used = os.statvfs(place).f_bavail
+    with pytest.raises(DiskFull, match="beside those of now"):
+        pair.act("alpha", "c", "restore", checkpoint="one")
+    assert sorted(each.name for each in place.iterdir()) == ["upper", "work"]
+    assert wait_until(lambda: os.statvfs(place).f_bavail >= used)
+    assert pair.status("alpha", "c") == "exited"

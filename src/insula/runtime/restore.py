@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Restore: make a stopped container run again from a checkpoint, where it was."""
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,7 +11,7 @@ from msgspec.structs import replace
 
 from insula.image.tarball import Form, unpack_tree
 from insula.model import span
-from insula.model.errors import BadRequest, CheckpointAltered
+from insula.model.errors import BadRequest, CheckpointAltered, DiskFull
 from insula.model.grant import Grant
 from insula.model.lifecycle import Event, after
 from insula.model.permit import Permit
@@ -118,17 +117,30 @@ def put_back_upper(
     upper = runtime.folders.upper(record.id)
     fresh, old = upper.with_name("upper.new"), _old_upper(upper)
     remove_tree(fresh)
-    fresh.mkdir(mode=0o755)
-    descriptor = os.open(fresh, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        unpack_tree(Stream(tar), descriptor, form=Form.UPPER)
-        for _rest in tar:  # its last piece proves that nothing was cut off
-            pass
-    finally:
-        os.close(descriptor)
+    with ExitStack() as unless_whole:
+        unless_whole.callback(remove_tree, fresh)
+        try:
+            _unpack(tar, fresh)
+        except DiskFull as error:
+            raise DiskFull(
+                f"cannot restore `{record.name}`: its disk has no room for the files of then beside those of now",
+                hint=f"start it and remove files there: insula start {record.name}"
+                if record.spec.disk_bytes is not None
+                else error.hint,
+            ) from error
+        unless_whole.pop_all()
     undo.callback(end_put_back, runtime, record, has_come_through=False)
     upper.rename(old)
     fresh.rename(upper)
+
+
+def _unpack(tar: Iterator[bytes], folder: Path) -> None:
+    """Raises: DiskFull, InvalidImage, CheckpointAltered."""
+    folder.mkdir(mode=0o755)
+    with opened(folder) as descriptor:
+        unpack_tree(Stream(tar), descriptor, form=Form.UPPER)
+        for _rest in tar:  # its last piece proves that nothing was cut off
+            pass
 
 
 def end_put_back(runtime: Runtime, record: ContainerRecord, *, has_come_through: bool) -> None:
