@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from insula.kernel import libc
+from insula.kernel.cgroup import own_name
 from insula.kernel.netlink import Route
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -184,8 +185,9 @@ def remove_folder(folder: Path) -> None:
 
 
 def cgroups_named(name: str, *, root: Path = CGROUPS) -> list[Path]:
-    """Return the cgroups of this name, wherever they stand, and all below; deepest first."""
-    found = [Path(folder) for folder, _, _ in os.walk(root) if name in Path(folder).parts]
+    """Return the cgroups of this name and insulad's own beside them, wherever they stand, and all below; deepest first."""
+    wanted = {name, own_name(name)}
+    found = [Path(folder) for folder, _, _ in os.walk(root) if wanted.intersection(Path(folder).parts)]
     return sorted(found, key=lambda path: len(path.parts), reverse=True)
 
 

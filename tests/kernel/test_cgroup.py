@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from insula.kernel.cgroup import Group, Hierarchies, Limits, delete_parent, weigh_parent
+from insula.kernel.cgroup import Group, Hierarchies, Limits, delete_parent
 
 MEBIBYTE = 1 << 20
 
@@ -256,20 +256,6 @@ def test_a_group_above_limits_the_sum_and_goes_with_its_parent() -> None:
             each.delete(soon())
         delete_parent(hierarchies, parent)
     assert not tenant.exists()
-
-
-def test_all_groups_together_weigh_what_is_said() -> None:
-    hierarchies = Hierarchies.detect()
-    parent = f"insula-test-{uuid.uuid4().hex[:8]}"
-    weigh_parent(hierarchies, parent, 300)
-    try:
-        cpu = hierarchies.find_v1("cpu")
-        if cpu is not None:
-            assert Path(cpu.base, parent, "cpu.shares").read_text().strip() == "3072"
-        elif hierarchies.v2 is not None:
-            assert Path(hierarchies.v2.base, parent, "cpu.weight").read_text().strip() == "300"
-    finally:
-        delete_parent(hierarchies, parent)
 
 
 def test_a_glance_says_what_stats_say(group: Group) -> None:

@@ -24,7 +24,7 @@ from insula.daemon.doorstep import Doorstep
 from insula.daemon.options import DEFAULT_GROUP, Options, parse
 from insula.daemon.own_doors import OwnDoors
 from insula.daemon.teardown import tear_down
-from insula.kernel import modules
+from insula.kernel import cgroup, modules
 from insula.model.errors import BadRequest, Conflict, InsulaError
 
 LOG = logging.getLogger(__name__)
@@ -105,6 +105,7 @@ async def _serve(options: Options) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     group = _group_id(options.group)
     modules.load_all()
+    _enter_own_group(options)
     daemon = wiring.build(options, loop=loop)
     loop.add_signal_handler(signal.SIGHUP, daemon.reload)
     runner = server.build(daemon.api)
@@ -141,6 +142,14 @@ async def _serve(options: Options) -> None:
         for path in (options.socket_path, pid_file):
             path.unlink(missing_ok=True)
         daemon.close()
+
+
+def _enter_own_group(options: Options) -> None:
+    """Have a share of the processors that containers do not use up, for this process and what it starts (ADR 29)."""
+    try:
+        cgroup.enter(cgroup.Hierarchies.detect(), cgroup.own_name(options.cgroup_parent))
+    except OSError as error:
+        LOG.warning("no share of the processors of one's own", extra={"fields": {"reason": str(error)}})
 
 
 def _group_id(name: str) -> int | None:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from insula.daemon.wiring import Daemon
-from insula.kernel.cgroup import delete_parent
+from insula.kernel.cgroup import delete_parent, own_name
 from insula.model.errors import ContainerNotFound
 from insula.model.grant import Action, Grant, Principal, Role
 from insula.model.lifecycle import ALIVE
@@ -38,7 +38,8 @@ def tear_down(daemon: Daemon) -> None:
     runtime.spawner.shutdown()
     runtime.networks.remove_all()
     daemon.disks.detach_all()
-    delete_parent(hierarchies, runtime.cgroup_parent)
+    for group in (runtime.cgroup_parent, own_name(runtime.cgroup_parent)):
+        delete_parent(hierarchies, group)
     LOG.info("the host is down", extra={"fields": {"ended": len(alive)}})
 
 

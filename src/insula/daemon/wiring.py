@@ -42,7 +42,7 @@ from insula.monitor.collect import Collector
 from insula.monitor.history import History
 from insula.network.attach import Networks
 from insula.network.names import NameServers
-from insula.runtime import init
+from insula.runtime import init, quotas
 from insula.runtime.context import Folders, Runtime
 from insula.runtime.disks import Disks
 from insula.runtime.finish import finish
@@ -289,6 +289,7 @@ def _runtime(options: Options, ground: _Ground) -> Runtime:
     )
     held = spawner.connect()
     ground.images.layers.clean()
+    quotas.weigh_all(runtime)
     recover(runtime, held)
     return runtime
 

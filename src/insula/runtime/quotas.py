@@ -9,7 +9,7 @@ sum of memory, processors and processes in the tenant's cgroup (`ready_group`). 
 import errno
 import logging
 
-from insula.kernel.cgroup import Limits, weigh_parent
+from insula.kernel.cgroup import Limits, own_name, weigh
 from insula.kernel.cgroup.values import CPU_PERIOD_US
 from insula.model.errors import LimitRefused
 from insula.model.lifecycle import ALIVE
@@ -22,6 +22,8 @@ LOG = logging.getLogger(__name__)
 
 MINIMUM_QUOTA_US = 1000
 """The kernel's."""
+OWN_TIMES = 4
+"""insulad's share beside that of all containers together: it wants little, but at once (ADR 29)."""
 
 
 def check_wish(runtime: Runtime, tenant: str, spec: Spec) -> None:
@@ -91,6 +93,7 @@ def weigh_all(runtime: Runtime) -> None:
     """Have all containers together weigh what their tenants weigh, each as much as a service of this host.
 
     Else one tenant that uses all processors would leave the others nothing of what containers may have together.
+    insulad, which answers all of them, weighs more: it would wait longer the more tenants there are.
     """
     tenants = [each.name for each in runtime.store.list_tenants()]
     together = sum(runtime.allowance.limit(each, Resource.WEIGHT) or USUAL_WEIGHT for each in tenants)
@@ -98,7 +101,8 @@ def weigh_all(runtime: Runtime) -> None:
     if weight == runtime.weight:
         return
     try:
-        weigh_parent(runtime.hierarchies(), runtime.cgroup_parent, weight)
+        weigh(runtime.hierarchies(), runtime.cgroup_parent, weight)
+        weigh(runtime.hierarchies(), own_name(runtime.cgroup_parent), min(MAX_WEIGHT, OWN_TIMES * weight))
         runtime.weight = weight
     except OSError as error:
         LOG.warning("containers have no weight", extra={"fields": {"reason": str(error)}})

@@ -157,13 +157,8 @@ class SpawnerClient:
                 extra={"fields": {"theirs": str(hello.get("version", 1)), "ours": str(protocol.VERSION)}},
             )
             return hello
-        old = os.pidfd_open(int(hello["pid"]))
-        try:
-            self.shutdown()
-            if not wait_readable(old, seconds=READY_SECONDS):
-                raise SpawnerGone("cannot replace the spawner: it does not end", hint=f"see `{self._log}`")
-        finally:
-            os.close(old)
+        self._pid = int(hello["pid"])
+        self.shutdown()
         if self._reader is not None:
             self._reader.join()
         return self._begin()
@@ -446,13 +441,21 @@ class SpawnerClient:
         self._ask("discard", key=key)
 
     def shutdown(self) -> None:
-        """End the spawner.  Raises: StartFailed while containers run."""
+        """End the spawner, and wait for its end.  Raises: StartFailed while containers run; SpawnerGone."""
+        try:
+            pidfd = os.pidfd_open(self._pid)
+        except ProcessLookupError as error:
+            raise SpawnerGone("cannot reach the spawner: it has ended", hint=AGAIN) from error
         self._ends = True
         try:
             self._ask("shutdown")
+            if not wait_readable(pidfd, seconds=READY_SECONDS):
+                raise SpawnerGone("cannot end the spawner: it goes on", hint=f"see `{self._log}`")
         except InsulaError:
             self._ends = False
             raise
+        finally:
+            os.close(pidfd)
 
     def close(self) -> None:
         """Hang up; the spawner goes on."""

@@ -8,6 +8,8 @@ import pytest
 from demo import cleanup
 from demo.cleanup import Machine
 
+from insula.kernel.cgroup import own_name
+
 MOUNTS = """\
 21 1 8:1 / / rw - ext4 /dev/vda rw
 30 21 0:40 / /var/tmp/run-1 rw - tmpfs tmpfs rw
@@ -68,7 +70,9 @@ def test_cgroups_are_found_however_deep_they_stand(tmp_path: Path) -> None:
     inner = tmp_path / "memory/outer/scope/demo-1/abc"
     inner.mkdir(parents=True)
     (tmp_path / "unified/demo-10").mkdir(parents=True)
-    assert cleanup.cgroups_named("demo-1", root=tmp_path) == [inner, inner.parent]
+    own = tmp_path / "cpu" / own_name("demo-1")
+    own.mkdir(parents=True)
+    assert cleanup.cgroups_named("demo-1", root=tmp_path) == [inner, inner.parent, own]
 
 
 def test_a_second_run_waits_for_the_first(

@@ -3,7 +3,7 @@
 
 import pytest
 
-from insula.kernel.cgroup import Group, Hierarchies, Limits, hierarchy, values
+from insula.kernel.cgroup import Group, Hierarchies, Limits, hierarchy, own_name, values
 
 HYBRID = """\
 31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
@@ -39,6 +39,17 @@ def test_a_pure_v2_host_has_one_tree() -> None:
 def test_after_moving_into_the_leaf_groups_are_made_beside_it() -> None:
     found = hierarchy.parse(PURE_V2, f"0::/system.slice/insula.service/{hierarchy.LEAF}\n")
     assert found.v2 is not None and found.v2.base == "/sys/fs/cgroup/system.slice/insula.service"
+
+
+def test_groups_are_made_beside_insulads_own_where_it_is_in_one() -> None:
+    own = own_name("insula-alpha")
+    found = hierarchy.parse(PURE_V1, f"5:cpu,cpuacct:/docker/abc/{own}\n4:memory:/docker/abc/x\n")
+    cpu = found.find_v1("cpu")
+    assert cpu is not None and cpu.base == "/sys/fs/cgroup/cpu,cpuacct/docker/abc"
+
+
+def test_insulads_own_group_has_one_name_even_if_its_containers_parent_has_two() -> None:
+    assert own_name("machine/insula-alpha") == f"machine-insula-alpha{hierarchy.OWN_SUFFIX}"
 
 
 def test_a_pure_v1_host_may_join_controllers_and_show_a_part_of_a_tree() -> None:

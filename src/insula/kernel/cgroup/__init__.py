@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Control groups, one face over v1, hybrid and v2."""
 
-from insula.kernel.cgroup.group import Doors, Group, delete_parent, weigh_parent
+from insula.kernel.cgroup.group import Doors, Group, delete_parent
 from insula.kernel.cgroup.hierarchy import Hierarchies, Hierarchy
+from insula.kernel.cgroup.share import enter, own_name, weigh
 from insula.kernel.cgroup.values import Limits, Stats
 
-__all__ = ["Doors", "Group", "Hierarchies", "Hierarchy", "Limits", "Stats", "delete_parent", "weigh_parent"]
+__all__ = [
+    "Doors", "Group", "Hierarchies", "Hierarchy", "Limits", "Stats", "delete_parent", "enter", "own_name", "weigh",
+]  # fmt: skip

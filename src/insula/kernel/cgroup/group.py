@@ -299,25 +299,6 @@ class Group:
         return read, written
 
 
-def weigh_parent(hierarchies: Hierarchies, parent_name: str, weight: int) -> None:
-    """Set the share of processors of all groups below a parent together, beside what else this host runs.
-
-    weight: as of `Limits`.  A host without the controller has nothing to share.  Raises: OSError.
-    """
-    limits = Limits(cpu_weight=weight)
-    check(limits)
-    hierarchy = hierarchies.find_v1("cpu")
-    if hierarchy is not None:
-        directory = os.path.join(hierarchy.base, parent_name)
-        os.makedirs(directory, mode=0o755, exist_ok=True)
-        v1.limit_cpu(directory, limits)
-    elif hierarchies.v2 is not None:
-        v2.create(hierarchies.v2.base, parent_name)
-        directory = os.path.join(hierarchies.v2.base, parent_name)
-        if v2.has(directory, "cpu"):
-            v2.limit_cpu(directory, limits)
-
-
 def delete_parent(hierarchies: Hierarchies, parent_name: str) -> None:
     """Remove the groups that stood above containers' groups.  Raises: OSError: EBUSY if a process is in one."""
     for hierarchy in (*hierarchies.v1, *([hierarchies.v2] if hierarchies.v2 else [])):

@@ -9,8 +9,11 @@ Sources: cgroups(7); proc(5), /proc/pid/mountinfo; `Documentation/admin-guide/cg
 import os
 from typing import Literal, NamedTuple
 
+#: What the names of groups end with that insulad and the spawner themselves stand in: ours are made beside those.
+OWN_SUFFIX = ".self"
+
 #: The group that a process of ours moves into where v2 wants the group above free of processes.
-LEAF = "insula.self"
+LEAF = f"insula{OWN_SUFFIX}"
 
 Mode = Literal["v1", "hybrid", "v2"]
 
@@ -27,7 +30,7 @@ class Hierarchy(NamedTuple):
     def base(self) -> str:
         """The directory beneath which our groups are made."""
         head, tail = os.path.split(self.own_directory)
-        return head if tail == LEAF else self.own_directory
+        return head if tail.endswith(OWN_SUFFIX) else self.own_directory
 
 
 class Hierarchies(NamedTuple):
