@@ -115,6 +115,10 @@ def test_wrong_wishes_are_explained(host: Host, server: str) -> None:
     assert "it is being recorded" in host.root.fails("profile", "record", server)
     assert "its recording begins when it starts" in host.root.fails("profile", "show", server)
     assert "cannot find profile `none`" in host.root.fails("profile", "apply", "none", server)
+    for words in (("show", "none"), ("diff", "none", "none")):
+        said = host.root.fails("profile", *words)
+        assert "cannot find profile `none`" in said
+        assert "container" not in said
     assert "cannot enforce by `x`" in host.root.fails(
         "profile", "apply", "--enforce", "x", "a", server, code=125
     )

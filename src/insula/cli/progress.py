@@ -36,22 +36,28 @@ class Display:
         phase, message = str(progress.get("phase", "")), str(progress.get("message", ""))
         if self._is_live:
             width, seconds = (terminal_width() or 80) - 1, int(monotonic() - self._started)
-            words = f"{self._title}: {describe(progress)}" + (f" ({seconds} s)" if seconds else "")
+            words = self._titled(progress) + (f" ({seconds} s)" if seconds else "")
             sys.stderr.write("\r\x1b[K" + clip(printable(words), width))
         elif phase and (phase, message) != (self._phase, self._message):
-            words = f"{phase}: {message}" if message else phase
-            sys.stderr.write(f"{self._title}: {printable(words)}\n")
+            told = (self._title, "" if phase == self._title else phase, message)
+            if any(told[1:]):
+                sys.stderr.write(printable(": ".join(filter(None, told))) + "\n")
         if self._is_live and self._phase and phase != self._phase:
             self._finish_phase(progress)
         self._phase, self._message = phase or self._phase, message
         sys.stderr.flush()
+
+    def _titled(self, progress: Json) -> str:
+        """Return the line; an action that is one phase has its name in both."""
+        words = describe(progress)
+        return words if progress.get("phase") == self._title else f"{self._title}: {words}"
 
     # The line of a phase that is over stays on the screen.
     def _finish_phase(self, progress: Json) -> None:
         seconds = monotonic() - self._started
         width = (terminal_width() or 80) - 1
         sys.stderr.write(f"\r\x1b[K{self._title}: {self._phase} done ({seconds:.1f} s)\n")
-        sys.stderr.write(clip(printable(f"{self._title}: {describe(progress)}"), width))
+        sys.stderr.write(clip(printable(self._titled(progress)), width))
 
     def close(self) -> None:
         if self._is_live:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 GAP = "  "
 MIN_WIDTH = 8
 SHORT_ID = 12
+_WORD = re.compile(r"\w+")
 _FIELD = re.compile(r"\{\{\s*(json\s+)?\.([\w.]*)\s*\}\}")
 
 
@@ -131,7 +132,7 @@ def fill(template: str, row: Json, *, columns: Sequence[Column]) -> str:
         if value is None and match[2].split(".")[0].lower() not in {k.replace("_", "") for k in row} | set(
             row
         ):
-            names = ", ".join(column.title.replace(" ", "").title() for column in columns)
+            names = ", ".join(_field_name(column) for column in columns)
             raise UsageError(f"cannot fill `{match[0]}`: no such field", hint=names or ", ".join(row))
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
@@ -160,10 +161,16 @@ def clip(text: str, limit: int) -> str:
 def _named(columns: Sequence[Column], name: str) -> Column | None:
     wanted = name.lower()
     for column in columns:
-        title = column.title.lower().replace(" ", "").replace("/", "")
+        title = "".join(_WORD.findall(column.title)).lower()
         if title in (wanted, wanted + "s") or (wanted == "id" and title.endswith("id")):
             return column
     return None
+
+
+def _field_name(column: Column) -> str:
+    """Return what people write for a column."""
+    words = _WORD.findall(column.title)
+    return "ID" if words[-1] == "ID" else "".join(word.capitalize() for word in words)
 
 
 def _titles(template: str, columns: Sequence[Column]) -> str:

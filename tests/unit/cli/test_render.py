@@ -96,7 +96,17 @@ def test_templates_know_titles_and_fields(template: str, expected: str) -> None:
 def test_an_unknown_field_lists_the_known() -> None:
     with pytest.raises(UsageError, match="no such field") as caught:
         render.fill("{{.Nmae}}", ROWS[0], columns=ps.columns())
-    assert "Names" in caught.value.hint
+    assert caught.value.hint == "ID, Image, Command, Created, Status, Ports, Names"
+
+
+def test_each_field_that_is_offered_can_be_filled() -> None:
+    titles = ("CONTAINER ID", "CPU %", "WAIT CPU / MEM / IO", "FROM START", "NAMES")
+    columns = [render.Column(title, lambda row, title=title: title) for title in titles]  # type: ignore[misc]
+    with pytest.raises(UsageError) as caught:
+        render.fill("{{.Nmae}}", {}, columns=columns)
+    names = caught.value.hint.split(", ")
+    assert names == ["ID", "Cpu", "WaitCpuMemIo", "FromStart", "Names"]
+    assert [render.fill("{{." + name + "}}", {}, columns=columns) for name in names] == list(titles)
 
 
 def test_quiet_prints_ids_and_a_table_template_has_titles(capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,6 +130,20 @@ def test_a_long_phase_in_a_pipe_is_one_line(capsys: pytest.CaptureFixture[str]) 
     for phase, done in (("packages", 0), ("packages", 0), ("unpack", 5), ("unpack", 9)):
         display.update({"progress": {"phase": phase, "done": done}})
     assert capsys.readouterr().err == "build web: packages\nbuild web: unpack\n"
+
+
+def test_a_phase_that_is_all_there_is_is_not_told_beside_its_own_name(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    display = progress.Display("undrain", is_live=False)
+    for message in ("", "web: freeze", "web: freeze", "db: freeze"):
+        display.update({"progress": {"phase": "undrain", "message": message}})
+    assert capsys.readouterr().err == "undrain: web: freeze\nundrain: db: freeze\n"
+    display = progress.Display("undrain", is_live=True)
+    display.update({"progress": {"phase": "undrain"}})
+    display.update({"progress": {"phase": "undrain", "message": "web: freeze"}})
+    shown = [line.strip() for line in capsys.readouterr().err.split("\r\x1b[K")]
+    assert shown == ["", "undrain", "undrain web: freeze"]
 
 
 def test_progress_in_a_pipe_is_a_line_for_each_phase(capsys: pytest.CaptureFixture[str]) -> None:

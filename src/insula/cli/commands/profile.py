@@ -149,12 +149,15 @@ def _summary(profile: Json) -> str:
 
 
 def _profile_or_recording(client: Client, name: str) -> Json:
-    from insula.model.errors import NotFound
+    from insula.model.errors import ContainerNotFound, ProfileNotFound
 
     try:
         return _profile(client, name)
-    except NotFound:
-        found: Json = client.get(_container(name))
+    except ProfileNotFound as error:
+        try:
+            found: Json = client.get(_container(name))
+        except ContainerNotFound:
+            raise error from None
         return found
 
 
