@@ -88,8 +88,9 @@ def remove_folder(folder: Path) -> None:
 
     A device that somebody uses for another moment (a start copies all mounts) goes with its last user.
     """
-    disk = find(folder)
-    if disk is not None:
+    place = folder.resolve()
+    if (place / "disk").is_dir():
+        disk = disk_kinds.find(place) or ImageDisk(place)  # its file may be gone, and its mount not
         attempt(disk.detach, time.monotonic())
         fault(Step.DETACHED)
         attempt(disk.remove)
