@@ -155,9 +155,16 @@ class Call:
         try:
             return msgspec.json.decode(data, type=kind)
         except msgspec.ValidationError as error:
-            raise InvalidSpec(f"cannot read the body: {_lower(str(error))}") from error
+            raise InvalidSpec(_refusal(str(error))) from error
         except msgspec.DecodeError as error:
             raise BadRequest(f"cannot read the body: {_lower(str(error))}") from error
+
+
+def _refusal(message: str) -> str:
+    """Turn what msgspec says, ``Expected `int` >= 1 - at `$.parallel` ``, into our words."""
+    reason, _, place = message.partition(" - at ")
+    field = place.strip("`").removeprefix("$").removeprefix(".")
+    return f"cannot use `{field}`: {_lower(reason)}" if field else f"cannot read the body: {_lower(reason)}"
 
 
 def _lower(text: str) -> str:

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 MAX_BYTES = 4096
 
 
-def add_key_option(parser: ArgumentParser) -> None:
+def add_key_option(parser: ArgumentParser, *, meaning: str) -> None:
     """Add the option."""
     parser.add_argument(
         "--key-file",
         default="",
         metavar="FILE",
-        help="seal with the key in this file, at least 32 bytes (default: the host's own key)",
+        help=meaning,
     )
 
 
@@ -32,5 +32,7 @@ def key_of(options: Namespace) -> dict[str, str | bool]:
         with open(options.key_file, "rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise BadRequest(f"cannot read key file `{options.key_file}`: {error.strerror}") from error
+        raise BadRequest(
+            f"cannot read key file `{options.key_file}`: {(error.strerror or '').lower()}"
+        ) from error
     return {"key": base64.b64encode(data).decode()}

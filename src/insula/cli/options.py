@@ -61,6 +61,20 @@ def add_signals(parser: ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_count(parser: ArgumentParser) -> None:
+    """-n of commands that tell events."""
+    parser.add_argument("-n", "--count", type=positive, default=0, metavar="N", help="end after N events")
+
+
+def positive(text: str) -> int:
+    """Read a number from 1 on.  Raises: ArgumentTypeError."""
+    if not (text.isascii() and text.isdigit() and int(text)):
+        from argparse import ArgumentTypeError
+
+        raise ArgumentTypeError(f"`{text}` is no number from 1 on")
+    return int(text)
+
+
 def add_stop(parser: ArgumentParser) -> None:
     """How containers are asked to end."""
     add = parser.add_argument

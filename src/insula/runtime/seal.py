@@ -90,7 +90,7 @@ def secret_of_file(data: bytes) -> Secret:
     if not MIN_KEY_BYTES <= len(data) <= MAX_KEY_BYTES:
         raise BadRequest(
             f"cannot use the key file: it has {len(data)} bytes, not {MIN_KEY_BYTES} to {MAX_KEY_BYTES}",
-            hint=f"head -c {MIN_KEY_BYTES} /dev/urandom > FILE",
+            hint=f"name the file that it was sealed with; a new key: head -c {MIN_KEY_BYTES} /dev/urandom > NEWFILE",
         )
     return Secret(b"file" + data)
 

@@ -158,7 +158,11 @@ def test_every_error_has_a_status_of_its_own_kind() -> None:
 def test_bodies_are_read_strictly_and_errors_are_json(tmp_path: Path) -> None:
     async def test(session: aiohttp.ClientSession, _verbs: FakeVerbs, _path: Path) -> None:
         for body, code, word in (
-            ('{"image": "host", "memory_bytes": "x"}', "invalid_spec", "$.memory_bytes"),
+            (
+                '{"image": "host", "memory_bytes": "x"}',
+                "invalid_spec",
+                "cannot use `memory_bytes`: expected `int | null`, got `str`",
+            ),
             ('{"image": "host", "typo": 1}', "invalid_spec", "typo"),
             ("{", "bad_request", "body"),
             ('{"image": "bug"}', "internal", "internal error"),

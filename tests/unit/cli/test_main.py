@@ -89,6 +89,33 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
         (["--tenant"], 125, "cannot use `--tenant`: its value is missing"),
         (["container"], 125, "cannot run `container`: no such command"),
         (["container", "nope"], 125, "cannot run `nope`: no such command"),
+        (
+            ["events", "-n", "0"],
+            125,
+            "cannot understand `insula events`: argument -n/--count: `0` is no number",
+        ),
+        (
+            ["drain", "--parallel", "0"],
+            125,
+            "cannot understand `insula drain`: argument --parallel: `0` is no",
+        ),
+        (
+            ["completion"],
+            125,
+            "cannot understand `insula completion`: the following arguments are required: SHELL",
+        ),
+        (
+            ["restore", "--key-file", "/none", "c"],
+            1,
+            "cannot read key file `/none`: no such file or directory",
+        ),
+        (["token", "create", "-s", "read,foo"], 125, "cannot use scope `foo`: no such action"),
+        (["token", "create", "-e", "400d"], 125, "cannot use --expires `400d`: more than 366 days"),
+        (
+            ["user", "set", "x", "--role", "foo"],
+            125,
+            "cannot understand `insula user set`: argument --role: invalid choice: 'foo' (choose from 'viewer',",
+        ),
         (["cp", "a", "b"], 125, "cannot copy: one side must be in a container"),
         (
             ["image", "import", "/nonexistent.tar"],

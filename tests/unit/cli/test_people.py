@@ -9,9 +9,12 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "client"))
 from daemon_double import Double, serve
 
+from insula.cli.commands import token
 from insula.cli.main import main
 from insula.client import tls
 from insula.model.errors import BadRequest
+from insula.model.users import MAX_TOKEN_S
+from insula.tenant.check import SCOPES
 
 
 def give(double: Double, *words: str) -> int:
@@ -142,3 +145,31 @@ def test_a_host_is_not_believed_by_its_name(tmp_path: Path) -> None:
         tls.Door("", identity=tls.Identity(str(path)), pin="")
     with pytest.raises(BadRequest, match="damaged"):
         tls.Door("alpha:7443", identity=tls.Identity(str(path)), pin="")
+
+
+def test_a_tenant_is_made_with_limits_or_without(tmp_path: Path) -> None:
+    with serve(tmp_path / "s") as double:
+        double.answers["POST /v1/tenants"] = (201, {}, {"name": "acme"})
+        assert give(double, "tenant", "create", "acme") == 0
+        assert body(double) == b'{"name": "acme"}'
+        assert give(double, "tenant", "create", "acme", "pids=7") == 0
+        assert body(double) == b'{"name": "acme", "limits": {"pids": 7}}'
+
+
+def test_scopes_and_the_longest_life_of_tokens_are_those_of_insulad() -> None:
+    assert set(token.SCOPES) == {str(each) for each in SCOPES}
+    assert token.LONGEST_DAYS * 24 * 3600 == MAX_TOKEN_S
+
+
+@pytest.mark.parametrize(
+    ("moved", "said"), [(0, "drained: nothing runs here"), (2, "drained: 2 moved; `insula")]
+)
+def test_a_drain_says_what_was_moved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], moved: int, said: str
+) -> None:
+    operation = {"id": "o", "kind": "drain", "subject": "alpha", "status": "done", "result": {"moved": moved}}
+    with serve(tmp_path / "s") as double:
+        double.answers["POST /v1/host/drain"] = (200, {}, operation)
+        double.answers["GET /v1/operations/o"] = (200, {}, operation)
+        assert give(double, "drain") == 0
+    assert capsys.readouterr().out.startswith(said)

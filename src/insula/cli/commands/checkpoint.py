@@ -47,7 +47,10 @@ def arguments(parser: ArgumentParser) -> None:
     verbs["create"].add_argument(
         "--encrypt", action="store_true", help="nothing of it lies readable on a disk (AES-256-GCM)"
     )
-    add_key_option(verbs["create"])
+    add_key_option(
+        verbs["create"],
+        meaning="seal with the key in this file, at least 32 bytes (default: the host's own key)",
+    )
     add_options(verbs["ls"], quiet="names")
     for parser_of_verb in verbs.values():
         parser_of_verb.add_argument("container", metavar="CONTAINER", help="name or id")

@@ -42,7 +42,12 @@ SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 
 
 def arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("shell", choices=tuple(SCRIPTS), help="for example: source <(insula completion bash)")
+    parser.add_argument(
+        "shell",
+        choices=tuple(SCRIPTS),
+        metavar="SHELL",
+        help="bash, zsh or fish, for example: source <(insula completion bash)",
+    )
 
 
 def run(options: Namespace, client: Client) -> int:

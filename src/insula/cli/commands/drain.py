@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from insula.cli.options import positive
 from insula.cli.progress import watch
 from insula.cli.render import Column, add_options, show
 
@@ -31,7 +32,9 @@ def arguments(parser: ArgumentParser) -> None:
         metavar="HOST",
         help="a paired host that may take something (again for more; default: all that answer)",
     )
-    parser.add_argument("--parallel", type=int, default=1, metavar="N", help="moves at a time (default: 1)")
+    parser.add_argument(
+        "--parallel", type=positive, default=1, metavar="N", help="moves at a time (default: 1)"
+    )
     parser.add_argument(
         "--max-pause", metavar="TIME", help="the longest that any may stand still (default: its own)"
     )
@@ -48,5 +51,10 @@ def run(options: Namespace, client: Client) -> int:
         show(answer, COLUMNS, options=options, key="name")
         return 0
     ended = watch(client, answer, title="drain")
-    print(f"drained: {ended['result']['moved']} moved; `insula undrain` brings them back")
+    moved = ended["result"]["moved"]
+    print(
+        f"drained: {moved} moved; `insula undrain` brings them back"
+        if moved
+        else "drained: nothing runs here"
+    )
     return 0

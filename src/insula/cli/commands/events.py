@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 
 from insula.cli.commands.logs import stamp
+from insula.cli.options import add_count
 from insula.cli.render import check_form, printable, short
 
 TYPE_CHECKING = False
@@ -19,7 +20,7 @@ HELP = "show what happens to containers, from now on"
 
 def arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add("-n", "--count", type=int, default=0, metavar="N", help="end after N events")
+    add_count(parser)
     add("--format", default="text", metavar="FORMAT", help="text or json: one object a line")
     add("containers", metavar="CONTAINER", nargs="*", help="name or id (default: all)")
 

@@ -20,7 +20,7 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", default="", metavar="NAME", help="the checkpoint to go on from (default: the newest)"
     )
-    add_key_option(parser)
+    add_key_option(parser, meaning="the key file that it was sealed with (default: the host's own key)")
     parser.add_argument("container", metavar="CONTAINER", help="name or id")
 
 

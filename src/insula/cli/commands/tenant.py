@@ -94,7 +94,7 @@ def run(options: Namespace, client: Client) -> int:
         case "show":
             _show(client, options)
         case "create":
-            wish = {"name": options.name, **limits(options.limits)}
+            wish = {"name": options.name, **(limits(options.limits) if options.limits else {})}
             if wish.pop("inherit", None):
                 raise UsageError("cannot set `default`: a new tenant has it anyway")
             print(client.call("POST", "/v1/tenants", body=wish)["name"])

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from insula.cli.many import on_each
-from insula.cli.parser import add_verbs
+from insula.cli.parser import UsageError, add_verbs
 from insula.cli.render import Column, add_options, ago, show, until
 from insula.client.http import quote
 from insula.model.units import parse_duration
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from insula.client.http import Client, Json
 
 HELP = "tokens by which programs give commands for you: ls, create, rm"
+
+SCOPES = "read logs create control enter delete checkpoint migrate operate admin".split()
+LONGEST_DAYS = 366
 
 COLUMNS = (
     Column("ID", lambda row: str(row["id"])),
@@ -62,9 +65,16 @@ def run(options: Namespace, client: Client) -> int:
 
 
 def _wish(options: Namespace) -> Json:
+    scopes = [word.strip() for word in options.scope.split(",") if word.strip()]
+    unknown = [word for word in scopes if word not in SCOPES]
+    if unknown:
+        raise UsageError(f"cannot use scope `{unknown[0]}`: no such action", hint=", ".join(SCOPES))
+    expires_s = round(parse_duration(options.expires))
+    if expires_s > LONGEST_DAYS * 24 * 3600:
+        raise UsageError(f"cannot use --expires `{options.expires}`: more than {LONGEST_DAYS} days")
     return {
-        "scopes": [word.strip() for word in options.scope.split(",") if word.strip()],
-        "expires_s": round(parse_duration(options.expires)),
+        "scopes": scopes,
+        "expires_s": expires_s,
         "container": options.container,
         "label": options.label,
     }

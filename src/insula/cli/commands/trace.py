@@ -7,6 +7,7 @@ import json
 import sys
 
 from insula.cli.commands.logs import stamp
+from insula.cli.options import add_count
 from insula.cli.render import check_form, printable
 from insula.client.http import quote
 
@@ -45,7 +46,7 @@ def arguments(parser: ArgumentParser) -> None:
     add("-p", "--path", action="append", metavar="PATTERN", help="only paths like '/etc/*'")
     add("-a", "--address", action="append", metavar="PATTERN", help="only addresses like '*:5432'")
     add("--command", action="append", metavar="NAME", help="only threads of that name")
-    add("-n", "--count", type=int, default=0, metavar="N", help="end after N events")
+    add_count(parser)
     add("--format", default="text", metavar="FORMAT", help="text or json: one object a line")
     parser.epilog = "Options that are given several times mean any of them; different ones must all hold."
     add("container", metavar="CONTAINER", help="name or id")

@@ -56,9 +56,7 @@ def arguments(parser: ArgumentParser) -> None:
     add("-e", "--expires", default="", metavar="TIME", help="when the right ends (remote users: 365d)")
     for name in ("add", "set"):
         verbs[name].add_argument("--tenant", default="", metavar="TENANT", help="whose things it works with")
-        verbs[name].add_argument(
-            "--role", default="", choices=("", *ROLES), metavar="ROLE", help=", ".join(ROLES)
-        )
+        verbs[name].add_argument("--role", default="", choices=ROLES, metavar="ROLE", help=", ".join(ROLES))
     verbs["set"].add_argument("name", metavar="NAME", help="as in `insula user ls`")
     verbs["set"].add_argument(
         "--by-groups",
