@@ -262,3 +262,18 @@ def test_networks_are_checked_before_they_are_made(host: Host, alice: Person) ->
     assert (status, answer["error"]["code"]) == (409, "subnet_overlaps")
     alice("network", "rm", "n")
     assert alice("network", "ls", "-q") == listed
+
+
+def test_what_is_not_running_says_how_to_start_it(alice: Person) -> None:
+    alice("create", "--name", "web", "box", "true")
+    for words in (("kill", "web"), ("trace", "web")):
+        said = alice.fails(*words)
+        assert "container `web` is not running: it is created" in said
+        assert "hint: insula start web" in said
+
+
+def test_a_wrong_field_of_a_body_is_named(alice: Person) -> None:
+    status, said = alice.ask("POST", "/v1/tokens", body=b'{"scopes": ["foo"]}')
+    assert (status, said["error"]["message"]) == (400, "cannot use `scopes[0]`: invalid enum value 'foo'")
+    status, said = alice.ask("POST", "/v1/tokens", body=b"[]")
+    assert (status, said["error"]["message"]) == (400, "cannot read the body: expected `object`, got `array`")

@@ -15,7 +15,7 @@ from insula.daemon.relay import Relays
 from insula.daemon.sight import Sight
 from insula.model.errors import WrongState
 from insula.model.grant import Grant
-from insula.model.lifecycle import ALIVE, Status
+from insula.model.lifecycle import ALIVE, AT_REST, Status
 from insula.model.migration import Phase
 from insula.model.monitor import ContainerCounts, TraceWish
 from insula.model.record import ContainerRecord
@@ -47,7 +47,10 @@ class Watching:
         """Watch a container while the block runs.  Raises: ContainerNotFound, WrongState, Unsupported."""
         record = self._runtime.find(grant, ref)
         if record.status not in WATCHABLE:
-            raise WrongState(f"container `{record.name}` is not running: it is {record.status.value}")
+            raise WrongState(
+                f"container `{record.name}` is not running: it is {record.status.value}",
+                hint=f"insula start {record.name}" if record.status in AT_REST else "",
+            )
         redact = self._sight.redact(grant.principal, record.tenant)
         with self._collector.subscribe(
             self.subject(record), wish, notify=notify, redact=redact

@@ -63,6 +63,8 @@ TRANSITIONS: dict[tuple[Status, Event], Status] = {
 
 #: Statuses in which the container has a living pid 1 on this host.
 ALIVE = frozenset({Status.RUNNING, Status.PAUSED, Status.CHECKPOINTING, Status.MIGRATING})
+#: Statuses in which nothing of it runs, and it can be started.
+AT_REST = frozenset({Status.CREATED, Status.EXITED})
 
 _CURES = {
     Event.START: "it is already started",

@@ -21,7 +21,7 @@ import insula
 from insula.kernel.paths import open_in_root
 from insula.model.errors import BadRequest, InsulaError, WrongState, from_code
 from insula.model.grant import Grant
-from insula.model.lifecycle import ALIVE, Status
+from insula.model.lifecycle import ALIVE, AT_REST
 from insula.model.record import ContainerRecord, PathStat
 from insula.runtime.context import Runtime
 from insula.runtime.path_errors import explain
@@ -31,8 +31,6 @@ CHUNK_BYTES = 1 << 18
 MAX_PATH_BYTES = 4095
 ROOT_NAME = "rootfs"
 """What `/` is called in an archive."""
-
-_AT_REST = frozenset({Status.CREATED, Status.EXITED})
 
 
 def stat_path(grant: Grant, runtime: Runtime, ref: str, *, path: str) -> PathStat:
@@ -119,7 +117,7 @@ def _opened_root(grant: Grant, runtime: Runtime, ref: str) -> Iterator[_Root]:
         if record.status in ALIVE:
             descriptor = open_root(record)
             held.pop_all().close()
-        elif record.status in _AT_REST:
+        elif record.status in AT_REST:
             descriptor = runtime.spawner.view(start_plan(runtime, record))
         else:
             raise WrongState(f"cannot copy files of container `{record.name}`: it is {record.status.value}")

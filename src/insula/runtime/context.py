@@ -16,7 +16,7 @@ from insula.kernel.cgroup import Group, Hierarchies
 from insula.kernel.criu_find import CriuProgram
 from insula.model.errors import Unsupported, WrongState
 from insula.model.grant import Grant
-from insula.model.lifecycle import ALIVE
+from insula.model.lifecycle import ALIVE, AT_REST
 from insula.model.permit import Permits
 from insula.model.quota import Allowance, Unlimited
 from insula.model.record import ContainerRecord
@@ -133,7 +133,10 @@ class Runtime:
         """As `find`.  Raises also: WrongState if it does not run."""
         record = self.find(grant, ref)
         if record.status not in ALIVE:
-            raise WrongState(f"container `{record.name}` is not running: it is {record.status.value}")
+            raise WrongState(
+                f"container `{record.name}` is not running: it is {record.status.value}",
+                hint=f"insula start {record.name}" if record.status in AT_REST else "",
+            )
         return record
 
     def group(self, record: ContainerRecord) -> Group:
