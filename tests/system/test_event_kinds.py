@@ -191,6 +191,40 @@ os.chdir("/"); os.rmdir("tmp/{MARK}")
     assert flags == ["O_WRONLY|O_CREAT", "O_RDWR"]
 
 
+def test_both_paths_of_a_rename_and_a_link_are_told_from_the_root(place: Place) -> None:
+    """From two descriptors, from one and the working directory, beside an absolute path; what a link says is no path."""
+    base = f"/tmp/{MARK}-two"
+    place.python(f"""
+import ctypes, os, shutil
+call = ctypes.CDLL(None, use_errno=True).syscall
+for name in ("", "/one", "/other"): os.mkdir("{base}" + name)
+one, other = (os.open("{base}/" + name, os.O_PATH) for name in ("one", "other"))
+os.chdir("{base}")
+open("one/a", "w").close()
+assert call(316, one, b"a", other, b"b", 0) == 0
+assert call(316, other, b"./b", -100, b"c", 0) == 0
+os.rename("{base}/c", "d")
+os.rename("d", "{base}/e")
+os.link("e", "f", dst_dir_fd=one)
+os.symlink("../e", "g", dir_fd=one)
+os.chdir("/"); shutil.rmtree("{base}"); os.mkdir("{base}-end")
+""")  # fmt: skip
+    place.seen(lambda each: each.path == f"{base}-end")
+    told = [
+        (each.path.removeprefix(base), each.other_path.removeprefix(base))
+        for each in place.web.events()
+        if each.kind == "file" and each.path.startswith(base) and each.other_path
+    ]
+    assert told == [
+        ("/one/a", "/other/b"),
+        ("/other/b", "/c"),
+        ("/c", "/d"),
+        ("/d", "/e"),
+        ("/e", "/one/f"),
+        ("/one/g", "../e"),
+    ]
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_connections(place: Place, host: str) -> None:
     if ":" in host and not os.path.exists("/proc/net/if_inet6"):
@@ -239,6 +273,50 @@ os.mkdir("/mnt/{MARK}"); os.chroot("/mnt/{MARK}")
     event = place.seen(lambda each: each.call == "mount" and each.other_path == MARK)
     assert (event.kind, event.path, event.error) == ("mount", "/nowhere", "ENOENT")
     assert place.seen(lambda each: each.call == "chroot" and each.path == f"/mnt/{MARK}").kind == "mount"
+
+
+def test_paths_of_mounts_are_told_from_the_root(place: Place) -> None:
+    """Of binds the source, too, and from descriptors; what names a file system is no path; the root of who changes it is new."""
+    base = f"/tmp/{MARK}-mount"
+    place.python(f"""
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+BIND, RECURSIVE, REMOUNT, AT_FDCWD, EMPTY_PATH = 4096, 16384, 32, -100, 0x1000
+for name in ("", "/from", "/to"): os.mkdir("{base}" + name)
+os.chdir("{base}")
+folder = os.open("from", os.O_PATH)
+libc.mount(b"from", b"to", None, BIND | RECURSIVE, None)
+libc.mount(b"any", b"to", None, BIND | REMOUNT, None)
+libc.mount(b"tmpfs", b"to", b"tmpfs", 0, None)
+libc.umount2(b"to/none", 0)
+libc.syscall(428, folder, b"x", 0)
+libc.syscall(429, folder, b"x", AT_FDCWD, b"y", 0)
+libc.syscall(429, folder, b"", AT_FDCWD, b"to", 4)
+libc.syscall(430, b"tmpfs", 0)
+libc.umount2(b"to", 2); libc.umount2(b"./to", 2)
+libc.syscall(155, b"from", b"{base}/to")
+os.chroot(".")
+""")  # fmt: skip
+    last = place.seen(lambda each: each.call == "chroot" and each.path == ".")
+    told = [
+        (each.call, each.path.replace(base, "BASE"), each.other_path.replace(base, "BASE"))
+        for each in place.web.events()
+        if each.kind in ("mount", "seccomp") and each.pid == last.pid
+    ]
+    assert told == [
+        ("mount", "BASE/to", "BASE/from"),
+        ("mount", "BASE/to", "any"),
+        ("mount", "BASE/to", "tmpfs"),
+        ("umount2", "BASE/to/none", ""),
+        ("open_tree", "BASE/from/x", ""),
+        ("move_mount", "BASE/y", "BASE/from/x"),
+        ("move_mount", "BASE/to", ""),
+        ("fsopen", "tmpfs", ""),
+        ("umount2", "BASE/to", ""),
+        ("umount2", "BASE/to", ""),
+        ("pivot_root", "from", "BASE/to"),
+        ("chroot", ".", ""),
+    ]
 
 
 def test_identity(place: Place) -> None:

@@ -14,29 +14,35 @@ from insula.kernel import syscalls
 from insula.model.monitor import Event, EventKind
 from insula.monitor.details import FLAGS_AT, detail_of
 from insula.monitor.layout import ARGUMENTS_AT, NAMED, NAMED_AT, RESULT_AT, Kind, Raw
-from insula.monitor.shapes import SHAPES
+from insula.monitor.shapes import SHAPES, WORKING_FOLDER, Shape
 
 _KINDS: Mapping[int, EventKind] = {kind: EventKind(kind.name.lower()) for kind in Kind}
 _ADDRESSED = frozenset(name for name, shape in SHAPES.items() if shape.kind is Kind.NETWORK)
 """Calls of which the text is a struct sockaddr."""
-_TWO_FOLDERS = frozenset({"renameat", "renameat2", "linkat"})
+_AT_FDCWD = -100
+_MOUNT_FLAGS_AT = 3
+_MS_REMOUNT, _MS_BIND, _MS_MOVE = 32, 4096, 8192
 _AF_UNIX, _AF_INET, _AF_INET6 = 1, 2, 10
 _FAMILY = struct.Struct("=H")
 _PORT = struct.Struct(">H")
 _WITH_ARGUMENTS = frozenset({Kind.IDENTITY, Kind.KERNEL})
 _NO_PLACE = slice(0, 0)
+
+
+def _places_of(call: str) -> list[tuple[int, int]]:
+    if call in FLAGS_AT:
+        return [(FLAGS_AT[call], FLAGS_AT[call] + 1)]
+    if call == "mount":
+        return [(_MOUNT_FLAGS_AT, _MOUNT_FLAGS_AT + 1)]
+    return [(0, 3)] if call in SHAPES and SHAPES[call].other_folder not in (0, WORKING_FOLDER) else []
+
+
 _PLACES = {
     number: slice(ARGUMENTS_AT + 8 * first, ARGUMENTS_AT + 8 * last)
     for name, number in syscalls.numbers(os.uname().machine).items()
-    for first, last in (
-        [(FLAGS_AT[name], FLAGS_AT[name] + 1)]
-        if name in FLAGS_AT
-        else [(0, 3)]
-        if name in _TWO_FOLDERS
-        else []
-    )
+    for first, last in _places_of(name)
 }
-"""Number of a call that is told as `file` → where those of its arguments stand that are put into words."""
+"""Number of a call that is told with paths → where those of its arguments stand that are put into words."""
 _LOW = 0xFFFFFFFF
 """Of a descriptor: the kernel takes an int."""
 
@@ -139,14 +145,25 @@ def _other_path(raw: Raw, call: str, *, folder: str) -> str:
     if raw.kind == Kind.EXEC:
         return text_of(raw.folder)  # of a script: its interpreter
     path = text_of(raw.other)
-    return _path_of(path, folder) if folder and _is_in_same(raw, call) else path
+    if not path or (call == "mount" and not _is_source_a_path(raw.arguments[_MOUNT_FLAGS_AT])):
+        return path
+    if raw.other_folder:
+        return _path_of(path, folder_of(raw.other_folder))
+    return _path_of(path, folder) if folder and _is_in_same(raw, SHAPES[call]) else path
 
 
-def _is_in_same(raw: Raw, call: str) -> bool:
+def _is_source_a_path(flags: int) -> bool:
+    """Tell whether mount(2) takes its source for a path.  Source: fs/namespace.c, `path_mount`."""
+    return not flags & _MS_REMOUNT and bool(flags & (_MS_BIND | _MS_MOVE))
+
+
+def _is_in_same(raw: Raw, shape: Shape) -> bool:
     """Tell whether the second path of a call begins in the same folder as the first; what a link says begins in none."""
-    if call.startswith("symlink"):
-        return False
-    return call in ("rename", "link") or raw.arguments[0] & _LOW == raw.arguments[2] & _LOW
+    return shape.other_folder != 0 and _folder(raw, shape.folder) == _folder(raw, shape.other_folder)
+
+
+def _folder(raw: Raw, place: int) -> int:
+    return (_AT_FDCWD if place == WORKING_FOLDER else raw.arguments[place - 1]) & _LOW
 
 
 def is_writing(event: Event, *, is_tried: bool = False) -> bool:

@@ -29,9 +29,9 @@ CALL_KEY = struct.Struct("=QII")
 DURATIONS = struct.Struct(f"=QQ{STEPS}I")
 DETAIL_KEY = struct.Struct("=QII")
 DETAIL = struct.Struct("=Q")
-SHAPE = struct.Struct("=BBBBBBBB")
+SHAPE = struct.Struct("=BBBBBBBBB")
 KNOWN = struct.Struct(f"={SYSCALLS // 64}Q")
-HEAD = struct.Struct("=QQ6QqIIIHHHH16sHHH6x")
+HEAD = struct.Struct("=QQ6QqIIIHHHH16sHHHH4x")
 HEAD_BYTES = HEAD.size
 TIME = struct.Struct("=Q")
 NAMED = struct.Struct("=HH")
@@ -80,6 +80,8 @@ class Raw(NamedTuple):
     other: bytes
     folder: bytes = b""
     """That a path begins in: its names, innermost first, NUL after each."""
+    other_folder: bytes = b""
+    """That the other path begins in, if it is not the same."""
     protocol: int = 0
     port: int = 0
     """Of a socket: IPPROTO_…, and its own port."""
@@ -108,9 +110,11 @@ def unpack(record: bytes) -> Raw:
         folder,
         protocol,
         port,
+        other_folder,
     ) = HEAD.unpack_from(record)
     end = HEAD_BYTES + text
     last = end + other
+    own = last + folder - other_folder
     return Raw(
         nanoseconds,
         cgroup,
@@ -124,7 +128,8 @@ def unpack(record: bytes) -> Raw:
         command.split(b"\0", 1)[0],
         record[HEAD_BYTES:end],
         record[end:last],
-        record[last : last + folder],
+        record[last:own],
+        record[own : own + other_folder],
         protocol,
         port,
     )

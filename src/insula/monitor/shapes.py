@@ -11,6 +11,9 @@ from enum import IntEnum
 
 from insula.monitor.layout import SHAPE, SYSCALLS, Kind
 
+WORKING_FOLDER = 7
+"""In place of an argument: the folder that the task works in."""
+
 
 class Form(IntEnum):
     """How a call is told."""
@@ -32,8 +35,10 @@ class Shape:
     address: int = 0
     """A struct sockaddr, whose length is the next argument."""
     form: Form = Form.PLAIN
-    folder: int = 0
-    """A descriptor of the folder that `path` begins in."""
+    folder: int = WORKING_FOLDER
+    """A descriptor of the folder that `path` begins in; 0: it is no path, or told as given."""
+    other_folder: int = 0
+    """The same of `other_path`."""
     flags: int = 0
     """Of open(2)."""
     is_behind: bool = False
@@ -42,7 +47,8 @@ class Shape:
     def pack(self) -> bytes:
         """Return what the map `shapes` holds."""
         return SHAPE.pack(
-            self.kind, self.path, self.other_path, self.address, self.form, self.folder, self.flags, self.is_behind,
+            self.kind, self.path, self.other_path, self.address, self.form,
+            self.folder if self.path else 0, self.other_folder, self.flags, self.is_behind,
         )  # fmt: skip
 
 
@@ -56,13 +62,13 @@ SHAPES: Mapping[str, Shape] = {
     "unlink": Shape(_FILE, 1),
     "unlinkat": Shape(_FILE, 2, folder=1),
     "rmdir": Shape(_FILE, 1),
-    "rename": Shape(_FILE, 1, 2),
-    "renameat": Shape(_FILE, 2, 4, folder=1),
-    "renameat2": Shape(_FILE, 2, 4, folder=1),
+    "rename": Shape(_FILE, 1, 2, other_folder=WORKING_FOLDER),
+    "renameat": Shape(_FILE, 2, 4, folder=1, other_folder=3),
+    "renameat2": Shape(_FILE, 2, 4, folder=1, other_folder=3),
     "mkdir": Shape(_FILE, 1),
     "mkdirat": Shape(_FILE, 2, folder=1),
-    "link": Shape(_FILE, 1, 2),
-    "linkat": Shape(_FILE, 2, 4, folder=1),
+    "link": Shape(_FILE, 1, 2, other_folder=WORKING_FOLDER),
+    "linkat": Shape(_FILE, 2, 4, folder=1, other_folder=3),
     "symlink": Shape(_FILE, 2, 1),
     "symlinkat": Shape(_FILE, 3, 1, folder=2),
     "mknod": Shape(_FILE, 1),
@@ -88,14 +94,15 @@ SHAPES: Mapping[str, Shape] = {
     "sendmmsg": Shape(_NETWORK, address=2, is_behind=True),
     "accept": Shape(_NETWORK, form=Form.ACCEPT),
     "accept4": Shape(_NETWORK, form=Form.ACCEPT),
-    "mount": Shape(_MOUNT, 2, 1),
+    "mount": Shape(_MOUNT, 2, 1, other_folder=WORKING_FOLDER),
     "umount2": Shape(_MOUNT, 1),
-    "move_mount": Shape(_MOUNT, 4, 2),
-    "open_tree": Shape(_MOUNT, 2),
-    "mount_setattr": Shape(_MOUNT, 2),
-    "fsopen": Shape(_MOUNT, 1),
-    "pivot_root": Shape(_MOUNT, 1, 2),
-    "chroot": Shape(_MOUNT, 1),
+    "move_mount": Shape(_MOUNT, 4, 2, folder=3, other_folder=1),
+    "open_tree": Shape(_MOUNT, 2, folder=1),
+    "mount_setattr": Shape(_MOUNT, 2, folder=1),
+    "fsopen": Shape(_MOUNT, 1, folder=0),
+    # When these are told the task has another root already.
+    "pivot_root": Shape(_MOUNT, 1, 2, folder=0),
+    "chroot": Shape(_MOUNT, 1, folder=0),
     **dict.fromkeys(
         "setuid setgid setreuid setregid setresuid setresgid setfsuid setfsgid setgroups capset unshare setns".split(),
         Shape(Kind.IDENTITY),

@@ -305,6 +305,7 @@ static __always_inline struct event *begin(enum room room, enum kind kind, __u64
 	event->text_bytes = 0;
 	event->other_bytes = 0;
 	event->folder_bytes = 0;
+	event->other_folder_bytes = 0;
 	event->protocol = 0;
 	event->port = 0;
 	bpf_get_current_comm(event->command, sizeof(event->command));
@@ -525,6 +526,32 @@ __noinline int read_folder(struct event *event, int descriptor)
 	return 0;
 }
 
+/* The descriptor of the folder that a path at a place of the text begins in, or -1 if it needs none. */
+static __always_inline long folder_at(struct event *event, __u32 at, __u8 place, int is_told_empty)
+{
+	char *text = room_at(event, at);
+
+	if (!place || !text || *text == '/' || (!*text && !is_told_empty))
+		return -1;
+	return place == WORKING_FOLDER ? AT_FDCWD : (int)event->arguments[(place - 1) & 7];
+}
+
+static __always_inline void read_folders(struct event *event, struct shape *shape)
+{
+	/* Who names a file by a descriptor alone is told its path; a mount that is nowhere yet has none. */
+	long folder = folder_at(event, 0, shape->folder, shape->kind == KIND_FILE);
+	long other = event->other_bytes ? folder_at(event, event->text_bytes, shape->other_folder, 0) : -1;
+	__u16 before;
+
+	if (folder != -1)
+		read_folder(event, folder);
+	before = event->folder_bytes;
+	if (other != -1 && other != folder) {
+		read_folder(event, other);
+		event->other_folder_bytes = event->folder_bytes - before;
+	}
+}
+
 static __always_inline void read_socket(struct event *event)
 {
 	struct file *file = file_of((int)event->arguments[0]);
@@ -595,8 +622,7 @@ static __always_inline void tell(struct shape *shape, struct pt_regs *regs, __u6
 	if (shape->address)
 		read_socket(event);
 	event->other_bytes = read_path(event, event->text_bytes, shape->other_path);
-	if (shape->kind == KIND_FILE && event->text[0] != '/')
-		read_folder(event, shape->folder ? (int)event->arguments[(shape->folder - 1) & 7] : AT_FDCWD);
+	read_folders(event, shape);
 	finish(event);
 }
 

@@ -83,13 +83,16 @@ enum form {
 	FORM_FAILURE, /* only what failed: success has a hook of its own */
 };
 
+#define WORKING_FOLDER 7 /* in place of an argument: the folder is that which the task works in */
+
 struct shape {
 	__u8 kind;
 	__u8 path;
 	__u8 other_path;
 	__u8 address; /* a struct sockaddr; its length is the next argument */
 	__u8 form;      /* enum form */
-	__u8 folder;    /* a descriptor of the folder that `path` begins in */
+	__u8 folder;    /* a descriptor of the folder that `path` begins in; 0: it begins in none */
+	__u8 other_folder; /* the same of `other_path` */
 	__u8 flags;     /* of open(2) */
 	__u8 is_behind; /* the place of `address` or `flags` leads to a struct that begins with them */
 };
@@ -110,7 +113,8 @@ struct event {
 	__u16 folder_bytes;
 	__u16 protocol; /* IPPROTO_…, of a socket */
 	__u16 port;     /* its own */
-	__u16 zero[3];
+	__u16 other_folder_bytes; /* the last of `folder_bytes`: they are of a folder of the other path's own */
+	__u16 zero[2];
 	char text[ARGUMENTS + TEXT]; /* `text_bytes`, `other_bytes`, then `folder_bytes`: names, innermost first;
 				      * of a script that was started, its interpreter */
 };
