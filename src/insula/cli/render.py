@@ -31,12 +31,17 @@ _FIELD = re.compile(r"\{\{\s*(json\s+)?\.([\w.]*)\s*\}\}")
 
 
 class Column:
-    """shrink: may be cut with `…` when the terminal is narrow; the greater first."""
+    """What may happen in a narrow terminal: the column with the greatest shrink is cut with `…`, then the spare ones
+    are left out, then the others with a shrink are cut.
+    """
 
-    def __init__(self, title: str, read: Callable[[Json], str], *, shrink: int = 0) -> None:
+    def __init__(
+        self, title: str, read: Callable[[Json], str], *, shrink: int = 0, spare: bool = False
+    ) -> None:
         self.title = title
         self.read = read
         self.shrink = shrink
+        self.spare = spare
 
 
 def add_options(parser: ArgumentParser, *, quiet: str = "", truncates: bool = False) -> None:
@@ -94,6 +99,8 @@ def table(rows: Sequence[Json], columns: Sequence[Column], *, width: int | None)
     cells = [[printable(column.read(row)) for column in columns] for row in rows]
     widths = [max([len(c.title), *(len(line[i]) for line in cells)]) for i, c in enumerate(columns)]
     if width is not None:
+        if any(c.spare for c in columns) and not _fits_by_first(widths, columns, width=width):
+            return table(rows, [column for column in columns if not column.spare], width=width)
         _shrink(widths, columns, width=width)
     heading = _line([column.title for column in columns], widths)
     return [_bold(heading), *(_line(line, widths) for line in cells)]
@@ -194,8 +201,17 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     ).rstrip()
 
 
+def _fits_by_first(widths: Sequence[int], columns: Sequence[Column], *, width: int) -> bool:
+    first = max(range(len(columns)), key=lambda i: columns[i].shrink)
+    return _excess(widths, width) <= max(0, widths[first] - MIN_WIDTH)
+
+
+def _excess(widths: Sequence[int], width: int) -> int:
+    return sum(widths) + len(GAP) * (len(widths) - 1) - width
+
+
 def _shrink(widths: list[int], columns: Sequence[Column], *, width: int) -> None:
-    excess = sum(widths) + len(GAP) * (len(widths) - 1) - width
+    excess = _excess(widths, width)
     order = sorted((i for i, c in enumerate(columns) if c.shrink), key=lambda i: -columns[i].shrink)
     for i in order:
         if excess <= 0:

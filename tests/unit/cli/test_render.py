@@ -46,15 +46,22 @@ ROWS: list[Any] = [
     },
 ]
 TABLE_80 = """\
-CONTAINER ID  IMAGE     COMMAND   CREATED   STATUS            PORTS     NAMES
-0123456789ab  debian-…  "python…  2 hours…  Up 2 hours        0.0.0.0…  web
-fedcba987654  host      ""        1 minut…  Exited (137) 1 …            evil?[2J"""
+CONTAINER ID  IMAGE     COMMAND   STATUS          PORTS                 NAMES
+0123456789ab  debian-…  "python…  Up 2 hours      0.0.0.0:8080->80/tcp  web
+fedcba987654  host      ""        Exited (137) …                        evil?[2J"""
 
 
 def test_ps_fits_80_columns_and_shows_no_control_characters() -> None:
     lines = render.table(ROWS, ps.columns(now=NOW), width=80)
     assert "\n".join(lines) == TABLE_80
     assert max(map(len, lines)) <= 80
+
+
+def test_one_column_is_cut_before_another_is_left_out() -> None:
+    (heading, *_) = render.table(ROWS[:1], ps.columns(now=NOW), width=110)
+    assert "CREATED" in heading
+    lines = render.table(ROWS[:1], ps.columns(now=NOW), width=104)
+    assert "CREATED" in lines[0] and "0.0.0.0:8080->80/tcp" in lines[1] and "debian-python:latest" in lines[1]
 
 
 def test_without_a_width_nothing_is_cut() -> None:

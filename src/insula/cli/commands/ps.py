@@ -36,13 +36,13 @@ def columns(
     """Return the columns of the table."""
     found = [
         Column("CONTAINER ID", lambda row: str(row["id"]) if is_whole else short(row["id"])),
-        Column("IMAGE", lambda row: str(row["spec"]["image"]), shrink=2),
+        Column("IMAGE", lambda row: str(row["spec"]["image"]), shrink=3),
         Column(
             "COMMAND", lambda row: command(row) if is_whole else clip(command(row), COMMAND_LENGTH), shrink=4
         ),
-        Column("CREATED", lambda row: ago(row["created_at"], now=now), shrink=1),
-        Column("STATUS", lambda row: status(row, now=now), shrink=1),
-        Column("PORTS", ports, shrink=3),
+        Column("CREATED", lambda row: ago(row["created_at"], now=now), spare=True),
+        Column("STATUS", lambda row: status(row, now=now), shrink=2),
+        Column("PORTS", ports, shrink=1),
         Column("NAMES", lambda row: str(row["name"])),
     ]
     if has_tenant:

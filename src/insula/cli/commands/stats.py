@@ -37,7 +37,7 @@ def _pressure(row: Json) -> str:
     return " / ".join(_percent(row[f"{what}_wait_percent"]) for what in WAITS)
 
 
-_ID = Column("CONTAINER ID", lambda row: short(row["id"]), shrink=1)
+_ID = Column("CONTAINER ID", lambda row: short(row["id"]), spare=True)
 _NAME = Column("NAME", lambda row: str(row["name"]), shrink=2)
 _PRESSURE = Column("WAIT CPU / MEM / IO", _pressure)
 _OWN_DISK = Column(
