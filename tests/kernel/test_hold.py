@@ -266,6 +266,47 @@ def test_others_frames_and_its_own_are_not_held(lan: Lan) -> None:
         assert [frame for frame in held.frames() if frame[16:22] == bytes.fromhex("020000000003")] == []
 
 
+@pytest.mark.parametrize(
+    ("family", "address"), [(socket.AF_INET, ADDRESS), (socket.AF_INET6, ADDRESS6)], ids=["v4", "v6"]
+)
+def test_at_first_only_callers_are_held_and_then_everything(
+    lan: Lan, family: socket.AddressFamily, address: str
+) -> None:
+    def sockets(kind: socket.SocketKind, namespace: int) -> socket.socket:
+        with namespace_entered(namespace):
+            made = socket.socket(family, kind)
+        made.settimeout(10)
+        return made
+
+    with (
+        sockets(socket.SOCK_STREAM, lan.container) as door,
+        sockets(socket.SOCK_DGRAM, lan.client) as sender,
+        Hold(HERE, mac=MAC, address=ADDRESS, address6=ADDRESS6) as held,
+    ):
+        held.stop()
+        door.bind((address, 99))
+        door.listen()
+        held.start_with_callers()
+        with sockets(socket.SOCK_STREAM, lan.client) as caller:
+            caller.connect((address, 99))
+            caller.sendall(b"hello")
+            accepted, _ = door.accept()
+            with accepted:
+                assert accepted.recv(8) == b"hello"
+                sender.sendto(b"a datagram", (address, 98))
+                held.start()
+                caller.sendall(b"and on")
+                assert accepted.recv(8) == b"and on"
+            frames: list[bytes] = []
+            wait_until(
+                lambda: any(b"and on" in each for each in frames.extend(held.frames()) or frames), what="held"
+            )
+    header = hold.VNET_HEADER + 14 + (20 if family == socket.AF_INET else 40)
+    assert frames[0][header + 13] & 0x12 == 0x02, "SYN"
+    assert not any(b"hello" in each or b"datagram" in each for each in frames)
+    assert sum(each[header + 13 : header + 14] == b"\x02" for each in frames) == 1
+
+
 def test_a_hold_is_bounded_and_says_what_it_lost(lan: Lan) -> None:
     with Hold(HERE, mac=MAC, address=ADDRESS, limit_bytes=65536) as held, _udp(lan.client) as sender:
         sender.sendto(b"first", (ADDRESS, 99))

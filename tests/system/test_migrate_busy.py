@@ -130,9 +130,9 @@ def test_an_answer_that_is_on_its_way_when_its_connection_is_closed_is_heard_to_
     with open(gate, "wb"):
         heard += client.recv(1)  # the program has said all, and closed
     with client, suppress(TimeoutError):
-        while data := client.recv(1 << 14):
+        while data := client.recv(1 << 12):
             heard += data
-            threading.Event().wait(0.002)
+            threading.Event().wait(0.005)
     mover.join()
     assert len(heard) == ANSWER_BYTES
     assert pair.status("beta", "c") == "running"

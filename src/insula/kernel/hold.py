@@ -5,7 +5,8 @@ A frame that is lost in the pause costs its sender a retransmission, 200 ms and 
 while the container's port is off its bridge, a packet socket on the bridge keeps every frame for its hardware address,
 and every question for its addresses (ARP, neighbour solicitation), in the kernel's memory, bounded; nothing needs to run meanwhile:
 
-    source    start before the port leaves the bridge
+    source    start_with_callers when a rule begins to drop who wants to connect (`runtime/callers.py`)
+              start before the port leaves the bridge
               failed: port back on the bridge, `replay` into it.  Committed: `frames` until the target has resumed and
               announced itself and a little longer, each batch by `pack` over the wire
     target    `unpack`, `replay` into the host's end of the container's veth, when the container runs
@@ -35,7 +36,7 @@ PACKET_VNET_HDR = 15
 PACKET_MR_PROMISC = 1
 SO_ATTACH_FILTER = 26
 SO_RCVBUFFORCE = 33
-ETH_P_ALL, ETH_P_ARP, ETH_P_IPV6 = 0x0003, 0x0806, 0x86DD
+ETH_P_ALL, ETH_P_IP, ETH_P_ARP, ETH_P_IPV6 = 0x0003, 0x0800, 0x0806, 0x86DD
 ND_NEIGHBOR_SOLICIT = 135
 
 VNET_HEADER = 10
@@ -67,6 +68,7 @@ class Hold:
         self._bridge = bridge
         packed6 = pack_address(address6)[1] if address6 else b""
         self._filter = _filter(pack_mac(mac), pack_address(address)[1], packed6)
+        self._callers_filter = _callers_filter(pack_mac(mac))
         self._limit = limit_bytes
         self._socket: socket.socket | None = None
         self.lost = 0
@@ -82,12 +84,21 @@ class Hold:
         self.stop()
 
     def start(self) -> None:
-        """Hold from now on.  Raises: OSError (ENODEV, EPERM)."""
-        self.stop()
+        """Hold everything from now on, after what is held already.  Raises: OSError (ENODEV, EPERM)."""
+        self._start(self._filter)
+
+    def start_with_callers(self) -> None:
+        """Hold only who wants to make a TCP connection, until `start`.  Raises: as that."""
+        self._start(self._callers_filter)
+
+    def _start(self, program: bytes) -> None:
+        if self._socket is not None:
+            _attach(self._socket, program)
+            return
         made = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
         try:
             made.setblocking(False)
-            _attach(made, self._filter)
+            _attach(made, program)
             made.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
             made.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, self._limit)
             packet.bind(made, self._bridge, protocol=ETH_P_ALL)
@@ -200,6 +211,36 @@ def _filter(mac: bytes, address: bytes, address6: bytes) -> bytes:
         *solicited,
         (give, 0, 0, 0),
         (give, 0, 0, 0xFFFFFFFF),
+    )
+    return b"".join(struct.pack("=HBBI", *each) for each in program)
+
+
+def _callers_filter(mac: bytes) -> bytes:
+    """Classic BPF: to a hardware address, and TCP with SYN and without ACK."""
+    high, low = struct.unpack("!HI", mac)
+    load_word, load_half, load_byte, load_after_header, header_length = 0x20, 0x28, 0x30, 0x50, 0xB1
+    equal, jump, mask, give = 0x15, 0x05, 0x54, 0x06
+    syn, syn_or_ack = 0x02, 0x12
+    program = (
+        (load_word, 0, 0, 2),  # destination, its last four bytes
+        (equal, 0, 16, low),
+        (load_half, 0, 0, 0),
+        (equal, 0, 14, high),
+        (load_half, 0, 0, 12),  # type
+        (equal, 0, 5, ETH_P_IP),
+        (load_byte, 0, 0, 23),
+        (equal, 0, 10, socket.IPPROTO_TCP),
+        (header_length, 0, 0, 14),
+        (load_after_header, 0, 0, 27),  # flags of TCP
+        (jump, 0, 0, 4),
+        (equal, 0, 6, ETH_P_IPV6),
+        (load_byte, 0, 0, 20),
+        (equal, 0, 4, socket.IPPROTO_TCP),
+        (load_byte, 0, 0, 67),
+        (mask, 0, 0, syn_or_ack),
+        (equal, 0, 1, syn),
+        (give, 0, 0, 0xFFFFFFFF),
+        (give, 0, 0, 0),
     )
     return b"".join(struct.pack("=HBBI", *each) for each in program)
 

@@ -297,8 +297,7 @@ class Move:
         plan = start_plan(self._runtime, self._record)
         for tried in range(FREEZES):
             try:
-                with callers.taken_in(self._runtime, self._record, is_again=tried > 0):
-                    self._freeze_once(plan)
+                self._freeze_once(plan, is_again=tried > 0)
                 break
             except CheckpointBusy as error:
                 if tried == FREEZES - 1:
@@ -308,15 +307,28 @@ class Move:
                 self._reporter.check()
         self._enter(Phase.CLEANUP, after_phase=Phase.PULL if self._is_later else Phase.RESUME)
 
-    def _freeze_once(self, plan: StartPlan) -> None:
+    def _freeze_once(self, plan: StartPlan, *, is_again: bool) -> None:
+        self._hold = hold = _hold_for(self._record)
         leavers = Leavers(self._runtime, self._record)
-        leavers.see_off()
-        with dump.memory_folder() as images, ExitStack() as held:
-            self._hold = _open_hold(self._record, held=held)
+        with ExitStack() as held:
+            if hold is not None:
+                held.callback(hold.stop)
+            held.enter_context(callers.taken_in(self._runtime, self._record, hold=hold, is_again=is_again))
+            leavers.see_off()
+            images = held.enter_context(dump.memory_folder())
+            self._hold_all()
             try:
                 self._dump(plan, images=images, leavers=leavers)
             finally:
-                self._kept = self._hold.frames() if self._hold is not None else []
+                self._kept = hold.frames() if hold is not None else []
+
+    def _hold_all(self) -> None:
+        """Keep what comes for the container from now on; a move goes on without."""
+        try:
+            if self._hold is not None:
+                self._hold.start()
+        except OSError as error:
+            LOG.warning("packets are not held", extra={"fields": {"reason": str(error)}})
 
     def _dump(self, plan: StartPlan, *, images: int, leavers: Leavers) -> None:
         hidden = HiddenMemory(self._runtime.group(self._record).pids())
@@ -467,14 +479,9 @@ class Move:
             )
 
 
-def _open_hold(record: ContainerRecord, *, held: ExitStack) -> Hold | None:
-    """Keep what comes for the container from now on; a move goes on without."""
+def _hold_for(record: ContainerRecord) -> Hold | None:
+    """Return what can keep frames for the container."""
     if record.attachment is None:
         return None
     place = record.attachment
-    hold = Hold(place.bridge, mac=place.mac, address=place.address, address6=place.address6)
-    try:
-        return held.enter_context(hold)
-    except OSError as error:
-        LOG.warning("packets are not held", extra={"fields": {"reason": str(error)}})
-        return None
+    return Hold(place.bridge, mac=place.mac, address=place.address, address6=place.address6)

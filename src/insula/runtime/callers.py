@@ -6,8 +6,9 @@ CRIU cannot carry a TCP connection that the kernel has taken and the program has
 programs, and always in one that accepts more slowly than clients come.  So, right before a freeze:
 
     nobody waits            freeze now
-    somebody waits longer   who wants to come in is not heard, by a rule for the container's port: his kernel asks again after
-                            a second (RFC 6298).  Everybody who is connected is served on, and the program accepts who waits
+    somebody waits longer   who wants to come in is not let in, by a rule for the container's port, and held (`kernel/hold.py`)
+                            until it runs again: his kernel would ask again after a second (RFC 6298).  Everybody who is
+                            connected is served on, and the program accepts who waits
 
 The rule ends with the freeze; if insulad is killed meanwhile, its next start takes it away (`recover.py`).  Taking the port off
 its bridge instead would lose answers: a connection that the program has closed after its last word has no owner any more,
@@ -24,6 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from insula.kernel import nft
+from insula.kernel.hold import Hold
 from insula.kernel.sock_diag import TcpState
 from insula.model.record import ContainerRecord
 from insula.runtime.context import Runtime
@@ -45,9 +47,12 @@ table bridge {table} {{
 
 
 @contextmanager
-def taken_in(runtime: Runtime, record: ContainerRecord, *, is_again: bool) -> Iterator[None]:
+def taken_in(
+    runtime: Runtime, record: ContainerRecord, *, hold: Hold | None, is_again: bool
+) -> Iterator[None]:
     """Have the program accept who waits, as far as it does so in ACCEPT_SECONDS, and nobody new until the end.
 
+    hold: gets who comes meanwhile.
     is_again: CRIU has met somebody before, whom a look did not show.
     """
     with contextlib.ExitStack() as held:
@@ -55,7 +60,7 @@ def taken_in(runtime: Runtime, record: ContainerRecord, *, is_again: bool) -> It
             is_again or not _wait_alone(runtime, record.pid, seconds=GLANCE_SECONDS)
         ):
             held.callback(open_door, record)
-            _close_door(record, interface=record.attachment.interface)
+            _close_door(record, interface=record.attachment.interface, hold=hold)
             _wait_alone(runtime, record.pid, seconds=ACCEPT_SECONDS)
         yield
 
@@ -74,8 +79,10 @@ def has_callers(pid: int) -> bool:
     return any(each.state is TcpState.SYN_RECV or each.waiting for each in found)
 
 
-def _close_door(record: ContainerRecord, *, interface: str) -> None:
+def _close_door(record: ContainerRecord, *, interface: str, hold: Hold | None) -> None:
     try:
+        if hold is not None:
+            hold.start_with_callers()
         nft.apply(_RULE.format(table=_table(record), interface=interface))
     except OSError as error:
         LOG.warning("callers are let in before a freeze", extra={"fields": {"reason": str(error)}})
