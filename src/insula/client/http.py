@@ -207,7 +207,7 @@ class Client:
     def __init__(self, host: str = "", *, identity: str = "", tenant: str = "") -> None:
         host = host or os.environ.get("INSULA_HOST", "")
         identity = identity or os.environ.get("INSULA_IDENTITY", "")
-        self._tenant = tenant
+        self.tenant = tenant
         self._token = os.environ.get("INSULA_TOKEN", "")
         self._door: Door | None = None
         self.path = ""
@@ -293,7 +293,7 @@ class Client:
         upgrade: str = "",
     ) -> bytes:
         words = dict(query or {})
-        words["tenant"] = words.get("tenant") or self._tenant
+        words["tenant"] = words.get("tenant") or self.tenant
         where = target(path, words)
         lines = [f"{method} {where} HTTP/1.1", "Host: insula"]
         if self._token:

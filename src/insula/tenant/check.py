@@ -64,7 +64,8 @@ def check(principal: Principal, action: Action, *, target_tenant: str = "") -> G
     tenant = target_tenant or principal.tenant
     if tenant != principal.tenant and action not in rights_everywhere(principal):
         if principal.kind is Kind.TOKEN or not EVERYWHERE[principal.role]:
-            raise NotFound(f"cannot find tenant `{tenant}`")
+            hint = "all tenants are for operators and admins" if tenant == EVERY_TENANT else ""
+            raise NotFound(f"cannot find tenant `{tenant}`", hint=hint)
         raise _denied(principal, action)
     if tenant == EVERY_TENANT and action is Action.CREATE:
         raise Denied("cannot create for tenant `*`: choose one")

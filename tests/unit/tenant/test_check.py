@@ -152,6 +152,9 @@ def test_another_tenant_is_refused_in_the_same_words_whether_it_is_there_or_not(
             check(principal, Action.READ, target_tenant=tenant)
         said.add(caught.value.message.replace(tenant, "…"))
     assert len(said) == 1
+    with pytest.raises(NotFound) as caught:
+        check(principal, Action.READ, target_tenant="*")
+    assert caught.value.hint == "all tenants are for operators and admins"
 
 
 def test_all_tenants_are_searched_only_for_who_may() -> None:

@@ -19,15 +19,31 @@ COMMAND_LENGTH = 22
 def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("-a", "--all", action="store_true", help="also those that do not run")
     parser.add_argument("--all-tenants", action="store_true", help="the containers of all tenants (admins)")
+    parser.add_argument(
+        "-f", "--filter", action="append", default=[], metavar="KEY=VALUE",
+        help="only those with that name (or a part of it), id, status, label, ancestor (image) or tenant",
+    )  # fmt: skip
     add_options(parser, quiet="ids", truncates=True)
 
 
 def run(options: Namespace, client: Client) -> int:
-    query = {"all": "1" if options.all else "", "tenant": "*" if options.all_tenants else ""}
+    wanted = _filters(options.filter) if options.filter else {}
+    is_all = options.all or "status" in wanted
+    has_tenant = options.all_tenants or client.tenant == "*"
+    query = {"all": "1" if is_all else "", "tenant": "*" if options.all_tenants else ""}
     rows = client.get("/v1/containers", query)
-    whole = options.no_trunc
-    show(rows, columns(is_whole=whole, has_tenant=options.all_tenants), options=options)
+    if wanted:
+        from insula.cli.filters import select
+
+        rows = select(rows, wanted)
+    show(rows, columns(is_whole=options.no_trunc, has_tenant=has_tenant), options=options)
     return 0
+
+
+def _filters(words: Sequence[str]) -> dict[str, list[str]]:
+    from insula.cli.filters import parse
+
+    return parse(words)
 
 
 def columns(
