@@ -27,6 +27,7 @@ from insula.model.errors import InsulaError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import ModuleType, TracebackType
+    from typing import TextIO
 
 EXIT_INTERRUPTED = 130
 EXIT_NOBODY_READS = 141
@@ -35,6 +36,7 @@ EXIT_NOBODY_READS = 141
 def main(argv: list[str] | None = None) -> int:
     """Run one command; return the exit code."""
     sys.excepthook = _explain_defect
+    _open_streams()
     arguments = sys.argv[1:] if argv is None else argv
     command = ""
     try:
@@ -59,6 +61,20 @@ def main(argv: list[str] | None = None) -> int:
             InsulaError(f"cannot use{place or ' a file or socket'}: {(error.strerror or str(error)).lower()}")
         )
         return exit_code(command, "internal")
+
+
+def _open_streams() -> None:
+    # What the caller has closed: else the next file or connection would become this process's output.
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout, sys.stderr = sys.stdout or _writer(1), sys.stderr or _writer(2)
+
+
+def _writer(number: int) -> TextIO:
+    return open(number, "w", encoding="utf-8", closefd=False)
 
 
 def _inert(text: str) -> str:

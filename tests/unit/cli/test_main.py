@@ -171,6 +171,21 @@ def test_one_of_several_fails_and_the_others_are_done(tmp_path: Path) -> None:
     assert done.stderr.startswith("insula: cannot find")
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_nobody_who_reads(tmp_path: Path, closed: str) -> None:
+    with serve(tmp_path / "s") as double:
+        double.answers["GET /v1/containers"] = (200, {}, [])
+        command = f"exec {sys.executable} -m insula.cli -H {double.host} ps {closed}"
+        done = subprocess.run(
+            ["/bin/sh", "-c", command],
+            env={"PYTHONPATH": str(SOURCE)},
+            capture_output=True,
+            timeout=30,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_inspect_searches_all_kinds(tmp_path: Path) -> None:
     with serve(tmp_path / "s") as double:
         double.answers["GET /v1/networks/n"] = (200, {}, {"name": "n"})
