@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Count what a test could leave behind on this machine, and say what is there that was not there before.
 
-Judged are: processes of this test run, descriptors of this process, mounts, network namespaces, links, nft rules, cgroups.
+Judged are: processes of this test run, descriptors of this process, mounts, network namespaces, links, nft rules, cgroups,
+loop devices.
 With INSULA_TESTS_SHARE_MACHINE set (other programs work on this machine at the same time), only the first two are; with
 INSULA_TESTS_COUNT_BY_MODULE, only around modules: where processors are emulated a count takes longer than most tests.
 """
@@ -16,6 +17,8 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import loops
 
 MARKER = "INSULA_TEST_SESSION"
 SHARED = "INSULA_TESTS_SHARE_MACHINE"
@@ -47,6 +50,7 @@ def take_snapshot(*, has_descriptors: bool = True) -> Snapshot:
             "link": _links(),
             "nft": _nft_lines(),
             "cgroup": _cgroups(),
+            "loop device": loops.all_shown(),
         }
     return Snapshot(kinds=kinds, has_descriptors=has_descriptors)
 

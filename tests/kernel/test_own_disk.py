@@ -19,11 +19,12 @@ from file_systems import (
     fill,
     make_files,
 )
-from insula.kernel import disk_image, loop
+from insula.kernel import disk_image
 from insula.model.errors import LimitRefused, Unsupported
 from insula.model.spec import Spec
 from insula.runtime import own_disk
 from insula.runtime.disk_kinds import ImageDisk
+from loops import is_free, shown
 
 TOO_MUCH = (errno.EDQUOT, errno.ENOSPC)
 IMAGE = "ext4 in a file"
@@ -41,7 +42,6 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     yield place
     own_disk.remove_folder(place)
     assert not place.exists() and not os.path.ismount(place / "disk")
-    assert loop.find(str(place / "disk.img")) is None
 
 
 @pytest.fixture(params=[IMAGE, "project quota", "btrfs quota"])
@@ -115,9 +115,10 @@ def test_it_is_found_and_removed_behind_a_link(folder: Path, tmp_path: Path) -> 
     link.symlink_to(folder)
     own_disk.make(link, spec(), is_nested=True)
     own_disk.make_ready(link, spec())
+    device = shown(folder / "disk.img")
     own_disk.remove_folder(link)
     assert not link.is_symlink() and not folder.exists()
-    assert loop.find(str(folder / "disk.img")) is None
+    assert is_free(device)
 
 
 def _only_begun(folder: Path) -> None:

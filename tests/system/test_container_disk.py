@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from hosted import Host, Person, wait_until
-from insula.kernel import loop
 from insula.runtime.fault import VARIABLE
 from insula.runtime.own_disk import Step
+from loops import is_free, shown
 
 MIB = 1 << 20
 FILL = "dd if=/dev/zero of=/x bs=1M count=60"
@@ -22,7 +22,6 @@ def without_disks(host: Host) -> Iterator[None]:
     yield
     host.remove_all()
     host.root("tenant", "set", host.alice.tenant, "disk=default", "inodes=default")
-    wait_until(lambda: not devices(host), what=lambda: f"loop devices stay: {devices(host)}")
     assert not mounts(host)
 
 
@@ -33,15 +32,15 @@ def mounts(host: Host) -> list[str]:
     return [each for each in places if each.startswith(f"{host.folder}/state/")]
 
 
-def devices(host: Host) -> list[str]:
-    """Return the files below the host's state folder that loop devices show."""
-    found = []
-    for each in Path("/sys/block").glob("loop*/loop/backing_file"):
-        try:
-            found.append(each.read_text().rstrip("\n"))
-        except OSError:  # it has just gone
-            continue
-    return [each for each in found if each.startswith(str(host.folder))]
+def test_others_cannot_tell_whose_disks_there_are(
+    host: Host, root: Person, alice: Person, bob: Person
+) -> None:
+    root("tenant", "set", alice.tenant, "disk=128m")
+    alice("run", "-d", "--name", "c", "--disk", "32m", "box", "sleep", "1000")
+    seen = bob("run", "--rm", "box", "sh", "-c", "cat /sys/block/loop*/loop/backing_file")
+    assert (
+        alice.look("c")["id"][:12] not in seen and alice.tenant not in seen and str(host.folder) not in seen
+    )
 
 
 def folder_of(host: Host, person: Person, name: str) -> Path:
@@ -59,8 +58,10 @@ def test_its_root_is_full_at_its_limit_and_nobody_elses(host: Host, alice: Perso
     assert "No space left" in again.err
     image = folder_of(host, alice, "small") / "disk.img"
     assert image.stat().st_blocks * 512 <= 34 * MIB
+    device = shown(image)
     alice("rm", "small")
     assert not image.parent.exists()
+    wait_until(lambda: is_free(device), what="its device is free")
 
 
 def test_files_end_as_bytes_do(alice: Person) -> None:
@@ -116,12 +117,12 @@ def test_it_is_there_after_a_kill_and_after_the_hosts_end(host: Host, alice: Per
     host.kill()
     host.start()
     assert alice("exec", "c", "cat", "/g") == "kept"
-    shown = alice.json("stats", "--no-stream", "--format", "json", "c")[0]
-    assert 0 < shown["disk_bytes"] < 10 * MIB and 24 * MIB < shown["disk_limit_bytes"] <= 32 * MIB
+    used = alice.json("stats", "--no-stream", "--format", "json", "c")[0]
+    assert 0 < used["disk_bytes"] < 10 * MIB and 24 * MIB < used["disk_limit_bytes"] <= 32 * MIB
     assert "DISK / LIMIT" in alice("stats", "--no-stream", "c")
-    image = folder_of(host, alice, "c") / "disk.img"
+    device = shown(folder_of(host, alice, "c") / "disk.img")
     host.tear_down()
-    assert loop.find(str(image)) is None and not mounts(host)
+    assert is_free(device) and not mounts(host)
     host.start()
     alice("start", "c")
     wait_until(lambda: alice("logs", "c") == "kept", what="it has read what it wrote before")
@@ -144,8 +145,11 @@ def test_insulad_killed_between_two_steps_leaves_nothing(
     assert host.daemon.wait(timeout=15) == -signal.SIGKILL
     monkeypatch.delenv(VARIABLE)
     host.start()
-    assert len(devices(host)) == (2 if limit != "default" else 1)
+    places = [f"{host.folder}/state/tenants/{alice.tenant}/disk"] if limit != "default" else []
+    assert sorted(mounts(host)) == sorted([*places, str(folder_of(host, alice, "old") / "disk")])
     assert len([*(host.folder / "state/containers").iterdir()]) == 1
+    device = shown(folder_of(host, alice, "old") / "disk.img")
     alice("start", "-a", "old")
     alice("rm", "old")
     assert not [*(host.folder / "state/containers").iterdir()]
+    wait_until(lambda: is_free(device), what="its device is free")

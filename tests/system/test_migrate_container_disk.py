@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from insula.kernel import loop
+from insula.migrate.fault import Point
 from insula.model.errors import DiskFull, InsulaError
-from two_hosts import TENANT, Conversation, Counter, Pair, wait_until
+from loops import is_free, shown
+from two_hosts import TENANT, Conversation, Counter, Pair, mended_after, wait_until
 
 MIB = 1 << 20
 FILL = """
@@ -32,8 +33,15 @@ def folder_of(pair: Pair, host: str) -> Path:
     return (pair.host(host).folder / "state/containers" / found["id"]).resolve()
 
 
-def is_gone(folder: Path) -> bool:
-    return not folder.exists() and loop.find(str(folder / "disk.img")) is None
+class Left:
+    """What a host has of it now, to be looked for when it has left."""
+
+    def __init__(self, pair: Pair, host: str) -> None:
+        self.folder = folder_of(pair, host)
+        self._device = shown(self.folder / "disk.img")
+
+    def is_gone(self) -> bool:
+        return not self.folder.exists() and is_free(self._device)
 
 
 def test_it_moves_with_its_limit_there_and_back(pair: Pair) -> None:
@@ -46,21 +54,21 @@ def test_it_moves_with_its_limit_there_and_back(pair: Pair) -> None:
     assert talk.run(FILL) == ENOSPC
     counter.wait_for_more()
     for source, target in (("alpha", "beta"), ("beta", "alpha")):
-        left = folder_of(pair, source)
-        assert os.path.ismount(left / "disk")
+        left = Left(pair, source)
+        assert os.path.ismount(left.folder / "disk")
         pair.migrate("c", source, target)
         counter.wait_for_more()
         assert os.path.ismount(folder_of(pair, target) / "disk")
-        assert wait_until(lambda left=left: is_gone(left)), [*left.glob("*")]
+        assert wait_until(left.is_gone), [*left.folder.glob("*")]
         talk.run(f"held.write('{target}'); held.flush()")
         assert talk.run("answer = sum() == first") is True
         assert talk.run(FILL) == ENOSPC
     assert talk.run("answer = open('/srv/held').read()") == "betaalpha"
     counter.finish()
     talk.close()
-    left = folder_of(pair, "alpha")
+    left = Left(pair, "alpha")
     pair.remove("c")
-    assert wait_until(lambda: is_gone(left))
+    assert wait_until(left.is_gone)
 
 
 @contextmanager
@@ -131,3 +139,30 @@ def test_a_restore_without_room_for_both_says_so_and_leaves_the_room_as_it_was(p
     assert sorted(each.name for each in place.iterdir()) == ["upper", "work"]
     assert wait_until(lambda: os.statvfs(place).f_bavail >= used)
     assert pair.status("alpha", "c") == "exited"
+
+
+@pytest.fixture
+def broken(module_pair: Pair) -> Iterator[Pair]:
+    yield from mended_after(module_pair)
+
+
+@pytest.mark.parametrize("point", [Point.TARGET_RESERVED, Point.TARGET_PREPARED, Point.TARGET_HELD])
+def test_a_target_that_is_killed_has_nothing_of_it_left(broken: Pair, point: Point) -> None:
+    talk = Conversation(broken.world, broken.run("c", disk_bytes=64 * MIB))
+    broken.restart("beta", fault=f"{point}=kill")
+    with pytest.raises(InsulaError):
+        broken.migrate("c", "alpha", "beta")
+    broken.wait_killed("beta")
+    broken.restart("beta")
+    place = broken.host("beta").folder / "state/containers"
+    assert wait_until(lambda: not broken.find("beta", "c") and not mounts_below(place)), mounts_below(place)
+    assert talk.run("answer = 1") == 1
+    broken.migrate("c", "alpha", "beta")
+    assert talk.run(FILL) == ENOSPC
+    talk.close()
+
+
+def mounts_below(folder: Path) -> list[str]:
+    """Return what is mounted below a folder."""
+    with open("/proc/self/mountinfo", encoding="utf-8") as file:
+        return [place for line in file if (place := line.split()[4]).startswith(f"{folder}/")]

@@ -71,7 +71,7 @@ def attach(path: str, place: str) -> None:
     if known is not None:
         _mount(known, place)
         return
-    file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    file = loop.open_unseen(path)
     try:
         device = loop.attach(file)
     finally:

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loop devices: a file as a block device, until its last user lets go of it.
 
+Every process may read in /sys which file a device shows, containers' too: as it was opened.  Whose it is does not stand there
+if it was opened beneath a detached mount (`open_unseen`).  So a device is known by its file's inode, which only root is told.
+
 Source: include/uapi/linux/loop.h, loop(4); LOOP_CONFIGURE since Linux 5.8.
 """
 
@@ -8,7 +11,11 @@ import errno
 import fcntl
 import os
 import struct
+from typing import NamedTuple
 
+from insula.kernel import mount
+
+LOOP_GET_STATUS64 = 0x4C05
 LOOP_SET_CAPACITY = 0x4C07
 LOOP_CONFIGURE = 0x4C0A
 LOOP_CTL_GET_FREE = 0x4C82
@@ -51,20 +58,62 @@ def attach(file: int) -> int:
     raise OSError(errno.EBUSY, "ioctl: no free loop device", "/dev/loop-control")
 
 
+class Inode(NamedTuple):
+    """Which file a device shows."""
+
+    device: int
+    number: int
+
+
+def open_unseen(path: str) -> int:
+    """Open a file for `attach` so that /sys tells nothing but its last name.  Returns: a descriptor."""
+    folder, name = os.path.split(path)
+    seen = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        detached = mount.clone(seen)
+    finally:
+        os.close(seen)
+    try:
+        return os.open(name, os.O_RDWR | os.O_CLOEXEC, dir_fd=detached)
+    finally:
+        os.close(detached)
+
+
 def find(path: str) -> str | None:
     """Return the path of the device that shows a file, None if none does."""
-    wanted = os.path.realpath(path)
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    wanted = Inode(found.st_dev, found.st_ino)
     with os.scandir("/sys/block") as entries:
-        for entry in entries:
-            try:
-                with open(
-                    f"{entry.path}/loop/backing_file", encoding="utf-8", errors="surrogateescape"
-                ) as file:
-                    if file.read().rstrip("\n") == wanted:
-                        return f"/dev/{entry.name}"
-            except OSError:  # another kind of device, or free
-                continue
-    return None
+        names = [each.name for each in entries if _may_show(each.path, os.path.basename(path))]
+    return next((f"/dev/{each}" for each in names if inode_of(f"/dev/{each}") == wanted), None)
+
+
+def _may_show(place: str, name: str) -> bool:
+    # Others' devices are not opened: who has one open uses it.
+    try:
+        with open(f"{place}/loop/backing_file", encoding="utf-8", errors="surrogateescape") as file:
+            return os.path.basename(file.read().rstrip("\n")) == name
+    except OSError:  # another kind of device, or free
+        return False
+
+
+def inode_of(path: str) -> Inode | None:
+    """Return which file a device shows; None: none, or it is no such device."""
+    try:
+        device = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # free, and gone
+        return None
+    try:
+        status = bytearray(_INFO.size)
+        fcntl.ioctl(device, LOOP_GET_STATUS64, status)
+    except OSError:  # free
+        return None
+    finally:
+        os.close(device)
+    return Inode(*_INFO.unpack(status)[:2])
 
 
 def path_of(device: int) -> str:
