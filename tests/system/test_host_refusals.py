@@ -277,3 +277,10 @@ def test_a_wrong_field_of_a_body_is_named(alice: Person) -> None:
     assert (status, said["error"]["message"]) == (400, "cannot use `scopes[0]`: invalid enum value 'foo'")
     status, said = alice.ask("POST", "/v1/tokens", body=b"[]")
     assert (status, said["error"]["message"]) == (400, "cannot read the body: expected `object`, got `array`")
+
+
+def test_a_trace_of_what_is_never_told_is_refused(alice: Person) -> None:
+    alice("run", "-d", "--name", "web", "box", "sleep", "1000")
+    assert "cannot trace call `opennat`" in alice.fails("trace", "-c", "opennat", "web")
+    assert "cannot trace error `ENOTHING`" in alice.fails("trace", "-e", "ENOTHING", "web")
+    assert "cannot trace kinds `files`" in alice.fails("trace", "-k", "files", "web")

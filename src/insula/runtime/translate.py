@@ -48,7 +48,7 @@ def _hint(code: str) -> str:
     return {
         "unsupported": "end all containers of this host, then restart insulad: it replaces an idle spawner",
         "command_not_found": "check the command, or the image",
-        "command_not_executable": "it lacks the execute bit, or is no program",
+        "command_not_executable": "it lacks the execute bit, is no program, or a profile that holds the container lacks it",
     }.get(code, "")
 
 
