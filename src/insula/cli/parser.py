@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from argparse import ArgumentParser, HelpFormatter
 
+from insula.cli.table import FOREIGN_OPTIONS
 from insula.model.errors import BadRequest
 
 TYPE_CHECKING = False
@@ -75,7 +76,9 @@ class Parser(ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         text = message[:1].lower() + message[1:]
-        raise UsageError(f"cannot understand `{self.prog}`: {text}", hint=f"see `{self.prog} --help`")
+        option = text.removeprefix("unrecognized arguments: ").partition(" ")[0].partition("=")[0]
+        hint = FOREIGN_OPTIONS.get(option, f"see `{self.prog} --help`")
+        raise UsageError(f"cannot understand `{self.prog}`: {text}", hint=hint)
 
 
 def add_verbs(parser: ArgumentParser, verbs: dict[str, str]) -> dict[str, ArgumentParser]:

@@ -125,6 +125,18 @@ FOREIGN: dict[str, str] = {
     "system": "`insula info` tells of this host, `insula tenant show` what is used",
     "update": "limits are given to `insula run`; those of a tenant: `insula tenant set`",
 }
+FOREIGN_OPTIONS: dict[str, str] = {
+    "--add-host": "containers of a network find each other by name",
+    "--device": "no container has devices of the host",
+    "--dns": "names are asked of this host, which asks its own servers",
+    "--gpus": "no container has devices of the host",
+    "--platform": "a container's programs are of this host's processor",
+    "--privileged": "nobody gets that; `--cap-add` gives what counts inside, `--init` a whole system",
+    "--publish-all": "`-p PORT` publishes one on a port that is picked",
+    "-P": "`-p PORT` publishes one on a port that is picked",
+    "--pull": _NO_REGISTRY,
+    "--security-opt": "`insula profile` holds a container to what it uses",
+}
 SUMMARIES: dict[str, str] = {name: line for _, commands in GROUPS for name, line in commands}
 
 #: docker's: 125 is insula's own failure, everything else is the program's.

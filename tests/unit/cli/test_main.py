@@ -163,6 +163,19 @@ def test_what_there_is_not_has_a_hint_to_what_there_is() -> None:
     assert (done.returncode, done.stderr.splitlines()[1]) == (125, f"  hint: {table.FOREIGN['pull']}")
 
 
+@pytest.mark.parametrize("words", ["run --privileged host", "run --pull=always host", "run -d -P host true"])
+def test_an_option_that_there_is_not_has_a_hint_to_what_there_is(words: str) -> None:
+    done = insula(None, *words.split())
+    assert done.returncode == 125
+    assert done.stderr.splitlines()[1].removeprefix("  hint: ") in table.FOREIGN_OPTIONS.values()
+
+
+def test_no_command_has_an_option_that_there_is_not() -> None:
+    parser = Parser(prog="run")
+    main.load("run").arguments(parser)
+    assert not set(table.FOREIGN_OPTIONS) & {name for each in parser._actions for name in each.option_strings}
+
+
 def test_one_of_several_fails_and_the_others_are_done(tmp_path: Path) -> None:
     with serve(tmp_path / "s") as double:
         double.answers["DELETE /v1/containers/b"] = (204, {}, None)
