@@ -39,6 +39,7 @@ def create(root: Person, **spec: object) -> tuple[int, str, str]:
         ({"hostname": "-x"}, 400, "invalid_spec", "`-x`"),
         ({"address": "10.99.99.99"}, 400, "invalid_spec", "10.99.99.99"),
         ({"address": "nonsense"}, 400, "invalid_spec", "`nonsense`"),
+        ({"address": "10.213.0.9", "network": "none"}, 400, "invalid_spec", "without network"),
         ({"mounts": [{"kind": "volume", "source": "../x", "target": "/x"}]}, 400, "invalid_spec", "`../x`"),
         (
             {"mounts": [{"kind": "volume", "source": "v", "target": "/a/../../x"}]},

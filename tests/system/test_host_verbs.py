@@ -129,6 +129,16 @@ def test_attach_sees_what_comes_and_gives_the_exit_code(alice: Person) -> None:
     assert alice("logs", "c") == "got hello"
 
 
+def test_who_starts_and_attaches_to_one_that_runs_is_attached(alice: Person) -> None:
+    program = "while [ ! -e /go ]; do echo here; sleep 0.05; done; exit 3"
+    alice("run", "-d", "--name", "web", "box", "sh", "-c", program)
+    with alice.begin("start", "-a", "web") as process:
+        assert process.stdout is not None and process.stdout.readline() == b"here\n"
+        alice("exec", "web", "touch", "/go")
+        process.communicate(timeout=30)
+    assert process.returncode == 3
+
+
 def test_wait_answers_for_each(alice: Person) -> None:
     alice("run", "-d", "--name", "a", "box", "sh", "-c", "exit 4")
     alice("run", "-d", "--name", "b", "box", "sleep", "1000")

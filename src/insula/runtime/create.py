@@ -241,6 +241,8 @@ def _drop_volume(runtime: Runtime, tenant: str, *, name: str) -> None:
 
 def _lease(runtime: Runtime, tenant: str, *, spec: Spec, container_id: str) -> Attachment | None:
     if spec.network == "none":
+        if spec.address:
+            raise InvalidSpec(f"cannot use address `{spec.address}`: a container without network has none")
         return None
     if spec.network == "host":
         raise NetworkNotFound(

@@ -43,7 +43,9 @@ def attach_to(
     from insula.client import attach, terminal
 
     record = client.get(f"/v1/containers/{quote(name)}")
-    if not start and record["status"] not in ("running", "paused"):
+    runs = record["status"] in ("running", "paused")
+    start = start and not runs
+    if not start and not runs:
         raise WrongState(
             f"cannot attach to `{name}`: it is {record['status']}", hint=f"`insula start -a {name}`"
         )
