@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `insula doctor` prints, literally."""
 
+import os
+
 import pytest
 
 from insula.cli.commands.doctor import COLUMNS, render, run
@@ -48,6 +50,12 @@ def test_table() -> None:
 def test_a_fatal_finding_is_named_in_the_last_sentence() -> None:
     text = render((_finding(REQUIRED, State.MISSING, "unknown filesystem type"),))
     assert text.endswith("containers cannot run here: overlay missing")
+
+
+def test_who_is_not_root_is_told_that_root_may_find_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    text = render((_finding(REQUIRED, State.MISSING, "Permission denied"),))
+    assert " ".join(text.splitlines()).endswith("who may find them: sudo insula doctor")
 
 
 def test_no_line_is_wider_than_a_terminal() -> None:

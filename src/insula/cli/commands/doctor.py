@@ -4,6 +4,7 @@
 Works without a daemon.  Exit codes: 0 containers run here; 1 they do not; 2 the command line is wrong.
 """
 
+import os
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -73,7 +74,9 @@ def _verdict(findings: Sequence[Finding]) -> str:
     fatal = [finding.feature.name for finding in missing if finding.is_fatal]
     if fatal:
         words = f"containers cannot run here: {', '.join(fatal)} missing"
-        return textwrap.fill(words, COLUMNS)
+        if os.geteuid() != 0:
+            words += "; but this user is not root, who may find them: sudo insula doctor"
+        return textwrap.fill(words, COLUMNS, break_on_hyphens=False)
     return f"containers run here; {len(findings) - len(missing)} of {len(findings)} features found"
 
 
