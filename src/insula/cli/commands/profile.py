@@ -81,7 +81,9 @@ def arguments(parser: ArgumentParser) -> None:
     )
     verbs["drift"].add_argument("container", metavar="CONTAINER", help="name or id")
     verbs["drift"].add_argument("--format", default="text", metavar="FORMAT", help="text or json")
-    verbs["apply"].add_argument("--enforce", default="deny", metavar="HOW", help="deny, or log: told only")
+    verbs["apply"].add_argument(
+        "--enforce", default="deny", metavar="HOW", help="deny (default), or log: told only"
+    )
     verbs["apply"].add_argument("name", metavar="PROFILE")
     verbs["apply"].add_argument("containers", metavar="CONTAINER", nargs="+", help="name or id")
     verbs["release"].add_argument("containers", metavar="CONTAINER", nargs="+", help="name or id")
@@ -192,6 +194,12 @@ def _diff(old: Json, new: Json) -> int:
 def _apply(options: Namespace, client: Client) -> int:
     if options.enforce not in ("deny", "log"):
         raise UsageError(f"cannot enforce by `{options.enforce}`", hint="deny or log")
+    if options.enforce == "deny" and not _profile(client, options.name)["is_from_birth"]:
+        print(
+            f"insula: warning: `{options.name}` was not recorded from a start on: a start may need what it lacks;"
+            " `--enforce log` tells what",
+            file=sys.stderr,
+        )
     wish = {"profile": options.name, "enforce": options.enforce}
     return on_each(
         options.containers,

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`insula profile apply` warns of a profile that no start has been recorded for."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "client"))
+from daemon_double import serve
+
+from insula.cli.main import main
+
+
+@pytest.mark.parametrize(
+    ("is_from_birth", "enforce", "warns"),
+    [(False, "deny", True), (True, "deny", False), (False, "log", False)],
+)
+def test_a_profile_without_a_start_is_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], is_from_birth: bool, enforce: str, warns: bool
+) -> None:
+    with serve(tmp_path / "s") as double:
+        double.answers["GET /v1/profiles/p"] = (200, {}, {"is_from_birth": is_from_birth})
+        applied = {"is_running": False, "is_root_writable": False, "is_old": False}
+        double.answers["POST /v1/containers/c/profile/apply"] = (200, {}, applied)
+        assert main(["-H", double.host, "profile", "apply", "--enforce", enforce, "p", "c"]) == 0
+    assert ("not recorded from a start on" in capsys.readouterr().err) == warns
