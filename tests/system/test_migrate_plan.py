@@ -20,7 +20,7 @@ RESERVING = """
 import ctypes
 libc = ctypes.CDLL(None)
 libc.mmap.restype = ctypes.c_void_p
-libc.mmap(None, ctypes.c_size_t(8 << 40), 0, 0x4022, -1, ctypes.c_long(0))
+libc.mmap(None, ctypes.c_size_t(8 << 40), 3, 0x4022, -1, ctypes.c_long(0))
 """
 
 PACKETS = """

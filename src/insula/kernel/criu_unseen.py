@@ -3,7 +3,7 @@
 
     lazy-PID.img   which of the hidden pages there are: address and number of pages, 64 bits each; PID as in the container
     rest-PID.img   in the same form: further pages that CRIU did not list, which should not be
-    mm-PID.img     CRIU's; guard regions are added to it as CRIU adds them
+    mm-PID.img     CRIU's; reserves of address space and guard regions are added to it as CRIU adds them
 
 Standard library only.  Source: CRIU's `images/mm.proto`, `images/vma.proto`, `collect_madv_guards` of `criu/mem.c`.
 """
@@ -19,9 +19,13 @@ from insula.kernel.criu_images import PAGE_BYTES, PE_LAZY, decode_pagemap, read_
 
 _MAGICS, _SIZE = struct.Struct("<II"), struct.Struct("<I")
 _MM_MAGICS = (0x54564319, 0x57492820)
-_VMAS, _STATUS = 14, 7
+_VMAS, _START, _STATUS = 14, 1, 7
 _GUARD = 1 << 16
 """VMA_AREA_GUARD: the only flag of such an entry."""
+_ANONYMOUS = 1 << 0 | 1 << 9
+"""VMA_AREA_REGULAR, VMA_ANON_PRIVATE."""
+_RESERVE_FLAGS = 0x02 | 0x20 | 0x4000
+"""MAP_PRIVATE, MAP_ANONYMOUS; MAP_NORESERVE: whoever maps it again must not be asked for as much memory."""
 _LAZY_NAME = re.compile(r"lazy-([1-9][0-9]*)\.img")
 _LAZY = struct.Struct("<QQ")
 
@@ -72,17 +76,44 @@ def read_list(images: int, name: str) -> list[tuple[int, int]]:
     return list(_LAZY.iter_unpack(data))
 
 
-def add_guards(data: bytes, guards: Iterable[tuple[int, int]]) -> bytes:
-    """Return a `mm-PID.img` that has these guard regions (MADV_GUARD_INSTALL), unless it has some already.
+def add_reserves(data: bytes, reserves: Iterable[tuple[int, int, int]]) -> bytes:
+    """Return a `mm-PID.img` that has these private mappings, too, which nobody may touch: start, end, advice.
 
-    Raises: ValueError if it is no such image.
+    Its mappings are sorted by their addresses, as CRIU wants them.  Raises: ValueError if it is no such image.
     """
+    begin, end = _mm_body(data)
+    fields = list(protobuf.decode(data[begin:end]))
+    rest = [(number, value) for number, value in fields if number != _VMAS]
+    vmas = [value for number, value in fields if number == _VMAS and isinstance(value, bytes)]
+    for start, end_of, advice in reserves:
+        values = (start, end_of, 0, 0, 0, _RESERVE_FLAGS, _ANONYMOUS, 1, advice)
+        vmas.append(protobuf.encode(enumerate(values, 1)))
+    vmas.sort(key=_order)
+    body = protobuf.encode([*rest, *((_VMAS, vma) for vma in vmas)])
+    return data[: _MAGICS.size] + _SIZE.pack(len(body)) + body + data[end:]
+
+
+def _order(vma: bytes) -> tuple[bool, int | bytes]:
+    fields = dict(protobuf.decode(vma))
+    return fields[_STATUS] == _GUARD, fields[_START]
+
+
+def _mm_body(data: bytes) -> tuple[int, int]:
     begin = _MAGICS.size + _SIZE.size
     if len(data) < begin or _MAGICS.unpack_from(data) != _MM_MAGICS:
         raise ValueError("mm: not such an image")
     end = begin + _SIZE.unpack_from(data, _MAGICS.size)[0]
     if end > len(data):
         raise ValueError("mm: cut short")
+    return begin, end
+
+
+def add_guards(data: bytes, guards: Iterable[tuple[int, int]]) -> bytes:
+    """Return a `mm-PID.img` that has these guard regions (MADV_GUARD_INSTALL), unless it has some already.
+
+    Raises: ValueError if it is no such image.
+    """
+    begin, end = _mm_body(data)
     for number, value in protobuf.decode(data[begin:end]):
         if number == _VMAS and isinstance(value, bytes) and dict(protobuf.decode(value))[_STATUS] == _GUARD:
             return data

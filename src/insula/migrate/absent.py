@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Complete CRIU's images with what it was not shown (`runtime/hidden.py`): which pages there are, and guard regions.
+"""Complete CRIU's images with what it was not shown (`runtime/hidden.py`): which pages there are, reserves, and guard regions.
 
 Whatever CRIU did not list of private anonymous memory is listed here, hidden or not, and what it left out of a changed file
 mapping ends the move: a CRIU that reads its page maps in another way loses nothing.
@@ -8,7 +8,8 @@ Out of scope: the pages themselves, and the target's checks of these lists (memo
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from insula.kernel import criu_images, criu_unseen
 from insula.kernel.pagemap import Range, intersect, merge, subtract
@@ -57,9 +58,11 @@ def complete_images(images: int, last: Mapping[int, Last], *, seen: Mapping[int,
         shown = subtract(each.anonymous, each.hidden)
         if pages := subtract(intersect(last[pid].present, shown), listed):
             write_file(images, criu_unseen.rest_name(inside), criu_unseen.encode_lazy(pages))
+        if each.reserves:
+            _change_mappings(images, inside, partial(criu_unseen.add_reserves, reserves=each.reserves))
     for pid, known in last.items():
         if known.guarded and (inside := inner_pid(pid)) is not None:
-            _add_guards(images, inside, known.guarded)
+            _change_mappings(images, inside, partial(criu_unseen.add_guards, guards=known.guarded))
 
 
 def _listed(images: int, pid: int) -> tuple[Range, ...]:
@@ -81,10 +84,10 @@ def _check(present: Sequence[Range], seen: Seen, *, listed: Sequence[Range], pid
         LOG.warning("CRIU saw memory that was hidden from it", extra={"fields": {"pid": pid}})
 
 
-def _add_guards(images: int, pid: int, guarded: Sequence[Range]) -> None:
+def _change_mappings(images: int, pid: int, change: Callable[[bytes], bytes]) -> None:
     name = f"mm-{pid}.img"
     try:
         data = criu_images.read_image(images, name)
     except FileNotFoundError:
         return  # not of the container's tree
-    write_file(images, name, criu_unseen.add_guards(data, guarded))
+    write_file(images, name, change(data))

@@ -79,7 +79,7 @@ def has_callers(pid: int) -> bool:
     return any(each.state is TcpState.SYN_RECV or each.waiting for each in found)
 
 
-def _close_door(record: ContainerRecord, *, interface: str, hold: Hold | None) -> None:
+def _close_door(record: ContainerRecord, *, interface: str, hold: Hold | None = None) -> None:
     try:
         if hold is not None:
             hold.start_with_callers()

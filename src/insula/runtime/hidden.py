@@ -5,7 +5,8 @@ CRIU splices every page that it finds into pipes, for a lazy server that never s
 /proc/PID/pagemap.  In its mount namespace a sparse file of ours lies over that: a hole says that there is no page.
 
     launch         `boot/engine.py` mounts a file over each process's pagemap, and lets CRIU know a kernel without the ioctl
-                   PAGEMAP_SCAN, which no file of ours could answer; another one over its smaps (`mappings.py`)
+                   PAGEMAP_SCAN, which no file of ours could answer; another one over its smaps (`mappings.py`), which
+                   leaves out address space that is only reserved
     network-lock   all stand, neither was read: `show` copies the entries of what CRIU must dump itself into the files
     post-dump      the caller writes beside CRIU's images which pages there are that CRIU did not list (`migrate/absent.py`),
                    and calls `check` before it is too late
@@ -21,6 +22,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, ClassVar, NamedTuple, Self
 
@@ -38,7 +40,7 @@ from insula.kernel.pagemap import (
 )
 from insula.kernel.whole import write_at
 from insula.model.errors import MigrationFailed
-from insula.runtime.mappings import Described, describe
+from insula.runtime.mappings import Described, Reserve, describe, reserved_bytes
 
 LOG = logging.getLogger(__name__)
 
@@ -51,6 +53,8 @@ MIN_RESIDENT_BYTES = 8 << 20
 """Of a process below which the kernel makes its smaps fast enough: 0.1 ms."""
 BYTES_PER_GAIN = 40
 """Reserved addresses that cost as much as one byte of memory saves: CRIU reads 8 bytes for each page that could be."""
+MUCH_RESERVED_BYTES = 1 << 37
+"""Of a process, which has nobody touch it: CRIU would need a list of 512 MiB, whatever there is in it (`migrate/reserved.py`)."""
 _FILE_BYTES = 1 << 47
 """More than any address has entries: CRIU would read on and on at an early end."""
 _GONE = (FileNotFoundError, ProcessLookupError)
@@ -70,6 +74,8 @@ class Seen(NamedTuple):
     anonymous: tuple[Range, ...]
     """All mappings, those that are hidden among them."""
     of_files: tuple[Range, ...]
+    reserves: tuple[Reserve, ...] = ()
+    """Of its address space, not shown at all."""
 
 
 class HiddenMemory:
@@ -89,6 +95,11 @@ class HiddenMemory:
         """How much CRIU saw of each process, by its pid here."""
         self.described: dict[int, Described] = {}
         """What CRIU is told of mappings without asking the kernel, by process."""
+
+    @classmethod
+    def is_distrusted(cls) -> bool:
+        """Whether this CRIU is shown everything."""
+        return cls._distrusted
 
     def __enter__(self) -> Self:
         if self._pids:
@@ -142,7 +153,9 @@ class HiddenMemory:
                 if pid in self._pids:
                     seen[pid] = self._show_pages(pid, maps, may_hide=may_hide)
                 if pid in self.described:
-                    self._show_mappings(pid, maps, may_describe=may_hide)
+                    reserves = self._show_mappings(pid, maps, may_describe=may_hide)
+                    if pid in seen:
+                        seen[pid] = seen[pid]._replace(reserves=reserves)
         self.seen = seen
 
     def _show_pages(self, pid: int, maps: bytes, *, may_hide: bool) -> Seen:
@@ -153,17 +166,18 @@ class HiddenMemory:
                     write_at(file.fileno(), entries, address // PAGE_BYTES * ENTRY_BYTES)
         return Seen(hidden, parse_maps(maps), file_mappings(maps))
 
-    def _show_mappings(self, pid: int, maps: bytes, *, may_describe: bool) -> None:
+    def _show_mappings(self, pid: int, maps: bytes, *, may_describe: bool) -> tuple[Reserve, ...]:
+        """Returns: what is left out."""
         described = self.described.pop(pid)
         now = described.of_now(maps) if may_describe else None
         if now is not None:
-            self.described[pid] = now
-            text = now.smaps()
+            self.described[pid] = shown = now
         else:
-            with open(f"/proc/{pid}/smaps", "rb") as file:
-                text = file.read()
+            shown = describe(pid)
+        reserves = shown.reserves() if pid in self._pids else ()
         with self._file(_smaps_name(pid)) as file:
-            write_at(file.fileno(), text, 0)
+            write_at(file.fileno(), shown.smaps(without=reserves), 0)
+        return reserves
 
     def check(self) -> None:
         """Ask the kernel whether what CRIU was told of mappings is true; may be called beside CRIU.
@@ -208,11 +222,29 @@ def _worthwhile(pids: Iterable[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     chosen = {
         pid: each for pid, each in sizes.items() if each.may_hide and each.anonymous >= MIN_PROCESS_BYTES
     }
+    left_out = {pid: _left_out_bytes(pid) for pid, each in sizes.items() if each.may_hide}
     gain = sum(each.anonymous for each in chosen.values())
-    cost = sum(each.reserved for each in sizes.values()) // BYTES_PER_GAIN
+    cost = (sum(each.reserved for each in sizes.values()) - sum(left_out.values())) // BYTES_PER_GAIN
+    reserving = {pid for pid, size in left_out.items() if size >= MUCH_RESERVED_BYTES}
     if gain < MIN_BYTES or gain <= cost:
-        return (), ()
-    return tuple(chosen), tuple(pid for pid in sizes if sizes[pid].resident >= MIN_RESIDENT_BYTES)
+        return tuple(reserving), tuple(reserving)
+    large = {pid for pid in sizes if sizes[pid].resident >= MIN_RESIDENT_BYTES}
+    return tuple({*chosen, *reserving}), tuple(large | reserving)
+
+
+def much_left_out_bytes(pid: int) -> int:
+    """Return how much of a process's address space CRIU is surely not shown.  Raises: OSError if it has ended."""
+    if HiddenMemory.is_distrusted() or not _size_of(pid).may_hide:
+        return 0
+    size = _left_out_bytes(pid)
+    return size if size >= MUCH_RESERVED_BYTES else 0
+
+
+def _left_out_bytes(pid: int) -> int:
+    try:
+        return reserved_bytes(Path(f"/proc/{pid}/maps").read_bytes())
+    except _GONE:
+        return 0
 
 
 def _size_of(pid: int) -> _Size:

@@ -10,8 +10,9 @@ Out of scope: how CRIU gets to see it (`hidden.py`).  Sources: proc_pid_smaps(5)
 the kernel's `fs/proc/task_mmu.c`.
 """
 
+import re
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from insula.model.errors import MigrationFailed
@@ -20,6 +21,23 @@ _DIGITS = b"0123456789abcdef"
 _FLAGS = b"VmFlags:"
 _READ = frozenset(b"gd lo ht sr rr dc dd mg hg nh io pf sh mw".split())
 """What CRIU takes from flags (its `parse_vmflags`), but whether room was reserved (`nr`), by which nothing can be told apart."""
+
+
+MIN_RESERVED_BYTES = 1 << 30
+_RESERVED = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) ---p 0+ 00:00 0 *")
+_ADVICE = {b"sr": 2, b"rr": 1, b"dc": 10, b"mg": 12, b"hg": 14, b"nh": 15, b"dd": 16}
+"""Flag to the number of its madvise(2)."""
+_OTHERWISE_KNOWN = frozenset(b"mr mw me nr ac sd um uw".split())
+"""Flags that make no difference to who maps it again."""
+
+
+class Reserve(NamedTuple):
+    """Private address space that nobody may touch: a program has reserved it, to use parts of it later."""
+
+    start: int
+    end: int
+    advice: int
+    """A bit for each madvise(2) that holds for it."""
 
 
 class Described(NamedTuple):
@@ -34,9 +52,15 @@ class Described(NamedTuple):
             return None
         return Described({line: self.flags[line] for line in lines})
 
-    def smaps(self) -> bytes:
-        """Return what CRIU needs of smaps."""
-        return b"".join(b"%b\n%b\n" % each for each in self.flags.items())
+    def smaps(self, *, without: Collection[Reserve] = ()) -> bytes:
+        """Return what CRIU needs of smaps.  without: as of `reserves`."""
+        kept = (each for each in self.flags.items() if _reserve(*each) not in without)
+        return b"".join(b"%b\n%b\n" % each for each in kept)
+
+    def reserves(self) -> tuple[Reserve, ...]:
+        """Return what is better left out: CRIU would go through each page that it could have."""
+        found = (_reserve(*each) for each in self.flags.items())
+        return tuple(each for each in found if each is not None)
 
     def check(self, now: "Described") -> None:
         """Compare with what the kernel says now; neighbours that are one mapping now are the same as before.
@@ -65,6 +89,23 @@ class Described(NamedTuple):
             start, _, end = line.partition(b" ")[0].partition(b"-")
             found.append((int(start, 16), int(end, 16), frozenset(flags.split()) & _READ))
         return found
+
+
+def _reserve(line: bytes, flags: bytes) -> Reserve | None:
+    match = _RESERVED.fullmatch(line)
+    if match is None:
+        return None
+    start, end = int(match[1], 16), int(match[2], 16)
+    words = set(flags.removeprefix(_FLAGS).split())
+    if end - start < MIN_RESERVED_BYTES or words - _OTHERWISE_KNOWN - _ADVICE.keys():
+        return None
+    return Reserve(start, end, sum(1 << _ADVICE[word] for word in words & _ADVICE.keys()))
+
+
+def reserved_bytes(maps: bytes) -> int:
+    """Return how much reserves there are in /proc/PID/maps, as far as it tells.  Pure."""
+    found = (_reserve(line, b"") for line in maps.splitlines())
+    return sum(each.end - each.start for each in found if each is not None)
 
 
 def describe(pid: int) -> Described:

@@ -67,7 +67,7 @@ exec $as $bin/postgres -D /tmp/pg/data -c listen_addresses='*'
     ),
     Program(
         name="mariadb-8tib",
-        note="the same as it comes: it reserves 8 TiB of address space, which CRIU cannot list",
+        note="the same as it comes: it reserves 8 TiB of address space",
         packages=("mariadb-server",),
         script=_MARIADB + "exec mariadbd $options",
         client="mariadb",

@@ -34,6 +34,15 @@ def test_guards_come_last() -> None:
     assert _entries(data)[1][8] == 1, "fd is -1, as a zigzag number"
 
 
+def test_reserves_come_where_their_addresses_want_them() -> None:
+    before = _image(_entry(0x10000, 0x20000, 1), _entry(0x90000, 0xA0000, 1), _entry(0x11000, 0x12000, GUARD))
+    data = criu_unseen.add_reserves(before, [(0x40000, 0x80000, 1 << 16), (0x20000, 0x30000, 0)])
+    assert struct.unpack_from("<I", data, 8)[0] == len(data) - 12
+    found = [(each[1], each[7]) for each in _entries(data)]
+    assert found == [(0x10000, 1), (0x20000, 0x201), (0x40000, 0x201), (0x90000, 1), (0x11000, GUARD)]
+    assert [_entries(data)[2][number] for number in (2, 5, 6, 8, 9)] == [0x80000, 0, 0x4022, 1, 1 << 16]
+
+
 def test_what_criu_has_listed_itself_is_left() -> None:
     data = _image(_entry(0x10000, 0x20000, 1), _entry(0x11000, 0x12000, GUARD))
     assert criu_unseen.add_guards(data, [(0x11000, 1)]) == data

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from insula.model.errors import MigrationFailed
-from insula.runtime.mappings import describe, parse_smaps
+from insula.runtime.mappings import describe, parse_smaps, reserved_bytes
 
 SMAPS = b"""\
 7f0000000000-7f0000004000 rw-p 00000000 00:00 0                          [heap]
@@ -80,3 +80,30 @@ def test_advice_to_this_kernel_is_noticed() -> None:
         area.madvise(mmap.MADV_DONTFORK)
         with pytest.raises(MigrationFailed):
             before.check(describe(os.getpid()))
+
+
+RESERVED = b"""\
+7e0000000000-7e0100000000 ---p 00000000 00:00 0
+VmFlags: mr mw me nr dd sd
+7e0200000000-7e0300000000 ---p 00000000 00:00 0
+VmFlags: mr mw me ht
+7e0400000000-7e0400001000 ---p 00000000 00:00 0
+VmFlags: mr mw me nr
+7e0500000000-7e0600000000 ---p 00000000 08:01 4711                       /srv/file
+VmFlags: mr mw me nr
+7e0700000000-7e0800000000 rw-p 00000000 00:00 0
+VmFlags: rd wr mr mw me nr
+"""
+
+
+def test_large_reserves_are_known_and_can_be_left_out() -> None:
+    described = parse_smaps(RESERVED)
+    [reserve] = described.reserves()
+    assert reserve == (0x7E0000000000, 0x7E0100000000, 1 << mmap.MADV_DONTDUMP)
+    assert described.smaps(without=[reserve]) == RESERVED[RESERVED.index(b"7e02") :]
+    assert described.smaps() == RESERVED
+
+
+def test_how_much_is_reserved_is_told_by_the_lines_alone() -> None:
+    lines = b"".join(line + b"\n" for line in RESERVED.splitlines() if line.startswith(b"7e"))
+    assert reserved_bytes(lines) == 2 << 32
