@@ -36,12 +36,15 @@ def attach(file: int) -> int:
     """Make a block device of an open file.
 
     Returns: an open descriptor of the device (its path is below /proc/self/fd): close it when it is mounted.
-    Raises: OSError: ENOENT without loop devices, EBUSY if others take every free one.
+    Raises: OSError: ENODEV without loop devices, EBUSY if others take every free one.
     """
     flags = LO_FLAGS_AUTOCLEAR | LO_FLAGS_DIRECT_IO
     info = _INFO.pack(0, 0, 0, 0, 0, 0, 0, 0, flags, b"", b"", b"", 0, 0)
     config = _CONFIG.pack(file, 0, info, *([0] * 8))
-    control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise OSError(errno.ENODEV, "open: this kernel has no loop devices", "/dev/loop-control") from None
     try:
         for _ in range(_TRIES):
             number = fcntl.ioctl(control, LOOP_CTL_GET_FREE)

@@ -16,6 +16,8 @@ from pathlib import Path
 MODULES = (
     # the root file systems
     "overlay",
+    # limits of disk space
+    "loop",
     # the networks: their ports and rules (`network/firewall.py`)
     "bridge", "veth", "nf_tables",
     "nft_chain_nat", "nft_connlimit", "nft_ct", "nft_fib_inet", "nft_masq", "nft_meta_bridge", "nft_nat", "nft_reject_inet",

@@ -122,8 +122,8 @@ _FILE_FEATURES = (
     ),
     _optional(
         "limits of disk space",
-        "insula tenant set TENANT disk=…",
-        consequence="no tenant can be given a limit of disk space",
+        "insula tenant set TENANT disk=…, insula run --disk",
+        consequence="no tenant and no container can be given a limit of disk space",
         cure="modprobe loop and apt-get install e2fsprogs; or mount the state's file system with `prjquota`",
         probe=files.disk_limits,
     ),

@@ -38,6 +38,6 @@ def _cure_of(error: OSError) -> str:
         case errno.ENOSPC:
             return "its files need more: give it a larger one"
         case errno.ENOENT | errno.ENODEV:
-            return "apt-get install e2fsprogs; the kernel needs loop devices and ext4"
+            return "apt-get install e2fsprogs; modprobe loop; the kernel needs ext4"
         case _:
             return ""
