@@ -155,3 +155,9 @@ def test_without_e2fsprogs_it_is_refused_with_the_cure(
     with pytest.raises(Unsupported, match=r"disk of container `c`.*mkfs\.ext4: not installed") as refused:
         own_disk.make(folder, spec(), is_nested=False)
     assert "apt-get install e2fsprogs" in refused.value.hint
+
+
+def test_more_than_there_is_at_all_is_refused_with_the_figure(folder: Path) -> None:
+    found = os.statvfs(folder)
+    with pytest.raises(LimitRefused, match="is more than all of the disk"):
+        own_disk.make(folder, spec(found.f_blocks * found.f_frsize * 2), is_nested=False)

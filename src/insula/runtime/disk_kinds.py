@@ -21,6 +21,7 @@ from insula.kernel import btrfs, disk_image, project_quota
 from insula.kernel.disk_image import Room
 from insula.runtime.trees import remove_tree
 
+BLOCK_BYTES = 4096
 OUR_PROJECTS = 0x40000000
 """Numbers of projects from here on are ours, each with the inode of its owner's folder: those in /etc/projects are small."""
 
@@ -214,6 +215,11 @@ class BtrfsDisk(_Quota):
     def remove(self) -> None:
         btrfs.destroy(str(self._folder), self._place.name)
         remove_tree(self._folder)
+
+
+def whole(size: int) -> int:
+    """Return as much of a size as whole blocks have."""
+    return size - size % BLOCK_BYTES
 
 
 def find(folder: Path) -> Disk | None:

@@ -33,7 +33,6 @@ from insula.runtime.undo import attempt
 
 LOG = logging.getLogger(__name__)
 
-BLOCK_BYTES = 4096
 LEAVING_SECONDS = 5.0
 """For the kernel to let go of a file system after the last container that used it."""
 
@@ -161,7 +160,7 @@ class Disks:
         disk, place, volumes = self._choose(tenant), self._place(tenant), self._state / "volumes" / tenant
         with ExitStack() as undo, _explained(tenant):
             undo.callback(_undo_make, disk, self._folder(tenant))
-            disk.make(size=_whole(size), files=self._allowance.limit(tenant, Resource.INODES))
+            disk.make(size=disk_kinds.whole(size), files=self._allowance.limit(tenant, Resource.INODES))
             for name in ("containers", "volumes"):
                 (place / name).mkdir(mode=0o700)
             if volumes.is_dir() and not volumes.is_symlink() and not any(volumes.iterdir()):
@@ -196,7 +195,7 @@ class Disks:
             _lead(old, new)
 
     def _resize(self, tenant: str, disk: Disk, *, size: int) -> None:
-        wanted, files = _whole(size), self._allowance.limit(tenant, Resource.INODES)
+        wanted, files = disk_kinds.whole(size), self._allowance.limit(tenant, Resource.INODES)
         if disk.needs_rest and wanted == disk.size():
             return
         try:
@@ -258,10 +257,6 @@ def _undo_make(disk: Disk, folder: Path) -> None:
         _detach(disk)
         attempt(disk.remove)
     remove_tree(folder)
-
-
-def _whole(size: int) -> int:
-    return size - size % BLOCK_BYTES
 
 
 def _copy(old: Path, new: Path) -> None:

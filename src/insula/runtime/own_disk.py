@@ -10,7 +10,7 @@ counts against the tenant, while projects and quota groups would not (ADR 30).  
 alone, so that a half of one is found and removed after a crash.  Out of scope: volumes, logs, checkpoints.
 """
 
-import errno
+import os
 import time
 from enum import StrEnum
 from pathlib import Path
@@ -18,14 +18,13 @@ from pathlib import Path
 from insula.kernel.disk_image import Room
 from insula.model.errors import LimitRefused
 from insula.model.spec import Spec
+from insula.model.units import format_size
 from insula.runtime import disk_kinds
 from insula.runtime.disk_errors import explained
 from insula.runtime.disk_kinds import Disk, ImageDisk
 from insula.runtime.fault import fault
 from insula.runtime.trees import remove_tree
 from insula.runtime.undo import attempt
-
-BLOCK_BYTES = 4096
 
 
 class Step(StrEnum):
@@ -48,10 +47,22 @@ def make(folder: Path, spec: Spec, *, is_nested: bool) -> None:
     if spec.disk_bytes is None:
         return
     place = folder.resolve()
+    _refuse_more_than_all(place, spec)
     disk = ImageDisk(place) if is_nested else disk_kinds.choose(place, limits_files=spec.inodes is not None)
-    with explained(f"make the disk of container `{spec.name}`"):
-        disk.make(size=spec.disk_bytes - spec.disk_bytes % BLOCK_BYTES, files=spec.inodes)
+    with explained(f"make the disk of container `{spec.name}`", if_full="free some space"):
+        disk.make(size=disk_kinds.whole(spec.disk_bytes), files=spec.inodes)
     fault(Step.MADE)
+
+
+def _refuse_more_than_all(place: Path, spec: Spec) -> None:
+    found = os.statvfs(place)
+    there = found.f_blocks * found.f_frsize
+    if spec.disk_bytes is not None and spec.disk_bytes > there:
+        raise LimitRefused(
+            f"cannot make the disk of container `{spec.name}`: {format_size(spec.disk_bytes)} is more than all of the"
+            f" disk on which it would lie, {format_size(there)}",
+            hint="a smaller --disk",
+        )
 
 
 def make_ready(folder: Path, spec: Spec) -> None:
@@ -65,13 +76,11 @@ def make_ready(folder: Path, spec: Spec) -> None:
     if disk is None:
         raise LimitRefused(
             f"cannot start `{spec.name}`: its disk is gone",
-            hint=f"put `{folder}` back from a backup, or remove the container",
+            hint="an administrator may have a backup of it; else remove the container",
         )
     if not disk.is_ready():
         with explained(f"mount the disk of container `{spec.name}`"):
             disk.attach()
-            if not disk.is_ready():
-                raise OSError(errno.EIO, "it does not stay", str(folder))
 
 
 def room(folder: Path) -> Room | None:
