@@ -16,7 +16,7 @@ import pytest
 
 from insula.kernel import syscalls
 from insula.kernel.cgroup import Group, Hierarchies, Limits, delete_parent
-from insula.model.monitor import Event, EventKind, Lost, TraceLine, TraceWish
+from insula.model.monitor import CallCount, Event, EventKind, Lost, TraceLine, TraceWish
 from insula.monitor.collect import Collector
 from insula.monitor.probes import Counting, Probes
 from insula.monitor.subscription import Scope, Subject, Subscription
@@ -279,6 +279,31 @@ for _ in range(17):
     stat = by_name["newfstatat"] if "newfstatat" in by_name else by_name["stat"]
     assert stat.errors["ENOENT"] >= 17
     assert counts.lost_events == 0
+
+
+def test_each_look_tells_what_was_counted_since_and_of_who_rests_the_same(
+    bench: Bench, stack: ExitStack
+) -> None:
+    subjects = [bench.subjects["one"], bench.subjects["other"]]
+    for each in subjects:
+        stack.enter_context(bench.collector.counting(each))
+
+    def look() -> list[tuple[CallCount, ...]]:
+        return [each.calls for each in bench.collector.counts(subjects)]
+
+    for name in ("one", "other"):
+        bench.python(name, "import os; os.getppid()")
+    first = look()
+    again = look()
+    assert all(old is new for old, new in zip(first, again, strict=True))
+    bench.python("one", "import os\ntry: os.rmdir('/nonexistent-insula')\nexcept OSError: pass")
+    one, other = look()
+    assert other is first[1]
+    assert {each.call: each.errors for each in one}["rmdir"] == {"ENOENT": 1}
+    assert {each.call: each.calls for each in one}["getppid"] == 1
+    stack.close()
+    stack.enter_context(bench.collector.counting(subjects[0]))
+    assert look() == []
 
 
 def test_a_rate_is_right_though_only_a_part_is_looked_at(bench: Bench, stack: ExitStack) -> None:

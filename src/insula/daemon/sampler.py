@@ -160,7 +160,7 @@ class Sampler:
         subjects = []
         for each in watched:
             try:
-                subjects.append(self._watching.subject(each.record))
+                subjects.append(self._watching.subject(each.record, group=each.group))
             except WrongState:
                 continue
         return {each.id: each for each in self._collector.counts(subjects)}

@@ -15,6 +15,7 @@ from insula.daemon.pki import Pki
 from insula.daemon.relay import Relays
 from insula.daemon.sight import Sight
 from insula.kernel import syscalls
+from insula.kernel.cgroup import Group
 from insula.model.errors import BadRequest, WrongState
 from insula.model.grant import Grant
 from insula.model.lifecycle import ALIVE, AT_REST, Status

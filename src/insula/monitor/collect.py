@@ -49,6 +49,7 @@ class Collector:
     def __init__(self, load: Callable[[], Probes] = Probes) -> None:
         self._load = load
         self._probes: Probes | None = None
+        self._counts: Counts | None = None
         self._lock = threading.RLock()
         self._subscriptions: dict[int, list[Subscription]] = {}
         self._counting: dict[int, list[Counting]] = {}
@@ -123,6 +124,8 @@ class Collector:
                 self._tell(cgroup)
                 if cgroup not in self._counting:
                     probes.forget(cgroup)
+                    if self._counts is not None:
+                        self._counts.forget(cgroup)
 
     @contextmanager
     def from_birth(self, subject: Subject) -> Iterator[None]:
@@ -165,9 +168,7 @@ class Collector:
     def counts(self, subjects: list[Subject]) -> list[ContainerCounts]:
         """Return what was counted of containers since somebody began to, and as long as somebody does."""
         with self._lock:
-            if self._probes is None:
-                return []
-            return Counts(self._probes, self._names).of(subjects, since=self._counted_from)
+            return self._counts.of(subjects, since=self._counted_from) if self._counts is not None else []
 
     @property
     def is_counting(self) -> bool:
@@ -258,6 +259,7 @@ class Collector:
                     hint="insula doctor says what eBPF needs here",
                     errno=errno.errorcode.get(error.errno or 0, ""),
                 ) from error
+            self._counts = Counts(self._probes, self._names)
             self._thread = threading.Thread(
                 target=self._run, args=(self._probes,), name="collector", daemon=True
             )

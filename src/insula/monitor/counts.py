@@ -26,54 +26,78 @@ def tail_ns(durations: Durations, *, share: float = _TAIL) -> int:
 
 
 class Counts:
-    """One look at all maps."""
+    """What is counted, in words.  Of who has made no call since the last look, the words of then.
+
+    Not for several threads at once.
+    """
 
     def __init__(self, probes: Probes, names: Mapping[int, str]) -> None:
         self._names = names
         self._probes = probes
-        self._durations = {(cgroup, number): each for cgroup, number, each in probes.durations()}
-        self._errors = _grouped(probes.errors())
-        self._capabilities = _grouped(probes.capabilities())
-        self._looked_s = probes.looked_s
-        self._sampled_at = time.monotonic()
+        self._words: dict[int, tuple[Mapping[int, Count], tuple[CallCount, ...]]] = {}
+        """cgroup → what was read last, and that in words."""
 
     def of(self, subjects: Iterable[Subject], *, since: Mapping[int, float]) -> list[ContainerCounts]:
         """Return the counters of containers, leaving out those that nobody counts.
 
         since: cgroup → `Probes.looked_s` when somebody began to.
         """
-        found = []
-        for subject in subjects:
-            counts = self._probes.counts(subject.cgroup)
-            if counts:
-                looked_s = self._looked_s - since.get(subject.cgroup, self._looked_s)
-                found.append(self._one(subject, subject.cgroup, counts=counts, looked_s=looked_s))
-        return found
+        counted = [
+            (subject, counts) for subject in subjects if (counts := self._probes.counts(subject.cgroup))
+        ]
+        self._put_into_words({subject.cgroup: counts for subject, counts in counted})
+        capabilities, losses = _grouped(self._probes.capabilities()), self._probes.losses()
+        looked_s, now = self._probes.looked_s, time.monotonic()
+        return [
+            ContainerCounts(
+                id=subject.container,
+                name=subject.name,
+                sampled_at=now,
+                looked_s=round(looked_s - since.get(subject.cgroup, looked_s), 6),
+                calls=self._words[subject.cgroup][1],
+                capabilities=_named(capabilities.get((subject.cgroup, 1), {})),
+                refused_capabilities=_named(capabilities.get((subject.cgroup, 0), {})),
+                lost_events=losses.get(subject.cgroup, 0),
+            )
+            for subject, _ in counted
+        ]
 
-    def _one(
-        self, subject: Subject, cgroup: int, *, counts: Mapping[int, Count], looked_s: float
-    ) -> ContainerCounts:
-        calls = [self._call(cgroup, number, count=count) for number, count in counts.items()]
-        return ContainerCounts(
-            id=subject.container,
-            name=subject.name,
-            sampled_at=self._sampled_at,
-            looked_s=round(looked_s, 6),
-            calls=tuple(sorted(calls, key=lambda each: -each.calls)),
-            capabilities=_named(self._capabilities[cgroup, 1]),
-            refused_capabilities=_named(self._capabilities[cgroup, 0]),
-            lost_events=self._probes.lost_events(cgroup),
-        )
+    def forget(self, cgroup: int) -> None:
+        """Drop the words about a container that nobody counts any more."""
+        self._words.pop(cgroup, None)
 
-    def _call(self, cgroup: int, number: int, *, count: Count) -> CallCount:
-        failed = self._errors[cgroup, number]
-        errors = {errno.errorcode.get(code, str(code)): times for code, times in failed.items()}
-        timed = self._durations.get((cgroup, number))
+    def _put_into_words(self, found: Mapping[int, Mapping[int, Count]]) -> None:
+        # `Slots.read` gives what it gave before, the very same, of who has made no call.
+        changed = {
+            cgroup
+            for cgroup, counts in found.items()
+            if cgroup not in self._words or self._words[cgroup][0] is not counts
+        }
+        if not changed:
+            return
+        # After the counts: they are complete when a container is said to have changed.
+        durations = {(cgroup, number): each for cgroup, number, each in self._probes.durations(changed)}
+        errors = _grouped(row for row in self._probes.errors() if row[0] in changed)
+        for cgroup in changed:
+            calls = [
+                self._call(
+                    number,
+                    count,
+                    failed=errors.get((cgroup, number), {}),
+                    timed=durations.get((cgroup, number)),
+                )
+                for number, count in found[cgroup].items()
+            ]
+            self._words[cgroup] = found[cgroup], tuple(sorted(calls, key=lambda each: -each.calls))
+
+    def _call(
+        self, number: int, count: Count, *, failed: Mapping[int, int], timed: Durations | None
+    ) -> CallCount:
         return CallCount(
             call=self._names.get(number, f"syscall {number}"),
             calls=count.calls,
             failures=count.failures,
-            errors=errors,
+            errors={errno.errorcode.get(code, str(code)): times for code, times in failed.items()},
             timed=timed.calls if timed else 0,
             mean_ns=timed.nanoseconds // timed.calls if timed and timed.calls else 0,
             p99_ns=tail_ns(timed) if timed else 0,

@@ -10,7 +10,8 @@ threads at once.
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator
 from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
@@ -92,6 +93,8 @@ class Probes:
         self._looked_s = 0.0
         self._look_began: float | None = None
         self._wishes: dict[int, _Wish] = {}
+        self._wished: Counter[_Wish] = Counter()
+        """By how many containers: there are few that differ."""
 
     def watch(
         self, cgroup: int, kinds: frozenset[Kind], *, counting: Counting = Counting.NOT, flags: int = 0
@@ -106,14 +109,23 @@ class Probes:
         if kinds or counting is not Counting.NOT:
             bits = sum(1 << kind for kind in kinds)
             slot = self._slots.take(cgroup) if counting is not Counting.NOT else layout.NO_SLOT
+            self._take_back(cgroup)
             self._wishes[cgroup] = _Wish(kinds, counting)
+            self._wished[self._wishes[cgroup]] += 1
             self._attach()
             self._watched.put(key, layout.WATCH.pack(bits, slot, self._serial, flags))
         else:
-            self._wishes.pop(cgroup, None)
+            self._take_back(cgroup)
             self._watched.drop(key)
             self._attach()
         self._generation.put(bytes(4), layout.GENERATION.pack(self._serial))
+
+    def _take_back(self, cgroup: int) -> None:
+        wish = self._wishes.pop(cgroup, None)
+        if wish is not None:
+            self._wished[wish] -= 1
+            if not self._wished[wish]:
+                del self._wished[wish]
 
     def know(self, cgroup: int, calls: Iterable[int] | None) -> None:
         """Have calls told, as drift, that are not among these; None: none.  Their counts begin anew."""
@@ -155,8 +167,8 @@ class Probes:
             self._look_began = time.monotonic()
 
     def _needed(self) -> frozenset[str]:
-        kinds = frozenset().union(*(each.kinds for each in self._wishes.values()))
-        counting = {each.counting for each in self._wishes.values()}
+        kinds = frozenset().union(*(each.kinds for each in self._wished))
+        counting = {each.counting for each in self._wished}
         is_counted = Counting.EACH in counting or (Counting.BY_LOOKS in counting and self._is_looking)
         needed = {program for kind, program in _PROGRAMS.items() if kind in kinds} - self.missing
         if is_counted or kinds & _OF_CALLS:
@@ -176,11 +188,12 @@ class Probes:
         """Return number of the system call → how often, of a container; empty: nobody has counted it."""
         return self._slots.read(cgroup)
 
-    def durations(self) -> Iterator[tuple[int, int, Durations]]:
-        """Return (cgroup, number of the system call, what was timed) of all that was."""
+    def durations(self, cgroups: Container[int]) -> Iterator[tuple[int, int, Durations]]:
+        """Return (cgroup, number of the system call, what was timed) of some containers."""
         for key, value in self._timed.items():
             cgroup, number, _ = layout.CALL_KEY.unpack(key)
-            yield cgroup, number, layout.sum_durations(value)
+            if cgroup in cgroups:
+                yield cgroup, number, layout.sum_durations(value)
 
     def errors(self) -> Iterator[tuple[int, int, int, int]]:
         """Return (cgroup, number of the system call, errno, how often)."""
@@ -194,6 +207,10 @@ class Probes:
         """Return how many events of a container found the ring full."""
         value = self._details["losses"].get(layout.DETAIL_KEY.pack(cgroup, 0, 0))
         return layout.DETAIL.unpack(value)[0] if value else 0
+
+    def losses(self) -> dict[int, int]:
+        """Return cgroup → how many of its events found the ring full, of those of which one did."""
+        return {cgroup: count for cgroup, _, _, count in self._read("losses")}
 
     def _read(self, name: str) -> Iterator[tuple[int, int, int, int]]:
         for key, value in self._details[name].items():
