@@ -18,10 +18,10 @@ from insula.tenant.idmap import FIRST_UID
 DEADLINE_S = 20.0
 
 
-def begin(folder: Path) -> tuple[subprocess.Popen[bytes], bytes]:
+def begin(folder: Path, *, state: str = "state") -> tuple[subprocess.Popen[bytes], bytes]:
     reading, writing = os.pipe()
     process = subprocess.Popen(
-        [sys.executable, "-m", "insula.daemon.main", "--state", f"{folder}/state", "--run", f"{folder}/run",
+        [sys.executable, "-m", "insula.daemon.main", "--state", f"{folder}/{state}", "--run", f"{folder}/run",
          "--name", "alpha", "--ready-fd", str(writing)],
         pass_fds=[writing], stderr=subprocess.PIPE,
     )  # fmt: skip
@@ -97,6 +97,15 @@ def test_a_second_daemon_on_the_same_state_is_refused(folder: Path) -> None:
     _, log = process.communicate(timeout=DEADLINE_S)
     assert (ready, process.returncode) == (b"", 125)
     assert b"another insulad does" in log
+    assert ask(str(folder / "run/api.sock"), uid=0)[0] == 200
+
+
+def test_a_second_daemon_in_the_same_run_folder_is_refused(folder: Path) -> None:
+    # It would take the sockets over, and end the containers that it does not know.
+    process, ready = begin(folder, state="other")
+    _, log = process.communicate(timeout=DEADLINE_S)
+    assert (ready, process.returncode) == (b"", 125)
+    assert b"cannot use run folder" in log and b"give this one its own --run" in log
     assert ask(str(folder / "run/api.sock"), uid=0)[0] == 200
 
 

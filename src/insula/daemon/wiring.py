@@ -10,7 +10,7 @@ from insula.api.call import Api, HostIdentity
 from insula.api.changes import Changes
 from insula.api.gate import Gate
 from insula.api.standing import Standing
-from insula.daemon import exporting
+from insula.daemon import exporting, run_folder
 from insula.daemon.arrivals import Arrivals
 from insula.daemon.containers import Containers
 from insula.daemon.draining import Draining
@@ -287,7 +287,9 @@ def _runtime(options: Options, ground: _Ground) -> Runtime:
         allowance=ground.limits,
         home_of=ground.disks.home_of,
     )
+    run_folder.check_unserved(options.run, options.state)
     held = spawner.connect()
+    run_folder.claim(options.run, options.state, is_holding=bool(held))
     ground.images.layers.clean()
     quotas.weigh_all(runtime)
     recover(runtime, held)
