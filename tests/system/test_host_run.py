@@ -90,10 +90,10 @@ def test_the_exit_code_is_dockers(alice: Person, words: tuple[str, ...], code: i
 
 
 def test_environment_folder_user_and_names(alice: Person) -> None:
-    script = "echo $A $B; pwd; id -u; id -g; hostname; cat /etc/hostname"
+    script = "echo $A $B; pwd; id -u; id -g; hostname; cat /etc/hostname; echo $HOSTNAME"
     words = ("-e", "A=1", "-e", "B=two words", "-w", "/var", "-u", "guest", "--hostname", "reef")
     out = alice("run", "--rm", *words, "box", "sh", "-c", script).splitlines()
-    assert out == ["1 two words", "/var", "1000", "1000", "reef", "reef"]
+    assert out == ["1 two words", "/var", "1000", "1000", "reef", "reef", "reef"]
     assert alice("run", "--rm", "-u", "7:8", "box", "sh", "-c", "id -u; id -g").split() == ["7", "8"]
 
 

@@ -170,10 +170,11 @@ def refuse_magic_links(path: str) -> None:
 
 
 def complete_environment(plan: ProgramPlan, identity: Identity) -> dict[str, str]:
-    """Return the environment with PATH, HOME and TERM where the plan has none."""
+    """Return the environment with PATH, HOME, HOSTNAME (of the namespace that this runs in) and TERM where the plan has none."""
     environment = dict(each.partition("=")[::2] for each in plan.environment)
     environment.setdefault("PATH", _DEFAULT_PATH)
     environment.setdefault("HOME", identity.home)
+    environment.setdefault("HOSTNAME", os.uname().nodename)
     if plan.tty:
         environment.setdefault("TERM", "xterm")
     return environment
