@@ -27,9 +27,9 @@ def without_disks(host: Host) -> Iterator[None]:
 
 def mounts(host: Host) -> list[str]:
     """Return what is mounted below the host's containers and tenants."""
+    folders = tuple(f"{host.folder}/state/{owners}/" for owners in ("containers", "tenants"))
     with open("/proc/self/mountinfo", encoding="utf-8") as file:
-        places = [line.split()[4] for line in file]
-    return [each for each in places if each.startswith(f"{host.folder}/state/")]
+        return [place for line in file if (place := line.split()[4]).startswith(folders)]
 
 
 def test_others_cannot_tell_whose_disks_there_are(
