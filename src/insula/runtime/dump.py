@@ -132,16 +132,7 @@ def dump(
             release_network(record)  # CRIU gives up: they are about to run, and to be heard
         return True
 
-    options = criu.Options(
-        images_dir=_IMAGES,
-        pid=record.pid,
-        log_file=DUMP_LOG,
-        leave_running=leave_running,
-        external=tuple(f"mnt[{place}]:{name}" for name, place in external_mounts(plan, record.pid).items()),
-        irmap_scan_paths=watched_folders(runtime.group(record).pids(), init=record.pid),
-        lazy_pages=is_lazy,
-        config_file=lazy.CONFIG_FILE if is_lazy else "",
-    )
+    options = _dump_options(runtime, record, plan, leave_running=leave_running, is_lazy=is_lazy)
     with ExitStack() as held:
         extra = lazy.dump_descriptors(held) if is_lazy else ()
         walk = held.enter_context(SparedWalk())
@@ -157,6 +148,21 @@ def dump(
             failure = _failure(CheckpointFailed, "checkpoint", record=record, images=images, log=DUMP_LOG)
             walk.blame(failure)
             raise failure
+
+
+def _dump_options(
+    runtime: Runtime, record: ContainerRecord, plan: StartPlan, *, leave_running: bool, is_lazy: bool
+) -> criu.Options:
+    return criu.Options(
+        images_dir=_IMAGES,
+        pid=record.pid,
+        log_file=DUMP_LOG,
+        leave_running=leave_running,
+        external=tuple(f"mnt[{place}]:{name}" for name, place in external_mounts(plan, record.pid).items()),
+        irmap_scan_paths=watched_folders(runtime.group(record).pids(), init=record.pid),
+        lazy_pages=is_lazy,
+        config_file=lazy.CONFIG_FILE if is_lazy else "",
+    )
 
 
 @dataclass(frozen=True, slots=True)
