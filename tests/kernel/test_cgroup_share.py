@@ -14,12 +14,13 @@ from insula.kernel.cgroup import Hierarchies, delete_parent, own_name, weigh
 
 ENTER = """
 import sys
-from insula.kernel.cgroup import Hierarchies, enter
+from insula.kernel.cgroup import Hierarchies, enter, leave
 enter(Hierarchies.detect(), sys.argv[1])
 found = Hierarchies.detect()
 cpu = found.find_v1("cpu") or found.v2
 print(cpu.own_directory, cpu.base, flush=True)
 sys.stdin.read()
+leave(found, sys.argv[1])
 """
 
 
@@ -58,3 +59,5 @@ def test_who_enters_its_own_group_makes_others_beside_it(name: str) -> None:
         entered = base(Hierarchies.detect()) / own
         assert (Path(where), Path(made_at)) == (entered, entered.parent)
         assert (entered / "cgroup.procs").read_text().split() == [str(process.pid)]
+    assert process.returncode == 0
+    assert not entered.exists()

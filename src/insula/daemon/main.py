@@ -63,6 +63,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"insula daemon: {error}", file=sys.stderr)
         return FAILED
     finally:
+        cgroup.leave(cgroup.Hierarchies.detect(), cgroup.own_name(options.cgroup_parent))
         os.close(lock)
     return 0
 

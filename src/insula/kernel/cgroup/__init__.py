@@ -3,9 +3,9 @@
 
 from insula.kernel.cgroup.group import Doors, Group, delete_parent
 from insula.kernel.cgroup.hierarchy import Hierarchies, Hierarchy
-from insula.kernel.cgroup.share import enter, own_name, weigh
+from insula.kernel.cgroup.share import enter, leave, own_name, weigh
 from insula.kernel.cgroup.values import Limits, Stats
 
 __all__ = [
-    "Doors", "Group", "Hierarchies", "Hierarchy", "Limits", "Stats", "delete_parent", "enter", "own_name", "weigh",
+    "Doors", "Group", "Hierarchies", "Hierarchy", "Limits", "Stats", "delete_parent", "enter", "leave", "own_name", "weigh",
 ]  # fmt: skip

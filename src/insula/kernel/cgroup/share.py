@@ -7,11 +7,12 @@ beside containers; and what insulad starts would inherit it.  Out of scope: a co
 Sources: cgroup-v2.rst, "cpu.weight"; `Documentation/scheduler/sched-design-CFS.rst` (cpu.shares).
 """
 
+import contextlib
 import errno
 import os
 
 from insula.kernel.cgroup import files, v1, v2
-from insula.kernel.cgroup.hierarchy import OWN_SUFFIX, Hierarchies
+from insula.kernel.cgroup.hierarchy import LEAF, OWN_SUFFIX, Hierarchies
 from insula.kernel.cgroup.values import Limits, check
 
 
@@ -41,6 +42,17 @@ def enter(hierarchies: Hierarchies, name: str) -> None:
     if directory is None:
         raise OSError(errno.ENOTSUP, "write: no cgroup controller `cpu`", name)
     files.write(directory, "cgroup.procs", value=str(os.getpid()))
+
+
+def leave(hierarchies: Hierarchies, name: str) -> None:
+    """Go back from a group that `enter` was asked for, and remove it unless somebody else is in it."""
+    hierarchy = hierarchies.find_v1("cpu") or hierarchies.v2
+    if hierarchy is None:
+        return
+    leaf = os.path.join(hierarchy.base, LEAF)
+    with contextlib.suppress(OSError):  # on v2 there may be no place left that takes processes
+        files.write(leaf if os.path.isdir(leaf) else hierarchy.base, "cgroup.procs", value=str(os.getpid()))
+        os.rmdir(os.path.join(hierarchy.base, name))
 
 
 def _make(hierarchies: Hierarchies, name: str) -> str | None:
