@@ -430,7 +430,9 @@ def all_slowdowns(
     tools = find_tools()
     start_redis(client, world.outside)
     columns = ("counters", "exact", "events", "beside", "strace", "bpftrace")
-    rows = [("slower by (cpu)", "counted", "each call", "told", "beside one told", "strace -f -c", "bpftrace")]
+    rows = [
+        ("slower by (cpu)", "counted", "each call", "told", "beside one told", "strace -f -c", "bpftrace")
+    ]
     works: dict[str, Callable[[int], float]] = {"redis": lambda units: redis_work(world.outside, units)}
     for name in ("sqlite3", "getppid"):
         works[name] = lambda units, worker=workers[name]: float(worker.tell(str(units)))  # type: ignore[misc]
