@@ -7,7 +7,6 @@ import time
 
 from msgspec.structs import replace
 
-from insula.kernel import netlink
 from insula.kernel.cgroup import Group
 from insula.kernel.tcp_repair import begin_repair
 from insula.model.errors import ContainerNotFound, InvalidSpec, NameTaken, VolumeNotFound, WrongState
@@ -18,7 +17,7 @@ from insula.model.spec import MountKind
 from insula.runtime.context import Runtime
 from insula.runtime.create import NAME
 from insula.runtime.recover import drop_arriving_volume
-from insula.runtime.remove import remove_ended
+from insula.runtime.remove import remove_ended, unplug
 from insula.runtime.stop import stop
 
 LOG = logging.getLogger(__name__)
@@ -55,7 +54,7 @@ def remove_moved(runtime: Runtime, record: ContainerRecord) -> None:
     """
     group = runtime.group(record)
     deadline = time.monotonic() + END_SECONDS
-    _unplug(record)
+    unplug(record)
     if group.exists():
         _silence(group)
         group.kill()
@@ -78,13 +77,6 @@ def remove_moved(runtime: Runtime, record: ContainerRecord) -> None:
                 drop_arriving_volume(runtime, record, name=mount.source)
     with contextlib.suppress(ContainerNotFound):
         remove_ended(runtime, record, volumes=False)
-
-
-def _unplug(record: ContainerRecord) -> None:
-    """Take its interface away: connections that outlive its processes would hold the namespace, and it, for minutes."""
-    if record.attachment is not None:
-        with netlink.Route() as route, contextlib.suppress(OSError):  # it went with its namespace
-            route.delete(record.attachment.interface)
 
 
 def _silence(group: Group) -> None:

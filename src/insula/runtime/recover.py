@@ -23,7 +23,7 @@ from insula.runtime.dump import release_network, repair
 from insula.runtime.finish import AT_REST, begin_restart, finish, wants_restart, wants_start
 from insula.runtime.own_disk import remove_folder
 from insula.runtime.plan import cpu_limits
-from insula.runtime.remove import remove_ended
+from insula.runtime.remove import remove_ended, unplug
 from insula.runtime.restore import end_put_back
 from insula.runtime.supervise import Exit
 from insula.runtime.trees import remove_tree
@@ -298,6 +298,7 @@ def drop_arrival(runtime: Runtime, record: ContainerRecord) -> None:
     May be called again after a failure, of which the record is left.  Raises: InsulaError, OSError.
     """
     group = runtime.group(record)
+    unplug(record)
     runtime.spawner.discard(record.id)
     _end_orphans(record, group)  # of a spawner that has ended
     runtime.networks.deactivate(record.id)

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Remove a container that has ended: the part of `delete.py` that ends and failed starts need as well (`--rm`)."""
+"""Remove a container that has ended: the parts of `delete.py` that ends, failed starts (`--rm`) and arrivals need as well."""
 
+import contextlib
 import logging
 
+from insula.kernel import netlink
 from insula.model.errors import ContainerNotFound, InsulaError
 from insula.model.lifecycle import Event, after
 from insula.model.record import ContainerRecord
@@ -29,6 +31,13 @@ def remove_ended(runtime: Runtime, record: ContainerRecord, *, volumes: bool) ->
         runtime.ended.notify_all()
     if volumes:
         _remove_volumes(runtime, now)
+
+
+def unplug(record: ContainerRecord) -> None:
+    """Take its interface away: connections that outlive its processes would hold the namespace, and it, for minutes."""
+    if record.attachment is not None:
+        with netlink.Route() as route, contextlib.suppress(OSError):  # it went with its namespace
+            route.delete(record.attachment.interface)
 
 
 def _remove_volumes(runtime: Runtime, record: ContainerRecord) -> None:
