@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,10 @@ def test_ctrl_c_while_it_starts_ends_what_was_begun(
 
 def _interrupted(double: Double, *words: str, when: threading.Event) -> int:
     command = [sys.executable, "-m", "insula.cli", "-H", double.host, *words]
-    with subprocess.Popen(command, env={"PYTHONPATH": str(SOURCE), "PATH": "/usr/bin"}) as process:
+    environment = {"PYTHONPATH": str(SOURCE), "PATH": "/usr/bin"}
+    # Who runs in the background of a shell, as these tests may, has ctrl-c ignored, and so have its children.
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, env=environment, preexec_fn=heard) as process:
         try:
             assert when.wait(DEADLINE_S)
             process.send_signal(signal.SIGINT)
