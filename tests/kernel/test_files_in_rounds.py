@@ -76,8 +76,9 @@ class Rounds:
         try:
             sent = self._files.send_round(self._out)
         except MigrationFailed:
-            thread.join(timeout=30)
-            if not failures:
+            if not failures:  # else it is the other side's end, which had its reason
+                self._out.close()
+                thread.join(timeout=30)
                 raise
         thread.join(timeout=30)
         if failures:
