@@ -436,11 +436,11 @@ table bridge %NAME% {
         iifname . meta l4proto . th dport @anywhere return
         ether type ip iifname . ip daddr . meta l4proto . th dport @may return
         icmp type != echo-request return
-        ether type ip meta l4proto icmp iifname . ip daddr @pinged return
+        ether type ip meta l4proto 1 iifname . ip daddr @pinged return
         ip frag-off & 0x1fff != 0 return
 6|      ether type ip6 iifname . ip6 daddr . meta l4proto . th dport @may6 return
 6|      icmpv6 type != echo-request return
-6|      ether type ip6 meta l4proto ipv6-icmp iifname . ip6 daddr @pinged6 return
+6|      ether type ip6 meta l4proto 58 iifname . ip6 daddr @pinged6 return
         meta mark set %MARK%
     }
 
