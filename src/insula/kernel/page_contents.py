@@ -9,7 +9,7 @@ import errno
 import itertools
 import os
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 from insula.kernel import libc
 from insula.kernel.pagemap import PAGE_BYTES, Range
@@ -18,10 +18,12 @@ _VECTORS_AT_MOST = 1024
 """UIO_MAXIOV of process_vm_readv(2)."""
 
 
-def read_pages(pid: int, ranges: Sequence[Range], *, piece_bytes: int = 1 << 20) -> Iterator[bytes]:
+def read_pages(
+    pid: int, ranges: Sequence[Range], *, piece_bytes: int = 1 << 20
+) -> Generator[bytes, None, None]:
     """Read pages of a process, which may run meanwhile: in order, in pieces of `piece_bytes`, the last one smaller.
 
-    A page that has vanished, or whose process has, reads as zeros.
+    A page that has vanished, or whose process has, reads as zeros.  To be closed by who may not come to the end of it.
     """
     try:
         handle = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)

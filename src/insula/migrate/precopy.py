@@ -6,6 +6,7 @@ frozen, must be slowed down, or cannot be moved within its pause.  A page is pro
 written during the reading belongs to the next round.
 """
 
+import contextlib
 import math
 import os
 import time
@@ -194,7 +195,8 @@ class Precopy:
         for part in batches(ranges):
             self._reporter.check()
             self._wire.send(Memory(pid=inside, ranges=tuple((each.start, each.pages) for each in part)))
-            self._wire.send_stream(read_pages(pid, part))
+            with contextlib.closing(read_pages(pid, part)) as pieces:
+                self._wire.send_stream(pieces)
             self.memory_bytes += bytes_of({pid: part})
 
     def _sentence(self, seen: Forecast) -> str:
