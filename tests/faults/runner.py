@@ -68,6 +68,8 @@ class Verdict(StrEnum):
     HELD = "held"
     FAILED = "failed"
     MISSED = "missed"
+    UNSTEADY = "unsteady"
+    """Something was left once, and not the two times after: a race to be found.  A second copy or a lost write is never that."""
 
 
 class Result(msgspec.Struct, kw_only=True):
@@ -83,6 +85,8 @@ class Result(msgspec.Struct, kw_only=True):
     laps: dict[str, float] = {}
     """Where the seconds went."""
     reasons: list[str] = []
+    is_only_residue: bool = False
+    """All held but that something was left."""
 
     def fail(self, *reasons: str) -> None:
         if reasons:
@@ -106,8 +110,10 @@ class Runner:
         self._first = 0
 
     def run(self, case: Case) -> Result:
-        """Run a case, again if it was missed; the hosts are made anew after one that did not hold."""
+        """Run a case, again if it was missed, twice if it only left something; the hosts are made anew after one that did not hold."""
         result = self._run_once(case)
+        if result.is_only_residue and all(self._run_once(case).verdict is Verdict.HELD for _ in range(2)):
+            result = msgspec.structs.replace(result, verdict=Verdict.UNSTEADY)
         if result.verdict is Verdict.MISSED:
             self._field.measure()  # the machine may have become slower
             reasons, result = result.reasons, self._run_once(case)
@@ -252,6 +258,7 @@ class Runner:
             return not found
 
         if not wait_until(is_clean, seconds=self._field.pace.allow(QUIET_S)):
+            result.is_only_residue = result.verdict is Verdict.HELD
             result.fail(*seen)
         elif seen and time.monotonic() - began > SLOW_TO_GO_S:
             result.reasons.append(f"late to go: {'; '.join(seen)}")
