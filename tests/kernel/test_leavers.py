@@ -3,13 +3,18 @@
 
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from insula.kernel.sock_diag import TcpSocket, TcpState
-from insula.runtime.leavers import leaving, sockets_of
+from insula.runtime.context import Runtime
+from insula.runtime.leavers import Leavers, leaving, sockets_of
+from records import container_record
 from spawned import wait_until
 
 FAMILIES = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
@@ -58,3 +63,8 @@ def test_who_has_not_heard_all_is_leaving_until_he_has(listener: socket.socket) 
 
 def test_of_a_process_that_is_gone_nothing_is_known() -> None:
     assert sockets_of(1 << 22, (TcpState.LISTEN,)) == []
+
+
+def test_who_may_not_pause_for_a_look_does_not_look() -> None:
+    runtime = cast(Runtime, SimpleNamespace(closing=threading.Event()))
+    Leavers(runtime, container_record(pid=os.getpid())).see_off_last(seconds=0.0005)

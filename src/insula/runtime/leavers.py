@@ -48,7 +48,8 @@ class Leavers:
             LOG.warning("peers did not hear the end of closed connections", extra={"fields": fields})
 
     def _wait(self, seconds: float) -> frozenset[bytes]:
-        """Returns: who is left."""
+        """Returns: who is left; nobody if there was no time to look."""
+        left: frozenset[bytes] = frozenset()
         for _ in range(int(seconds / LOOK_SECONDS)):
             left = frozenset(each.ends for each in leaving(self._record.pid)) - self._silent
             if not left or self._runtime.closing.wait(LOOK_SECONDS):
