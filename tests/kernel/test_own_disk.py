@@ -67,7 +67,7 @@ def test_it_is_of_that_kind_as_large_as_wished_and_goes(kind_and_folder: tuple[s
     assert fill(folder / "disk/x", 8 * MIB) == 0
     assert fill(folder / "disk/y", 16 * MIB) in TOO_MUCH
     os.sync()
-    room = own_disk.room(folder)
+    room = own_disk.room(folder, spec())
     assert room is not None and 8 * MIB <= room.used_bytes <= room.total_bytes <= 16 * MIB
     assert fill(folder / "beside", 24 * MIB) == 0
     own_disk.remove_folder(folder)
@@ -93,7 +93,7 @@ def test_on_a_tenants_disk_or_with_files_counted_it_is_a_file(kind_and_folder: t
 def test_who_wishes_for_none_has_none(folder: Path) -> None:
     own_disk.make(folder, spec(None), is_nested=False)
     own_disk.make_ready(folder, spec(None))
-    assert own_disk.find(folder) is None and own_disk.room(folder) is None
+    assert own_disk.find(folder) is None and own_disk.room(folder, spec(None)) is None
     assert [*folder.iterdir()] == []
 
 
@@ -101,7 +101,7 @@ def test_it_is_mounted_again_for_a_start_or_there_is_no_start(folder: Path) -> N
     own_disk.make(folder, spec(), is_nested=False)
     (folder / "disk/kept").touch()
     assert ImageDisk(folder).detach(time.monotonic() + 5)
-    assert own_disk.room(folder) is None
+    assert own_disk.room(folder, spec()) is None
     own_disk.make_ready(folder, spec())
     assert (folder / "disk/kept").exists()
     assert ImageDisk(folder).detach(time.monotonic() + 5)

@@ -83,8 +83,10 @@ def make_ready(folder: Path, spec: Spec) -> None:
             disk.attach()
 
 
-def room(folder: Path) -> Room | None:
+def room(folder: Path, spec: Spec) -> Room | None:
     """Measure a container's disk; None: it has none, or it cannot be asked now."""
+    if spec.disk_bytes is None:
+        return None
     disk = find(folder)
     try:
         return disk.room() if disk is not None and disk.is_ready() else None

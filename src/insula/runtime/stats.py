@@ -42,7 +42,10 @@ def all_stats(grant: Grant, runtime: Runtime) -> list[ContainerStats]:
 
 def _measure(runtime: Runtime, record: ContainerRecord, *, route: Route) -> ContainerStats:
     used = runtime.group(record).stats()
-    counters, disk = _counters(record, route), own_disk.room(runtime.folders.container(record.id))
+    counters, disk = (
+        _counters(record, route),
+        own_disk.room(runtime.folders.container(record.id), record.spec),
+    )
     return ContainerStats(
         id=record.id,
         name=record.name,
