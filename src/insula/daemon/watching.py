@@ -18,14 +18,14 @@ from insula.kernel import syscalls
 from insula.kernel.cgroup import Group
 from insula.model.errors import BadRequest, WrongState
 from insula.model.grant import Grant
-from insula.model.lifecycle import ALIVE, AT_REST, Status
+from insula.model.lifecycle import ALIVE, Status
 from insula.model.migration import Phase
 from insula.model.monitor import ContainerCounts, TraceWish
 from insula.model.record import ContainerRecord
 from insula.monitor import probes
 from insula.monitor.collect import Collector
 from insula.monitor.subscription import ANY_ERROR, Subject
-from insula.runtime.context import Runtime
+from insula.runtime.context import Runtime, not_running
 from insula.tenant.check import scope
 from insula.tenant.idmap import RANGE_WIDTH
 
@@ -63,10 +63,7 @@ class Watching:
         _check(wish)
         record = self._runtime.find(grant, ref)
         if record.status not in WATCHABLE:
-            raise WrongState(
-                f"container `{record.name}` is not running: it is {record.status.value}",
-                hint=f"insula start {record.name}" if record.status in AT_REST else "",
-            )
+            raise not_running(record)
         redact = self._sight.redact(grant.principal, record.tenant)
         with self._collector.subscribe(
             self.subject(record), wish, notify=notify, redact=redact

@@ -133,10 +133,7 @@ class Runtime:
         """As `find`.  Raises also: WrongState if it does not run."""
         record = self.find(grant, ref)
         if record.status not in ALIVE:
-            raise WrongState(
-                f"container `{record.name}` is not running: it is {record.status.value}",
-                hint=f"insula start {record.name}" if record.status in AT_REST else "",
-            )
+            raise not_running(record)
         return record
 
     def group(self, record: ContainerRecord) -> Group:
@@ -167,3 +164,11 @@ class Runtime:
                 "cannot checkpoint: this host has no CRIU that works", hint="run `insula setup`"
             )
         return self.criu
+
+
+def not_running(record: ContainerRecord) -> WrongState:
+    """Return what is said where a container has to run and does not."""
+    return WrongState(
+        f"container `{record.name}` is not running: it is {record.status.value}",
+        hint=f"insula start {record.name}" if record.status in AT_REST else "",
+    )

@@ -8,7 +8,7 @@ import time
 from msgspec.structs import replace
 
 from insula.model.errors import ContainerNotFound, InsulaError
-from insula.model.lifecycle import Event, Status, after, can
+from insula.model.lifecycle import AT_REST, Event, Status, after, can
 from insula.model.record import ContainerRecord
 from insula.model.spec import RestartKind
 from insula.runtime.context import Runtime
@@ -21,7 +21,6 @@ LOG = logging.getLogger(__name__)
 RESTART_DELAY_S = 0.1
 """Doubles with each restart that did not last, up to a minute, as docker's."""
 MAX_RESTART_DELAY_S = 60.0
-AT_REST = frozenset({Status.CREATED, Status.EXITED})
 LASTING_S = 10.0
 """A run of this length starts the delays anew."""
 

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from insula.kernel import userfault_permit
 from insula.kernel.cgroup import Group
 from insula.model.errors import ContainerNotFound, InsulaError, RestoreFailed, SpawnerGone, VolumeNotFound
-from insula.model.lifecycle import ALIVE, Status
+from insula.model.lifecycle import ALIVE, AT_REST, Status
 from insula.model.record import ContainerRecord
 from insula.model.spec import MountKind
 from insula.network.attach import Running
@@ -20,7 +20,7 @@ from insula.network.limit import limit_of
 from insula.runtime.callers import open_door
 from insula.runtime.context import Runtime
 from insula.runtime.dump import release_network, repair
-from insula.runtime.finish import AT_REST, begin_restart, finish, wants_restart, wants_start
+from insula.runtime.finish import begin_restart, finish, wants_restart, wants_start
 from insula.runtime.own_disk import remove_folder
 from insula.runtime.plan import cpu_limits
 from insula.runtime.remove import remove_ended, unplug
