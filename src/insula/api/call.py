@@ -28,6 +28,7 @@ from insula.model.span import Tracer
 from insula.runtime.store import Store
 from insula.tenant.audit import Audit
 from insula.tenant.check import check, scope
+from insula.tenant.redaction import Redaction
 
 MAX_BODY_BYTES = 1 << 20
 """Of JSON bodies; uploads are streams and have no limit here."""
@@ -127,6 +128,10 @@ class Call:
     async def find(self) -> ContainerRecord:
         """Return the container that the path names."""
         return await self.run(self.api.store.find_container, scope(self.grant), self.ref)
+
+    def redaction(self, tenant: str) -> Redaction:
+        """Return what of a tenant's things the caller is not told."""
+        return self.api.sight.of_reader(self.grant.principal, tenant)
 
     def query(self, kind: type[QueryType]) -> QueryType:
         """Decode what stands behind the `?`.  A switch may stand alone: `?follow`.

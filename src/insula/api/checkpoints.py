@@ -18,7 +18,7 @@ ACCEPTED = 202
 
 async def list_all(call: Call) -> web.StreamResponse:
     record = await call.find()
-    hidden = call.api.sight.of_reader(call.grant.principal, record.tenant)
+    hidden = call.redaction(record.tenant)
     found = await call.run(call.api.verbs.list_checkpoints, call.grant, record.id)
     return answer([replace(each, profile=hidden.applied(each.profile)) for each in found])
 

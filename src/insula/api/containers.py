@@ -15,7 +15,6 @@ from insula.model.lifecycle import ALIVE, Status
 from insula.model.record import ContainerRecord
 from insula.model.spec import KillWish, RenameWish, ResizeWish, Spec, StopWish
 from insula.tenant.check import scope
-from insula.tenant.redaction import Redaction
 
 NOT_MODIFIED = 304
 STATS_INTERVAL_S = 1.0
@@ -31,18 +30,14 @@ async def list_all(call: Call) -> web.StreamResponse:
     everything = call.query(ListQuery).all
     records = await call.run(call.api.store.list_containers, scope(call.grant))
     shown = [record for record in records if everything or record.status in ALIVE]
-    hidden = {tenant: _hidden(call, tenant) for tenant in {record.tenant for record in shown}}
+    hidden = {tenant: call.redaction(tenant) for tenant in {record.tenant for record in shown}}
     return answer([hidden[record.tenant].record(record) for record in shown])
 
 
 async def inspect(call: Call) -> web.StreamResponse:
     call.query(NoQuery)
     record = await call.find()
-    return answer(_hidden(call, record.tenant).record(record))
-
-
-def _hidden(call: Call, tenant: str) -> Redaction:
-    return call.api.sight.of_reader(call.grant.principal, tenant)
+    return answer(call.redaction(record.tenant).record(record))
 
 
 async def delete(call: Call) -> web.StreamResponse:
@@ -108,7 +103,7 @@ async def wait(call: Call) -> web.StreamResponse:
         # Read again: what happened between the first look and the watch was told to nobody.
         record = await call.find()
         ended = await _wait(record, seen, until_removed=condition == "removed")
-        return answer(replace(ended, error=_hidden(call, record.tenant).text(ended.error)))
+        return answer(replace(ended, error=call.redaction(record.tenant).text(ended.error)))
 
 
 async def _wait(record: ContainerRecord, seen: Seen, *, until_removed: bool) -> Ended:
@@ -149,13 +144,13 @@ async def all_stats(call: Call) -> web.StreamResponse:
 
 async def top(call: Call) -> web.StreamResponse:
     record = await call.find()
-    told = _hidden(call, record.tenant).words
+    told = call.redaction(record.tenant).words
     return answer(await call.run(call.api.verbs.top, call.grant, record.id, told=told))
 
 
 async def diff(call: Call) -> web.StreamResponse:
     record = await call.find()
     found = await call.run(call.api.verbs.diff, call.grant, record.id)
-    hidden = _hidden(call, record.tenant)
+    hidden = call.redaction(record.tenant)
     told = (replace(each, path=hidden.path(each.path)) for each in found)
     return answer(list(dict.fromkeys(told)))

@@ -88,7 +88,7 @@ async def events(call: Call) -> web.StreamResponse:
         while True:
             change = await changes.get()
             if tenant in (None, change.tenant):
-                hidden = call.api.sight.of_reader(call.grant.principal, change.tenant)
+                hidden = call.redaction(change.tenant)
                 await response.write(line(hidden.change(change)))
 
 
