@@ -74,6 +74,10 @@ def _python_files(*folders: str) -> list[Path]:
     return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
 
 
+def _c_files() -> list[Path]:
+    return sorted(SOURCE.rglob("*.[ch]"))
+
+
 def _module(path: Path) -> str:
     return ".".join(path.relative_to(SOURCE).with_suffix("").parts)
 
@@ -120,12 +124,17 @@ def test_every_file_has_a_licence_line_and_a_docstring() -> None:
         is_empty_package = path.name == "__init__.py" and text.strip() == SPDX
         if text.splitlines()[:1] != [SPDX] or not (is_empty_package or ast.get_docstring(ast.parse(text))):
             wrong.append(str(path.relative_to(ROOT)))
+    for path in _c_files():
+        first, second = path.read_text(encoding="utf-8").splitlines()[:2]
+        if SPDX.removeprefix("# ") not in first or not second.startswith("/* "):
+            wrong.append(str(path.relative_to(ROOT)))
     assert not wrong, f"no SPDX line or no docstring: {wrong}"
 
 
 def test_no_file_is_too_long() -> None:
     sizes = {
-        path: len(path.read_text(encoding="utf-8").splitlines()) for path in _python_files(*CHECKED_FOLDERS)
+        path: len(path.read_text(encoding="utf-8").splitlines())
+        for path in (*_python_files(*CHECKED_FOLDERS), *_c_files())
     }
     wrong = [
         f"{path.relative_to(ROOT)}: {lines} lines" for path, lines in sizes.items() if lines > FILE_LINES
