@@ -60,6 +60,9 @@ def test_an_administrator_sees_all(root: Person, alice: Person, bob: Person) -> 
     listed = root("ps", "--all-tenants", "--format", "{{.Names}}").split()
     assert sorted(listed) == ["of-alice", "of-bob"]
     assert root("ps", "-q") == ""
+    measured = root.json("--tenant", "*", "stats", "--no-stream", "--format", "json")
+    assert sorted(each["name"] for each in measured) == ["of-alice", "of-bob"]
+    assert root.json("stats", "--no-stream", "--format", "json") == []
 
 
 def test_programs_of_two_users_have_other_ids_on_the_host(alice: Person, bob: Person) -> None:

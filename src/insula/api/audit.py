@@ -7,8 +7,8 @@ from aiohttp import web
 
 from insula.api.bodies import AuditQuery, AuditVerdict
 from insula.api.call import Call, answer, lines
+from insula.model.grant import scope
 from insula.tenant.audit_chain import entries, last_entries, verify
-from insula.tenant.check import scope
 
 _AT_ONCE = 200
 

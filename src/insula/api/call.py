@@ -22,12 +22,12 @@ from insula.api.standing import Judge, Standing
 from insula.api.verbs import Operations, Pairing, Policy, Users, Verbs
 from insula.api.watch import DriftBook, Exports, HistoryBook, Monitor, Profiles, RuleBook, Sight
 from insula.model.errors import BadRequest, InvalidSpec
-from insula.model.grant import Action, Grant
+from insula.model.grant import Action, Grant, scope
 from insula.model.record import ContainerRecord
 from insula.model.span import Tracer
 from insula.runtime.store import Store
 from insula.tenant.audit import Audit
-from insula.tenant.check import check, scope
+from insula.tenant.check import check
 from insula.tenant.redaction import Redaction
 
 MAX_BODY_BYTES = 1 << 20

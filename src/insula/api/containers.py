@@ -11,10 +11,10 @@ from insula.api.bodies import Created, DeleteQuery, Ended, ListQuery, NoQuery, S
 from insula.api.call import Call, answer, empty, line, lines
 from insula.api.changes import Seen
 from insula.model.errors import BadRequest
+from insula.model.grant import scope
 from insula.model.lifecycle import ALIVE, Status
 from insula.model.record import ContainerRecord
 from insula.model.spec import KillWish, RenameWish, ResizeWish, Spec, StopWish
-from insula.tenant.check import scope
 
 NOT_MODIFIED = 304
 STATS_INTERVAL_S = 1.0

@@ -13,9 +13,9 @@ from insula.api.bodies import NoQuery, Query, StreamQuery
 from insula.api.call import Call, answer, line, lines
 from insula.api.watch import Counting
 from insula.model.errors import BadRequest
+from insula.model.grant import scope
 from insula.model.monitor import Began, Ended, EventKind, TraceWish
 from insula.monitor.metrics import CONTENT_TYPE, exposition
-from insula.tenant.check import scope
 
 Held = TypeVar("Held")
 

@@ -4,7 +4,7 @@
 from aiohttp import web
 
 from insula.api.call import Call, answer, line, lines
-from insula.tenant.check import scope
+from insula.model.grant import scope
 
 
 async def list_all(call: Call) -> web.StreamResponse:

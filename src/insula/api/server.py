@@ -18,11 +18,10 @@ from insula.api.errors import CODES, INTERNAL, failure, status_of
 from insula.api.gate import Gate
 from insula.api.routes import ROUTES, Route
 from insula.model.errors import Denied, InsulaError, OperationNotFound, TooManyRequests, from_code
-from insula.model.grant import Action, Principal
+from insula.model.grant import Action, Principal, scope
 from insula.model.span import TENANT, Attributes
 from insula.runtime.store import no_container
 from insula.tenant.audit import Entry
-from insula.tenant.check import scope
 
 LOG = logging.getLogger(__name__)
 

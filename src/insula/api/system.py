@@ -8,7 +8,7 @@ from aiohttp import web
 
 from insula.api.bodies import HostFacts, Version
 from insula.api.call import Call, answer
-from insula.tenant.check import scope
+from insula.model.grant import scope
 
 API_VERSION = 1
 

@@ -15,7 +15,7 @@ from insula.daemon.watching import Watching
 from insula.kernel import seccomp_policy, syscalls
 from insula.model.change import Change, drift_of
 from insula.model.errors import WrongState
-from insula.model.grant import Grant
+from insula.model.grant import Grant, scope
 from insula.model.monitor import Event, EventKind, TraceLine, TraceWish
 from insula.model.profile import ContainerDrifts, Drift
 from insula.model.record import ContainerRecord
@@ -26,7 +26,6 @@ from insula.monitor.subscription import Scope, Subject
 from insula.monitor.usage import Home
 from insula.runtime.context import Runtime
 from insula.runtime.plan import capabilities_of
-from insula.tenant.check import scope
 
 _WISH = TraceWish(
     kinds=(EventKind.DRIFT, EventKind.EXEC, EventKind.CAPABILITY, EventKind.FILE, EventKind.NETWORK)

@@ -18,7 +18,7 @@ from insula.daemon.sight import Sight
 from insula.daemon.watching import Watching
 from insula.kernel import caps, syscalls
 from insula.model.errors import InvalidSpec, NameTaken, ProfileNotFound, Unsupported, WrongState
-from insula.model.grant import Grant
+from insula.model.grant import EVERY_TENANT, Grant
 from insula.model.lifecycle import ALIVE, Status
 from insula.model.profile import VERSION, Applied, ApplyWish, Profile, applied
 from insula.model.profile_text import Words, read_profile
@@ -28,7 +28,6 @@ from insula.monitor.collect import Collector
 from insula.monitor.recording import Recording
 from insula.runtime.confine import confine
 from insula.runtime.context import Runtime
-from insula.tenant.check import EVERY_TENANT
 
 LOG = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from insula.daemon.watching import Watching
 from insula.kernel.cgroup import Group
 from insula.kernel.net_dev import NOTHING, Traffic, traffic
 from insula.model.errors import InsulaError, WrongState
-from insula.model.grant import Grant
+from insula.model.grant import Grant, scope
 from insula.model.history import INTERVAL_S, CallShare, Sample, Usage
 from insula.model.lifecycle import ALIVE
 from insula.model.monitor import ContainerCounts
@@ -25,7 +25,6 @@ from insula.model.record import ContainerRecord
 from insula.monitor.collect import Collector
 from insula.monitor.history import History
 from insula.runtime.context import Runtime
-from insula.tenant.check import scope
 
 LOG = logging.getLogger(__name__)
 

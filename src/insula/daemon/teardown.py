@@ -11,11 +11,11 @@ from contextlib import suppress
 from insula.daemon.wiring import Daemon
 from insula.kernel.cgroup import delete_parent, own_name
 from insula.model.errors import ContainerNotFound
-from insula.model.grant import Action, Grant, Principal, Role
+from insula.model.grant import EVERY_TENANT, Action, Grant, Principal, Role
 from insula.model.lifecycle import ALIVE
 from insula.runtime.context import Runtime
 from insula.runtime.stop import stop
-from insula.tenant.check import EVERY_TENANT, check
+from insula.tenant.check import check
 
 LOG = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from insula.image.layers import Filler
 from insula.image.store import Images, full_name
 from insula.image.tarball import Limits as TarLimits
 from insula.model.errors import ImageTooLarge, TookTooLong
-from insula.model.grant import Grant
+from insula.model.grant import Grant, scope
 from insula.model.permit import Permits
 from insula.model.quota import Allowance, Resource
 from insula.model.record import ImageRecord, LayerRecord, NetworkRecord, Progress, VolumeRecord
@@ -23,7 +23,6 @@ from insula.network.attach import Networks
 from insula.runtime.permitted import check_subnet, check_uplink
 from insula.runtime.store import Store
 from insula.runtime.volumes import Volumes
-from insula.tenant.check import scope
 
 TAR_BLOCK = 512
 

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from insula.daemon.authority import UserAuthority
 from insula.daemon.pki import Pki, split_address
 from insula.model.errors import BadRequest, Conflict, Denied, LimitRefused, NameTaken, TokenNotFound
-from insula.model.grant import Action, Grant, Role
+from insula.model.grant import EVERY_TENANT, Action, Grant, Role, scope
 from insula.model.users import (
     DEFAULT_CERTIFICATE_S,
     Origin,
@@ -29,7 +29,7 @@ from insula.model.users import (
 )
 from insula.runtime.store import Store
 from insula.tenant import identity
-from insula.tenant.check import EVERY_TENANT, OWN, SCOPES, scope
+from insula.tenant.check import OWN, SCOPES
 
 MAX_TOKENS = 100
 """Of one user."""

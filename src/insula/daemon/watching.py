@@ -17,7 +17,7 @@ from insula.daemon.sight import Sight
 from insula.kernel import syscalls
 from insula.kernel.cgroup import Group
 from insula.model.errors import BadRequest, WrongState
-from insula.model.grant import Grant
+from insula.model.grant import Grant, scope
 from insula.model.lifecycle import ALIVE, Status
 from insula.model.migration import Phase
 from insula.model.monitor import ContainerCounts, TraceWish
@@ -26,7 +26,6 @@ from insula.monitor import probes
 from insula.monitor.collect import Collector
 from insula.monitor.subscription import ANY_ERROR, Subject
 from insula.runtime.context import Runtime, not_running
-from insula.tenant.check import scope
 from insula.tenant.idmap import RANGE_WIDTH
 
 WATCHABLE = ALIVE | {Status.RESTORING}

@@ -101,6 +101,10 @@ class Principal:
         return self.kind is Kind.HOST
 
 
+EVERY_TENANT = "*"
+"""In place of a tenant's name, where all of them are meant."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:
     """The right of `principal` to do `action` within `tenant`."""
@@ -109,3 +113,8 @@ class Grant:
     action: Action
     tenant: str
     """The tenant whose things are touched (for admins and operators possibly another's)."""
+
+
+def scope(grant: Grant) -> str | None:
+    """Return the tenant to search in, None for all of them."""
+    return None if grant.tenant == EVERY_TENANT else grant.tenant

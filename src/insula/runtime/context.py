@@ -15,7 +15,7 @@ from insula.image.store import Images
 from insula.kernel.cgroup import Group, Hierarchies
 from insula.kernel.criu_find import CriuProgram
 from insula.model.errors import Unsupported, WrongState
-from insula.model.grant import Grant
+from insula.model.grant import Grant, scope
 from insula.model.lifecycle import ALIVE, AT_REST
 from insula.model.permit import Permits
 from insula.model.quota import Allowance, Unlimited
@@ -29,8 +29,6 @@ from insula.runtime.supervise import SpawnerClient
 from insula.runtime.turns import Turns
 from insula.runtime.volumes import Volumes
 
-EVERY_TENANT = "*"
-"""As `tenant/check.py` writes it into a grant."""
 TENANT_PREFIX = "tenant-"
 """Before a tenant's name as a cgroup's: no file of the kernel in there has such a name (cgroup v1 has one called `tasks`)."""
 
@@ -127,7 +125,7 @@ class Runtime:
 
         Raises: ContainerNotFound, Conflict for a prefix of several.
         """
-        return self.store.find_container(None if grant.tenant == EVERY_TENANT else grant.tenant, ref)
+        return self.store.find_container(scope(grant), ref)
 
     def find_alive(self, grant: Grant, ref: str) -> ContainerRecord:
         """As `find`.  Raises also: WrongState if it does not run."""

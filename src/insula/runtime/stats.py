@@ -5,7 +5,7 @@ import time
 
 from insula.kernel.netlink import Counters, Route
 from insula.model.errors import WrongState
-from insula.model.grant import Grant
+from insula.model.grant import Grant, scope
 from insula.model.lifecycle import ALIVE
 from insula.model.record import ContainerRecord, ContainerStats
 from insula.runtime import own_disk
@@ -31,7 +31,7 @@ def all_stats(grant: Grant, runtime: Runtime) -> list[ContainerStats]:
     """Measure every running container of the grant's tenant; those that end meanwhile are left out."""
     found = []
     with Route() as route:
-        for record in runtime.store.list_containers(grant.tenant or None):
+        for record in runtime.store.list_containers(scope(grant)):
             if record.status in ALIVE:
                 try:
                     found.append(_measure(runtime, record, route=route))

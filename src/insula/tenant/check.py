@@ -14,9 +14,7 @@ that are among its scopes, and within its own tenant only.  Who may not see a te
 """
 
 from insula.model.errors import Denied, NotFound, Unauthenticated
-from insula.model.grant import Action, Grant, Kind, Principal, Role
-
-EVERY_TENANT = "*"
+from insula.model.grant import EVERY_TENANT, Action, Grant, Kind, Principal, Role
 
 _VIEWER = frozenset({Action.OPEN, Action.READ, Action.LOGS, Action.TOKEN})
 _USER = _VIEWER | {
@@ -70,11 +68,6 @@ def check(principal: Principal, action: Action, *, target_tenant: str = "") -> G
     if tenant == EVERY_TENANT and action is Action.CREATE:
         raise Denied("cannot create for tenant `*`: choose one")
     return Grant(principal=principal, action=action, tenant=tenant)
-
-
-def scope(grant: Grant) -> str | None:
-    """Return the tenant to search in, None for all of them."""
-    return None if grant.tenant == EVERY_TENANT else grant.tenant
 
 
 def rights(principal: Principal) -> frozenset[Action]:

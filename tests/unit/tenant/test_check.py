@@ -6,8 +6,8 @@ import itertools
 import pytest
 
 from insula.model.errors import Denied, InsulaError, NotFound, Unauthenticated
-from insula.model.grant import Action, Kind, Principal, Role
-from insula.tenant.check import SCOPES, check, rights, rights_everywhere, scope
+from insula.model.grant import Action, Kind, Principal, Role, scope
+from insula.tenant.check import SCOPES, check, rights, rights_everywhere
 
 #: action → for viewer, user, operator, admin: `-` nothing, `o` the own tenant, `a` every tenant.
 TABLE = {
