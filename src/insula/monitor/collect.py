@@ -103,6 +103,7 @@ class Collector:
                     del self._subscriptions[cgroup], self._lost[cgroup]
                     self._throttling.forget(subject)
                 self._tell(cgroup)
+                self._forget_unwatched(probes, cgroup)
             subscription.close()
 
     @contextmanager
@@ -123,9 +124,10 @@ class Collector:
                     del self._counting[cgroup], self._counted_from[cgroup]
                 self._tell(cgroup)
                 if cgroup not in self._counting:
-                    probes.forget(cgroup)
+                    probes.forget_calls(cgroup)
                     if self._counts is not None:
                         self._counts.forget(cgroup)
+                self._forget_unwatched(probes, cgroup)
 
     @contextmanager
     def from_birth(self, subject: Subject) -> Iterator[None]:
@@ -240,6 +242,11 @@ class Collector:
             self._probes.watch(cgroup, wanted, counting=counting, flags=self._flags(cgroup))
             os.eventfd_write(self._wake, 1)
 
+    def _forget_unwatched(self, probes: Probes, cgroup: int) -> None:
+        """What was lost, and which capabilities were told, is each watcher's business as long as there is one."""
+        if cgroup not in self._subscriptions and cgroup not in self._counting:
+            probes.forget(cgroup)
+
     def _flags(self, cgroup: int) -> int:
         flags = layout.CONFINED_ONLY if self._newborn[cgroup] else 0
         of_calls = [
@@ -316,13 +323,20 @@ class Collector:
         with self._lock:
             probes.look(is_on=is_look, is_timing=is_timed)
             for cgroup, subscriptions in self._subscriptions.items():
-                lost = probes.lost_events(cgroup)
-                new, self._lost[cgroup] = lost - self._lost[cgroup], lost
+                new = self._new_losses(probes, cgroup)
                 throttled = self._look(subscriptions)
                 for each in subscriptions:
                     seen = throttled if each.wants_throttling else []
                     if new or seen:
                         each.give(seen, lost=new)
+
+    def _new_losses(self, probes: Probes, cgroup: int) -> int:
+        """Return how many of a container's events found the ring full since this was asked last."""
+        lost, before = probes.lost_events(cgroup), self._lost[cgroup]
+        self._lost[cgroup] = lost
+        return (
+            lost - before if lost >= before else lost
+        )  # fewer: the kernel has begun anew, in a map that ran full
 
     def _look(self, subscriptions: list[Subscription]) -> list[Event]:
         """Look at a container's throttling, if one of its watchers wants that."""

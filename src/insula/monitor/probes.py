@@ -216,11 +216,16 @@ class Probes:
         for key, value in self._details[name].items():
             yield (*layout.DETAIL_KEY.unpack(key), *layout.DETAIL.unpack(value))
 
-    def forget(self, cgroup: int) -> None:
-        """Drop what was counted of a container that is gone."""
+    def forget_calls(self, cgroup: int) -> None:
+        """Drop what was counted of the system calls of a container whose calls nobody counts any more."""
         self._slots.give_back(cgroup)
-        for table in (self._timed, *(self._details[name] for name in ("errors", "capabilities", "losses"))):
+        for table in (self._timed, self._details["errors"]):
             _drop(table, cgroup)
+
+    def forget(self, cgroup: int) -> None:
+        """Drop which capabilities were told, and what was lost, of a container that nobody watches any more."""
+        for name in ("capabilities", "losses"):
+            _drop(self._details[name], cgroup)
 
     def close(self) -> None:
         """Take everything out of the kernel."""
