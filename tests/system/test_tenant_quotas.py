@@ -7,6 +7,7 @@ import socket
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,18 @@ def test_networks_and_ports(root: Person, alice: Person) -> None:
     alice.wait_for("a", status="exited")
     alice("start", "c")
     assert use(alice, "ports")["used"] == 2
+
+
+def test_who_starts_at_once_has_no_more_ports(root: Person, alice: Person) -> None:
+    root("tenant", "set", alice.tenant, "ports=1")
+    names = ("a", "b", "c", "d")
+    for name in names:
+        alice("create", "--name", name, "-p", "80", "box", "sleep", "1000")
+    with ThreadPoolExecutor(len(names)) as pool:
+        done = list(pool.map(lambda name: alice.give("start", name), names))
+    assert sorted(each.code == 0 for each in done) == [False, False, False, True], done
+    assert all("published ports: 1 used" in each.err for each in done if each.code)
+    assert use(alice, "ports")["used"] == 1
 
 
 def test_a_default_is_everybodys_who_has_no_own(root: Person, alice: Person, bob: Person) -> None:

@@ -11,7 +11,7 @@ and the program's start.  Safe to use from several threads.  Out of scope: stora
 import dataclasses
 import re
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import Protocol
@@ -265,7 +265,7 @@ class Networks:
     ) -> tuple[PortMapping, ...]:
         """Publish ports of an active container; returns them with every host port filled in.
 
-        name: what people call the container, for the next one's error.  Raises: PortInUse naming the holder; InvalidSpec; Exhausted.
+        name: what people call the container, for the next one's error.  Raises: PortInUse naming the holder; InvalidSpec; Exhausted; QuotaExceeded.
         """
         wished = tuple(wished)
         if not wished:
@@ -277,16 +277,9 @@ class Networks:
             active.is_in_lan = bool(network.uplink)
             if network.uplink:
                 check_lan_ports(wished, network, name=name or container_id[:12])
-            own = {each.id for each in self.list(network.tenant)}
-            taken = [
-                ports.Taken(
-                    holder=each.name or holder[:12],
-                    mapping=mapping,
-                    is_foreign=each.attachment.network not in own,
-                )
-                for holder, each in self._active.items()
-                for mapping in each.ports
-            ]
+            taken = tuple(self._taken(network.tenant))
+            used = ports.count(each.mapping for each in taken if not each.is_foreign)
+            self._allowance.check(network.tenant, Resource.PORTS, used=used, more=ports.count(wished))
             settled = ports.settle(wished, taken=taken, avoided=self._relays.ports)
             self._relays.give_way(settled)
             bridge.allow_forwarding()
@@ -302,6 +295,13 @@ class Networks:
                     f"cannot publish `{ports.describe(settled[0])}`: the firewall leads it elsewhere"
                 ) from None
             return settled
+
+    def _taken(self, tenant: str) -> Iterator[ports.Taken]:
+        own = {each.id for each in self.list(tenant)}
+        for holder, each in self._active.items():
+            is_foreign = each.attachment.network not in own
+            for mapping in each.ports:
+                yield ports.Taken(holder=each.name or holder[:12], mapping=mapping, is_foreign=is_foreign)
 
     def unpublish(self, container_id: str) -> None:
         """Take a container's published ports away.  That it has none is no error."""

@@ -81,6 +81,11 @@ def settle(
     return tuple(settled[index] for index in range(len(wished)))
 
 
+def count(mappings: Iterable[PortMapping]) -> int:
+    """Return how many ports these are."""
+    return sum(each.count for each in mappings)
+
+
 def describe(mapping: PortMapping) -> str:
     """Return the mapping as people write it: `0.0.0.0:8000-8003:80-83/tcp`."""
     last = mapping.count - 1

@@ -14,8 +14,8 @@ from insula.kernel.cgroup.values import CPU_PERIOD_US
 from insula.model.errors import LimitRefused
 from insula.model.lifecycle import ALIVE
 from insula.model.quota import MAX_WEIGHT, USUAL_WEIGHT, Allowance, Resource
-from insula.model.record import ContainerRecord
-from insula.model.spec import PortMapping, Spec
+from insula.model.spec import Spec
+from insula.network import ports
 from insula.runtime.context import Runtime
 
 LOG = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def check_wish(runtime: Runtime, tenant: str, spec: Spec) -> None:
         (Resource.INODES, spec.inodes),
     ):
         check(tenant, resource, used=0, more=wished or 0)
-    check(tenant, Resource.PORTS, used=0, more=count_ports(spec.ports))
+    check(tenant, Resource.PORTS, used=0, more=ports.count(spec.ports))
     check_count(runtime, tenant)
     check_disk(runtime, tenant, spec)
 
@@ -57,25 +57,10 @@ def check_disk(runtime: Runtime, tenant: str, spec: Spec) -> None:
         runtime.allowance.check(tenant, Resource.DISK, used=promised, more=spec.disk_bytes)
 
 
-def check_ports(runtime: Runtime, record: ContainerRecord) -> None:
-    """Refuse to publish ports beyond the tenant's.  Raises: QuotaExceeded."""
-    more = count_ports(record.spec.ports)
-    if more and runtime.allowance.limit(record.tenant, Resource.PORTS) is not None:
-        used = published(runtime, record.tenant, without=record.id)
-        runtime.allowance.check(record.tenant, Resource.PORTS, used=used, more=more)
-
-
-def published(runtime: Runtime, tenant: str, *, without: str = "") -> int:
+def published(runtime: Runtime, tenant: str) -> int:
     """Count the ports that a tenant's running containers publish."""
-    return sum(
-        count_ports(each.ports)
-        for each in runtime.store.list_containers(tenant)
-        if each.status in ALIVE and each.id != without
-    )
-
-
-def count_ports(ports: tuple[PortMapping, ...]) -> int:
-    return sum(each.count for each in ports)
+    alive = (each for each in runtime.store.list_containers(tenant) if each.status in ALIVE)
+    return sum(ports.count(each.ports) for each in alive)
 
 
 def ready_group(runtime: Runtime, tenant: str) -> None:

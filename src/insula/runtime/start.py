@@ -99,7 +99,6 @@ def bring_up_network(
     attachment = record.attachment
     if attachment is None:
         return record
-    quotas.check_ports(runtime, record)
     runtime.networks.activate(attachment, container_id=record.id, limit=limit_of(record.profile))
     undo.callback(runtime.networks.deactivate, record.id)
     ports = _publish(runtime, attachment, record, before=before)
