@@ -27,6 +27,17 @@ from insula.monitor.shapes import kind_of
 
 RuleName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 _HEAD = "[[rule]]"
+USUAL = frozenset(
+    {
+        EventKind.FILE,
+        EventKind.NETWORK,
+        EventKind.EXEC,
+        EventKind.MOUNT,
+        EventKind.IDENTITY,
+        EventKind.KERNEL,
+    }
+)
+"""What a rule is about that names neither kinds nor calls."""
 
 
 class RuleAction(StrEnum):
@@ -75,7 +86,7 @@ class Rule(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
     def matches(self, event: Event) -> bool:
         """Tell whether an event of a container that is meant is an alarm, but for `is_new`."""
         return (
-            (not self.kinds or event.kind in self.kinds or _kind_of_call(event) in self.kinds)
+            (not self.kinds or event.kind in self.kinds or _kind_of_attempt(event) in self.kinds)
             and (not self.calls or event.call in self.calls)
             and (not self.errors or _has_error(event, self.errors))
             and (not self.commands or _fits(event.command, self.commands))
@@ -95,9 +106,14 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rule: tuple[dict[str, object], ...] = ()
 
 
-def _kind_of_call(event: Event) -> EventKind | None:
+def _kind_of_attempt(event: Event) -> EventKind | None:
     """Return what a call that a filter answered would have been: an attempt is told as `seccomp` if a rule asks for that."""
-    kind = kind_of(event.call) if event.kind is EventKind.SECCOMP else 0
+    return kind_of_call(event.call) if event.kind is EventKind.SECCOMP else None
+
+
+def kind_of_call(call: str) -> EventKind | None:
+    """Return the kind that a system call is told as; None: it is only counted."""
+    kind = kind_of(call)
     return EventKind(Kind(kind).name.lower()) if kind else None
 
 
@@ -149,16 +165,13 @@ def _check(rule: Rule, *, where: str, names: set[str]) -> None:
 
 
 def wish_of(rules: Sequence[Rule]) -> TraceWish:
-    """Return what must be watched for some rules."""
-    if any(not rule.kinds for rule in rules):
-        kinds = {
-            EventKind.FILE,
-            EventKind.NETWORK,
-            EventKind.EXEC,
-            EventKind.MOUNT,
-            EventKind.IDENTITY,
-            EventKind.KERNEL,
-        }
-    else:
-        kinds = {kind for rule in rules for kind in rule.kinds}
+    """Return what must be watched for some rules: what each of them asks for."""
+    kinds = {kind for rule in rules for kind in kinds_of(rule)}
     return TraceWish(kinds=tuple(sorted(kinds)))
+
+
+def kinds_of(rule: Rule) -> frozenset[EventKind]:
+    """Return the kinds that a rule is about: those it names, or those that its calls are told as, or `USUAL`."""
+    if rule.kinds or not rule.calls:
+        return frozenset(rule.kinds or USUAL)
+    return frozenset(filter(None, map(kind_of_call, rule.calls)))

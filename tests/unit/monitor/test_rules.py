@@ -8,7 +8,7 @@ import pytest
 from insula.model.errors import InvalidRule
 from insula.model.monitor import Event, EventKind
 from insula.monitor import rules
-from insula.monitor.rules import Rule, RuleAction, read_rules, wish_of
+from insula.monitor.rules import USUAL, Rule, RuleAction, read_rules, wish_of
 
 STARTER = Path(rules.__file__).parent / "starter.toml"
 
@@ -79,3 +79,17 @@ def test_only_what_rules_ask_for_is_watched() -> None:
     found = starter()
     assert wish_of([found["shell-in-a-server"]]).kinds == (EventKind.EXEC,)
     assert EventKind.FILE in wish_of(list(found.values())).kinds
+
+
+def rules_of(*texts: str) -> tuple[Rule, ...]:
+    return read_rules("".join(f"[[rule]]\n{text}\n" for text in texts), file="r.toml")
+
+
+def test_a_rule_without_kinds_takes_nothing_from_the_others() -> None:
+    found = rules_of("name='oom'\nkinds=['oom', 'signal']", "name='tracing'\ncalls=['ptrace']")
+    assert set(wish_of(found).kinds) == {EventKind.OOM, EventKind.SIGNAL, EventKind.KERNEL}
+
+
+def test_a_rule_that_names_neither_kinds_nor_calls_is_about_the_usual() -> None:
+    found = rules_of("name='oom'\nkinds=['oom']", "name='x'\npaths=['/etc/x']")
+    assert set(wish_of(found).kinds) == {EventKind.OOM, *USUAL}
