@@ -121,3 +121,34 @@ def test_who_watches_again_is_not_told_of_earlier_losses(bench: Bench, stack: Ex
     do(child, 10)
     told = hear(bench, watch, calls=10)
     assert (told.seen, told.lost) == (10, 0)
+
+
+def test_the_end_comes_after_what_was_lost(bench: Bench, stack: ExitStack) -> None:
+    child = stack.enter_context(program(bench, "one"))
+    told = Told()
+    watches: list[Subscription] = []
+
+    def hear_at_once() -> None:
+        while not told.has_ended and (lines := watches[0].read(at_most=5000)):
+            told.add(lines)
+        if told.has_ended:
+            bench.ready.set()
+
+    subscribed = bench.collector.subscribe(bench.subjects["one"], FILES, notify=hear_at_once)
+    watches.append(stack.enter_context(subscribed))
+    with bench.collector._lock:
+        do(child, FLOOD)
+        bench.collector.end("id-one", reason="gone")
+    assert bench.ready.wait(WITHIN_S)
+    assert told.seen + told.lost == FLOOD
+
+
+def test_who_catches_up_knows_what_was_lost(bench: Bench, stack: ExitStack) -> None:
+    child = stack.enter_context(program(bench, "one"))
+    watch = bench.watch(stack, "one", FILES)
+    flood(bench, child)
+    bench.collector.catch_up()
+    told = Told()
+    while lines := watch.read(at_most=5000):
+        told.add(lines)
+    assert told.seen + told.lost == FLOOD

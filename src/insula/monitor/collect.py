@@ -196,7 +196,7 @@ class Collector:
                 os.eventfd_write(self._wake, 1)
 
     def catch_up(self) -> None:
-        """Hand out what the kernel has told until now: of what ended a moment ago, it may still be in the ring."""
+        """Hand out what the kernel has told until now, and how much it lost: of what ended a moment ago, it may be there yet."""
         with self._emptying:
             probes = self._probes
             if probes is None or self._is_closing:
@@ -204,6 +204,8 @@ class Collector:
             end = probes.ring.written
             while probes.ring.position < end and (records := probes.ring.read(at_most=BATCH)):
                 self._hand_out(records)
+        with self._lock:
+            self._hand_out_losses(probes)
 
     @property
     def attached(self) -> frozenset[str]:
@@ -305,8 +307,11 @@ class Collector:
             while records := probes.ring.read(at_most=BATCH):
                 is_any = True
                 self._hand_out(records)
-        for subscription, reason in ending:
-            subscription.end(reason)
+        if ending:
+            with self._lock:
+                self._hand_out_losses(probes)
+            for subscription, reason in ending:
+                subscription.end(reason)
         return is_any
 
     def _hand_out(self, records: list[bytes]) -> None:
@@ -322,21 +327,25 @@ class Collector:
     def _tick(self, probes: Probes, *, is_look: bool, is_timed: bool) -> None:
         with self._lock:
             probes.look(is_on=is_look, is_timing=is_timed)
-            for cgroup, subscriptions in self._subscriptions.items():
-                new = self._new_losses(probes, cgroup)
+            self._hand_out_losses(probes)
+            for subscriptions in self._subscriptions.values():
                 throttled = self._look(subscriptions)
                 for each in subscriptions:
-                    seen = throttled if each.wants_throttling else []
-                    if new or seen:
-                        each.give(seen, lost=new)
+                    if throttled and each.wants_throttling:
+                        each.give(throttled)
 
-    def _new_losses(self, probes: Probes, cgroup: int) -> int:
-        """Return how many of a container's events found the ring full since this was asked last."""
-        lost, before = probes.lost_events(cgroup), self._lost[cgroup]
-        self._lost[cgroup] = lost
-        return (
-            lost - before if lost >= before else lost
-        )  # fewer: the kernel has begun anew, in a map that ran full
+    def _hand_out_losses(self, probes: Probes) -> None:
+        """Tell each watcher how many of its container's events have found the ring full since this was done last."""
+        for cgroup, lost in probes.losses().items():
+            before = self._lost.get(cgroup)
+            if before is None or lost == before:  # nobody watches it, or nothing is new
+                continue
+            self._lost[cgroup] = lost
+            new = (
+                lost - before if lost > before else lost
+            )  # fewer: the kernel's map was full, and it began anew
+            for each in self._subscriptions[cgroup]:
+                each.give((), lost=new)
 
     def _look(self, subscriptions: list[Subscription]) -> list[Event]:
         """Look at a container's throttling, if one of its watchers wants that."""
