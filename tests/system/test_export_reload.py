@@ -68,6 +68,34 @@ def test_who_is_listed_anew_hears_of_running_containers_and_who_is_not_hears_no_
     assert web.root("export", "ls", "--quiet") == ""
 
 
+def numbers(path: Path) -> list[int]:
+    """Return those of the folders that programs wanted to remove."""
+    told = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    paths = [each["path"] for each in told if each.get("call") == "rmdir"]
+    return [int(path.removeprefix("/none/")) for path in paths]
+
+
+def test_what_others_are_listed_for_and_a_new_name_leave_no_gap(web: Host, tmp_path: Path) -> None:
+    """With a sink that stays while what is watched in all changes ten times, and the container's name."""
+    stays, other = tmp_path / "stays", tmp_path / "other"
+    listed(web, sink(stays, 'kinds = ["file"]'))
+    by_command(web)
+    loop = "i=0; while [ ! -e /enough ]; do rmdir /none/$i; i=$((i + 1)); done"
+    web.root("exec", "-d", "web", "sh", "-c", loop)
+    for number in range(10):
+        kind = ("network", "mount")[number % 2]
+        listed(web, sink(stays, 'kinds = ["file"]') + sink(other, f'kinds = ["{kind}"]'))
+        by_command(web)
+    web.root("rename", "web", "other")
+    web.root("rename", "other", "web")
+    web.root("exec", "web", "touch", "/enough")
+    wait_until(lambda: "/enough" in stays.read_text(), what="the last event")
+    told = numbers(stays)
+    assert told == list(range(told[0], told[0] + len(told)))
+    assert len(told) > 10
+    assert '"lost"' not in stays.read_text()
+
+
 def test_a_wrong_list_is_refused_and_the_old_one_stays(web: Host, tmp_path: Path) -> None:
     listed(web, sink(tmp_path / "all"))
     by_command(web)

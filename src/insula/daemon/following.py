@@ -9,7 +9,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from insula.daemon.watching import WATCHABLE, Watching
@@ -43,9 +43,12 @@ class _Watch:
     held: ExitStack
 
     def is_of(self, subject: Subject) -> bool:
-        """Tell whether it is of the same run of the same container, under the same name."""
-        mine = self.subscription.subject
-        return (mine.cgroup, mine.name) == (subject.cgroup, subject.name)
+        """Tell whether it is of the same run of the same container."""
+        return self.subscription.subject.cgroup == subject.cgroup
+
+    def is_told(self, subject: Subject, wish: TraceWish) -> bool:
+        """Tell whether that is what it tells, under the name that the container has."""
+        return (self.subscription.subject.name, self.subscription.wish) == (subject.name, wish)
 
 
 class Following:
@@ -102,11 +105,22 @@ class Following:
         except WrongState:  # it has just ended, or an arrival has no groups yet
             return
         known = self._watches.get(record.id)
-        if known is not None and known.is_of(subject) and known.subscription.wish == wish:
+        if known is not None and wish is not None and known.is_of(subject):
+            if not known.is_told(subject, wish):
+                self._change(known, record, subject=subject, wish=wish)
             return
         self._drop(record.id)
-        if wish is None:
-            return
+        if wish is not None:
+            self._begin(record, subject, wish=wish)
+
+    def _change(self, known: _Watch, record: ContainerRecord, *, subject: Subject, wish: TraceWish) -> None:
+        """Go on with what is wished for now: what was heard until then is judged by what was."""
+        self._collector.catch_up()
+        self._hear(known)
+        self._collector.change(known.subscription, subject, wish=wish)
+        self._watches[record.id] = replace(known, record=record)
+
+    def _begin(self, record: ContainerRecord, subject: Subject, *, wish: TraceWish) -> None:
         with ExitStack() as held:
             try:
                 held.enter_context(self._collector.from_birth(subject))

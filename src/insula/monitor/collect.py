@@ -106,6 +106,15 @@ class Collector:
                 self._forget_unwatched(probes, cgroup)
             subscription.close()
 
+    def change(self, subscription: Subscription, subject: Subject, *, wish: TraceWish) -> None:
+        """Have a subscription that is open tell what is wished for now, without a gap.  For the thread that reads it.
+
+        subject: the same run of the same container; its name may be another.
+        """
+        with self._lock:
+            subscription.change(subject, wish)
+            self._tell(subject.cgroup)
+
     @contextmanager
     def counting(self, subject: Subject, *, how: Counting = Counting.EACH) -> Iterator[None]:
         """Count a container's system calls while the block runs.  Raises: as `subscribe`."""

@@ -83,24 +83,28 @@ class Subscription:
         redact: Redact = as_it_is,
         scope: Scope = Scope.EVERYTHING,
     ) -> None:
-        self.subject = subject
         self.scope = scope
-        self.kinds = kinds_of(wish)
-        self.wants_throttling = not wish.kinds or EventKind.THROTTLE in wish.kinds
-        self.wish = wish
         self._calls = calls
         self._clock = clock
         self._notify = notify
         self._redact = redact
-        self._tells_all = redact is as_it_is and not wish.paths and not wish.addresses
-        self._worded: dict[bytes, Event | None] = {}
-        self._numbers = frozenset(number for number, name in calls.items() if name in wish.calls)
+        self.change(subject, wish)
         self.is_elsewhere = False
         """What it watches has moved, and is told of from there: its end here is not the end."""
         self._closers: list[Callable[[], None]] = []
         self._waiting: deque[bytes | TraceLine] = deque()
         self._lost = 0
         self._lock = threading.Lock()
+
+    def change(self, subject: Subject, wish: TraceWish) -> None:
+        """Tell from now on what is wished for now, of what waits already, too.  For the reader's thread."""
+        self.subject = subject
+        self.wish = wish
+        self.kinds = kinds_of(wish)
+        self.wants_throttling = not wish.kinds or EventKind.THROTTLE in wish.kinds
+        self._numbers = frozenset(number for number, name in self._calls.items() if name in wish.calls)
+        self._tells_all = self._redact is as_it_is and not wish.paths and not wish.addresses
+        self._worded: dict[bytes, Event | None] = {}
 
     def give(self, records: Sequence[bytes | TraceLine], *, lost: int = 0) -> None:
         """Let records wait; those that find no room are counted as lost."""
