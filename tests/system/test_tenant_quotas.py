@@ -34,8 +34,7 @@ def without_limits(host: Host) -> Iterator[None]:
         "images",
     )
     for tenant in (host.alice.tenant, host.bob.tenant, "--default"):
-        host.root("tenant", "set", tenant, *(f"{name}=default" for name in every if tenant != "--default"),
-                  *(f"{name}=none" for name in every if tenant == "--default"))  # fmt: skip
+        host.root("tenant", "set", tenant, *(f"{name}=default" for name in every))
 
 
 def use(person: Person, resource: str) -> Any:
@@ -98,6 +97,17 @@ def test_a_limit_holds_for_what_runs_already(root: Person, alice: Person) -> Non
         assert "more is in use" in root.fails("tenant", "set", alice.tenant, "memory=20m")
     uses = {each["resource"]: each.get("limit") for each in alice.json("tenant", "show", "--format", "json")}
     assert (uses["pids"], uses["cpus"], uses["weight"], uses["memory"]) == (50, 500, 50, None)
+
+
+def test_nobody_may_have_all_processes_of_the_kernel(root: Person, alice: Person) -> None:
+    limit = use(alice, "pids")["limit"]
+    assert limit * 3 <= int(Path("/proc/sys/kernel/pid_max").read_text())
+    assert f"the limit is {limit}" in alice.fails("create", "--pids", str(limit + 1), "box", "true", code=125)
+    alice("run", "-d", "--name", "a", "box", "sleep", "1000")
+    [held] = {*Path("/sys/fs/cgroup").glob(f"**/tenant-{alice.tenant}/pids.max")}
+    assert int(held.read_text()) == limit
+    root("tenant", "set", "--default", "pids=none")
+    assert (use(alice, "pids")["limit"], held.read_text()) == (None, "max\n")
 
 
 def test_networks_and_ports(root: Person, alice: Person) -> None:

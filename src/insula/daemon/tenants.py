@@ -29,8 +29,9 @@ OWN = "~"
 class Limits:
     """Everybody's limits, from the store once: the `Allowance` of the runtime and the API."""
 
-    def __init__(self, store: Ledger) -> None:
-        self._store = store
+    def __init__(self, store: Ledger, *, built_in: Quota) -> None:
+        """built_in: what counts where neither a tenant's limits nor everybody's say anything."""
+        self._store, self._built_in = store, built_in.limits
         self._known: dict[str, Quota] = {}
         self._guard = threading.Lock()
 
@@ -54,7 +55,8 @@ class Limits:
 
     def limit(self, tenant: str, resource: Resource) -> int | None:
         """Return the limit that counts."""
-        return quota.limit_of(resource, own=self.quota(tenant), default=self.quota(DEFAULT_TENANT))
+        default = Quota(limits={**self._built_in, **self.quota(DEFAULT_TENANT).limits})
+        return quota.limit_of(resource, own=self.quota(tenant), default=default)
 
     def check(self, tenant: str, resource: Resource, *, used: int, more: int = 1) -> None:
         """Refuse more than the limit.  Raises: QuotaExceeded."""

@@ -114,7 +114,7 @@ class _Ground:
     @classmethod
     def open(cls, options: Options) -> "_Ground":
         store = Store(options.state / "db.sqlite")
-        policy, limits = PolicyFile(options.policy), Limits(store)
+        policy, limits = PolicyFile(options.policy), Limits(store, built_in=quotas.built_in())
         disks = Disks(options.state, store, limits)
         disks.attach_all()
         uid_ranges = UidRanges(store)

@@ -8,12 +8,13 @@ sum of memory, processors and processes in the tenant's cgroup (`ready_group`). 
 
 import errno
 import logging
+from pathlib import Path
 
 from insula.kernel.cgroup import Limits, own_name, weigh
 from insula.kernel.cgroup.values import CPU_PERIOD_US
 from insula.model.errors import LimitRefused
 from insula.model.lifecycle import ALIVE
-from insula.model.quota import MAX_WEIGHT, USUAL_WEIGHT, Allowance, Resource
+from insula.model.quota import MAX_WEIGHT, USUAL_WEIGHT, Allowance, Quota, Resource
 from insula.model.spec import Spec
 from insula.network import ports
 from insula.runtime.context import Runtime
@@ -24,6 +25,15 @@ MINIMUM_QUOTA_US = 1000
 """The kernel's."""
 OWN_TIMES = 4
 """insulad's share beside that of all containers together: it wants little, but at once (ADR 29)."""
+
+
+def built_in() -> Quota:
+    """Return the limits that count where an administrator set none: a third of the processes that the kernel can number.
+
+    As systemd gives each user (TasksMax of `user-.slice`): so that a fork bomb leaves the others theirs.
+    """
+    most = (Path("/proc/sys/kernel", name).read_text(encoding="ascii") for name in ("pid_max", "threads-max"))
+    return Quota(limits={Resource.PIDS: min(map(int, most)) // 3})
 
 
 def check_wish(runtime: Runtime, tenant: str, spec: Spec) -> None:
