@@ -179,11 +179,11 @@ def _crun(place: Path, root: Path) -> Peer:
         *("--bundle", str(_bundle(place, root)), "insula-bench-crun"),
     ]
     # One thread with a view of its own; what it starts inherits the view.
-    thread = ThreadPoolExecutor(max_workers=1, initializer=_hide_hybrid)
+    thread = ThreadPoolExecutor(max_workers=1, initializer=hide_hybrid)
     return Peer(name="crun", run=lambda: thread.submit(command, *words).result(), end=thread.shutdown)
 
 
-def _hide_hybrid() -> None:
+def hide_hybrid() -> None:
     """Have the calling thread see no cgroup v2 beside v1: crun refuses such a host, though it is told to use neither."""
     libc.unshare(CLONE_NEWNS)
     libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None)

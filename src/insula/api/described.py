@@ -9,9 +9,11 @@ import msgspec
 from insula.api import bodies
 from insula.api.history import HistoryQuery, SpanQuery
 from insula.api.monitor import AllCallsQuery, CallsQuery, TraceQuery
+from insula.api.profiles import SeccompQuery
 from insula.model import change, history, monitor, profile, quota, record, spec, users
 from insula.model.export import SinkCounts
-from insula.monitor.rules import Rule
+from insula.monitor.oci_seccomp import SeccompList
+from insula.monitor.rules import Rule, RulesJudged
 
 
 class Answer(StrEnum):
@@ -134,11 +136,12 @@ DESCRIBED: dict[str, Described] = {
     f"GET {_C}/drift": _get("what it has done since its last start that its profile lacks", list[profile.Drift]),
     "GET /v1/profiles": _get("profiles", list[profile.Profile]),
     "GET /v1/profiles/{ref}": _get("a profile", profile.Profile),
+    "GET /v1/profiles/{ref}/seccomp": _get("its system calls as an allow-list for OCI runtimes, docker and podman", SeccompList, query=SeccompQuery),
     "PUT /v1/profiles/{ref}": Described(words="keep a profile of another host", body=profile.Profile, example=_PROFILE, answer=profile.Profile),
     "DELETE /v1/profiles/{ref}": _do("forget a profile"),
     "GET /v1/rules": _get("which events are an alarm", list[Rule]),
-    "POST /v1/rules/check": _do("judge rules", bodies.PolicyText, bodies.PolicyText(text=_RULES)),
-    "POST /v1/rules/reload": _get("read the rules again", list[Rule]),
+    "POST /v1/rules/check": Described(words="judge rules", body=bodies.PolicyText, example=bodies.PolicyText(text=_RULES), answer=RulesJudged),
+    "POST /v1/rules/reload": _get("read the rules again", RulesJudged),
     "GET /v1/exports": _get("where events and traces go, and how many went", list[SinkCounts]),
     "POST /v1/exports/check": _do("judge a list of exports", bodies.PolicyText, bodies.PolicyText(text="")),
     "POST /v1/exports/reload": _get("read the list of exports again", list[SinkCounts]),

@@ -3,8 +3,15 @@
 
 from aiohttp import web
 
+from insula.api.bodies import Query
 from insula.api.call import Call, answer, empty
 from insula.model.profile import ApplyWish, SaveWish
+from insula.monitor.oci_seccomp import OciRuntime, seccomp_list
+
+
+class SeccompQuery(Query, kw_only=True, frozen=True):
+    runtime: OciRuntime = OciRuntime.ANY
+    """Whose own start the list leaves room for."""
 
 
 async def record(call: Call) -> web.StreamResponse:
@@ -40,6 +47,13 @@ async def list_all(call: Call) -> web.StreamResponse:
 
 async def inspect(call: Call) -> web.StreamResponse:
     return answer(await call.run(call.api.profiles.get, call.grant, call.ref))
+
+
+async def seccomp(call: Call) -> web.StreamResponse:
+    """The system calls of a profile, for other managers."""
+    runtime = call.query(SeccompQuery).runtime
+    found = await call.run(call.api.profiles.get, call.grant, call.ref)
+    return answer(seccomp_list(found.calls, runtime=runtime))
 
 
 async def put(call: Call) -> web.StreamResponse:

@@ -110,6 +110,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/exports/reload", exports.reload, Action.ADMIN),
     Route("GET", "/v1/profiles", profiles.list_all, Action.READ),
     Route("GET", "/v1/profiles/{ref}", profiles.inspect, Action.READ),
+    Route("GET", "/v1/profiles/{ref}/seccomp", profiles.seccomp, Action.READ),
     Route("PUT", "/v1/profiles/{ref}", profiles.put, Action.CREATE),
     Route("DELETE", "/v1/profiles/{ref}", profiles.delete, Action.DELETE),
     Route("GET", "/v1/calls", monitor.all_calls, Action.READ),

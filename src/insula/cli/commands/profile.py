@@ -27,11 +27,7 @@ PARTS = {
     "outgoing": "connected to",
     "listening": "listened at",
 }
-#: Of the OCI runtime specification; each with those whose calls its processors make, too.
-ARCHITECTURES = {
-    "x86_64": ("SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"),
-    "aarch64": ("SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"),
-}
+RUNTIMES = ("any", "runc", "crun", "none")
 
 MAX_FILE_BYTES = 1 << 20
 """As many as the API takes."""
@@ -87,7 +83,13 @@ def arguments(parser: ArgumentParser) -> None:
     verbs["apply"].add_argument("name", metavar="PROFILE")
     verbs["apply"].add_argument("containers", metavar="CONTAINER", nargs="+", help="name or id")
     verbs["release"].add_argument("containers", metavar="CONTAINER", nargs="+", help="name or id")
-    verbs["export"].add_argument("--seccomp", action="store_true", help="the allow-list as OCI JSON")
+    verbs["export"].add_argument(
+        "--seccomp", action="store_true", help="its system calls, for docker, podman and other OCI managers"
+    )
+    verbs["export"].add_argument(
+        "--for", dest="runtime", default="", metavar="RUNTIME",
+        help="with --seccomp: leave room for the start of runc, crun, any of them (default) or none",
+    )  # fmt: skip
     verbs["export"].add_argument("name", metavar="PROFILE")
     verbs["import"].add_argument(
         "file", metavar="FILE", nargs="?", default="-", help="default: standard input"
@@ -117,8 +119,7 @@ def run(options: Namespace, client: Client) -> int:
                 options.containers, lambda name: _tell(name, client.call("DELETE", _container(name)))
             )
         case "export":
-            profile = _profile(client, options.name)
-            print(json.dumps(_oci(profile) if options.seccomp else profile, indent=1, ensure_ascii=False))
+            print(json.dumps(_exported(options, client), indent=1, ensure_ascii=False))
         case "import":
             return _import(options.file, client)
         case _:
@@ -229,16 +230,17 @@ def _drift(options: Namespace, client: Client) -> None:
         print(f"{each['count']:>8} {answer:<8} {PARTS[each['part']]}: {printable(each['thing'])}{who}")
 
 
-def _oci(profile: Json) -> Json:
-    """Return the allow-list as the OCI runtime specification has it (config-linux.md, Seccomp)."""
-    import os
-
-    return {
-        "defaultAction": "SCMP_ACT_ERRNO",
-        "defaultErrnoRet": 1,
-        "architectures": list(ARCHITECTURES.get(os.uname().machine, ())),
-        "syscalls": [{"names": sorted(profile["calls"]), "action": "SCMP_ACT_ALLOW"}],
-    }
+def _exported(options: Namespace, client: Client) -> Json:
+    if options.runtime and not options.seccomp:
+        raise UsageError("cannot use `--for` alone", hint="it is about --seccomp")
+    if not options.seccomp:
+        return _profile(client, options.name)
+    if options.runtime not in ("", *RUNTIMES):
+        raise UsageError(f"cannot export for `{options.runtime}`", hint=", ".join(RUNTIMES))
+    found: Json = client.get(
+        f"/v1/profiles/{quote(options.name)}/seccomp?runtime={options.runtime or RUNTIMES[0]}"
+    )
+    return found
 
 
 def _import(path: str, client: Client) -> int:
