@@ -2,6 +2,7 @@
 """Requests one by one into the daemon: each tenant at its pace, its users in turns, so many at once, none at others' cost.
 
     connect   faster than any pace, or more than `doorstep.MAX_CONNECTIONS` of one uid   429 without a look at the request
+    connect   over TLS, more than `guests.py` has places for                              429, and the connection is cut soon
     request   faster than the quota `requests`      waits up to a second, one user's not behind another's, then 429
     request   more open than the quota `streams`    507 with the figures
     a 429     is not sent at once                   each connection of a flood asks about once a second
@@ -25,6 +26,7 @@ from weakref import WeakKeyDictionary
 
 from aiohttp import web
 
+from insula.api.guests import Guests
 from insula.kernel import unix_peer
 from insula.model.errors import TooManyRequests
 from insula.model.grant import Grant
@@ -104,6 +106,7 @@ class Gate:
         """Source → the tenant whose pace it keeps."""
         self._paces: dict[str, _Pace] = {}
         self._open: Counter[str] = Counter()
+        self.guests = Guests()
         self._swept_at = 0.0
 
     async def wait_turn(self, request: web.Request) -> None:
@@ -128,8 +131,9 @@ class Gate:
 
     @asynccontextmanager
     async def passed(self, request: web.Request, grant: Grant) -> AsyncIterator[None]:
-        """Count a request of somebody who is known now as long as the block runs.  Raises: QuotaExceeded."""
+        """Count a request of somebody who is known now as long as the block runs.  Raises: QuotaExceeded, TooManyRequests."""
         self._learn_rate(request, grant)
+        self.guests.let_in(request.transport, grant.principal)
         if self._limit(grant, Resource.STREAMS) is not None:
             self._allowance.check(grant.tenant, Resource.STREAMS, used=self.open_of(grant.tenant))
         self._open[grant.tenant] += 1

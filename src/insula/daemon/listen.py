@@ -4,8 +4,8 @@
     accept ─► wait for the ClientHello, without taking it (MSG_PEEK) ─┬─ ALPN `insula-migration/1` ─► on_migration
                                                                       └─ anything else ─────────────► on_other
 
-One thread for all connections that have not shown what they are.  They are bounded in number (the oldest goes) and in
-time.  TLS itself, and who may do what, are out of scope: `arrivals.py`, and the API's own server.
+One thread for all connections that have not shown what they are.  They are bounded in number, all together and of one
+address (the oldest goes), and in time.  TLS itself, and who may do what, are out of scope: `arrivals.py`, and the API's own server.
 Sources: recv(2), epoll(7): edge-triggered, because peeked bytes stay and would wake us for ever.
 """
 
@@ -15,11 +15,13 @@ import select
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from insula.daemon.hello import MAX_BYTES, Incomplete, protocols
 from insula.daemon.pki import split_address
+from insula.daemon.strangers import fullest, site_of
 from insula.model.errors import BadRequest
 from insula.model.migration import PROTOCOL
 
@@ -27,7 +29,8 @@ LOG = logging.getLogger(__name__)
 
 HELLO_S = 5.0
 """How long a connection may keep silent about what it is."""
-MAX_SILENT = 256
+MAX_SILENT = 128
+MAX_SILENT_OF_ADDRESS = 64
 BACKLOG = 128
 NO_ROOM_S = 0.1
 """How long to rest when the process has no descriptor left for a new connection."""
@@ -39,6 +42,7 @@ Taker = Callable[[socket.socket], None]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Silent:
     connection: socket.socket
+    site: str
     deadline: float
 
 
@@ -121,12 +125,20 @@ class Doorkeeper(threading.Thread):
             self._ended.wait(NO_ROOM_S)
             return
         connection.setblocking(False)
-        if len(self._silent) >= MAX_SILENT:
-            self._drop(next(iter(self._silent)))
-        self._silent[connection.fileno()] = _Silent(
-            connection=connection, deadline=time.monotonic() + HELLO_S
-        )
+        came = _Silent(connection=connection, site=site_of(connection), deadline=time.monotonic() + HELLO_S)
+        self._make_room(came.site)
+        self._silent[connection.fileno()] = came
         self._poll.register(connection.fileno(), select.EPOLLIN | select.EPOLLET)
+
+    def _make_room(self, site: str) -> None:
+        sites = Counter(each.site for each in self._silent.values())
+        if sites[site] >= MAX_SILENT_OF_ADDRESS:
+            self._drop_oldest(site)
+        elif len(self._silent) >= MAX_SILENT:
+            self._drop_oldest(fullest(sites))
+
+    def _drop_oldest(self, site: str) -> None:
+        self._drop(next(number for number, each in self._silent.items() if each.site == site))
 
     def _look(self, descriptor: int) -> None:
         connection = self._silent[descriptor].connection

@@ -120,7 +120,11 @@ async def _serve(options: Options) -> None:
         undo.push_async_callback(doorstep.close)
         if options.listen:
             door = HostDoor.open(
-                options.listen, runner=runner, context=daemon.pki.server_context(), arrivals=daemon.arrivals
+                options.listen,
+                runner=runner,
+                context=daemon.pki.server_context(),
+                arrivals=daemon.arrivals,
+                guests=daemon.api.gate.guests,
             )
             undo.push_async_callback(door.close)
         pid_file.write_text(f"{os.getpid()}\n")

@@ -33,6 +33,7 @@ from insula.daemon.uid_ranges import UidRanges
 from insula.daemon.users import UserDesk
 from insula.daemon.watching import Watching
 from insula.image.store import Images
+from insula.kernel import descriptors
 from insula.kernel.cgroup.hierarchy import Hierarchies
 from insula.kernel.criu_find import find_criu
 from insula.migrate.pull import resume_pulls
@@ -43,6 +44,8 @@ from insula.monitor.history import History
 from insula.network.attach import Networks
 from insula.network.names import NameServers
 from insula.runtime import init, quotas
+from insula.runtime.building import Building, remove_leftovers
+from insula.runtime.charged import end_leftovers
 from insula.runtime.context import Folders, Runtime
 from insula.runtime.disks import Disks
 from insula.runtime.finish import finish
@@ -162,6 +165,7 @@ def build(options: Options, *, loop: asyncio.AbstractEventLoop) -> Daemon:
         disks=ground.disks,
         count_streams=gate.open_of,
         filler_of=Unpacking(runtime).filler_of,
+        starter_of=Building(runtime).starter_of,
     )
     collector = Collector()
     api = _api(
@@ -271,6 +275,7 @@ def _runtime(options: Options, ground: _Ground) -> Runtime:
         log=options.state / "spawner.log",
         on_exit=lambda event: _finish(runtime, event),
         on_lost=lambda: replace_spawner(runtime),
+        soft_descriptors=descriptors.raise_limit(),
     )
     runtime = Runtime(
         store=ground.store,
@@ -291,6 +296,8 @@ def _runtime(options: Options, ground: _Ground) -> Runtime:
     held = spawner.connect()
     run_folder.claim(options.run, options.state, is_holding=bool(held))
     ground.images.layers.clean()
+    end_leftovers(runtime)
+    remove_leftovers(options.state)
     quotas.weigh_all(runtime)
     recover(runtime, held)
     return runtime

@@ -23,7 +23,7 @@ from typing import Any
 import insula
 from insula.boot import protocol
 from insula.boot.protocol import AttachPlan, Failure, ProgramPlan, StartPlan
-from insula.kernel import held_sockets
+from insula.kernel import descriptors, held_sockets
 from insula.kernel.cgroup import Hierarchies
 from insula.kernel.cgroup.hierarchy import parse
 from insula.kernel.readable import wait_readable
@@ -101,13 +101,18 @@ class SpawnerClient:
         log: Path,
         on_exit: Callable[[Exit], None],
         on_lost: Callable[[], None] = lambda: None,
+        soft_descriptors: int | None = None,
     ) -> None:
-        """on_lost: called in a thread of its own when the spawner has ended without being asked to."""
+        """on_lost: called in a thread of its own when the spawner has ended without being asked to.
+
+        soft_descriptors: limit of a spawner that is started, and so of each program in a container; None: our own.
+        """
         self._path = run / "spawner.sock"
         self._run = run
         self._log = log
         self._on_exit = on_exit
         self._on_lost = on_lost
+        self._soft_descriptors = soft_descriptors
         self._ends = False
         self._verbs: frozenset[str] = frozenset()
         self._version = protocol.VERSION
@@ -214,6 +219,9 @@ class SpawnerClient:
                 cwd="/",
                 start_new_session=True,
             )
+        if self._soft_descriptors is not None:
+            with contextlib.suppress(ProcessLookupError):  # its end is seen below
+                descriptors.limit(child.pid, soft=self._soft_descriptors)
         threading.Thread(target=child.wait, name="spawner-reaper", daemon=True).start()
         deadline = time.monotonic() + READY_SECONDS
         waiting = threading.Event()

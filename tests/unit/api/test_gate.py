@@ -32,6 +32,9 @@ class One:
 class Transport:
     """Something that a request came by."""
 
+    def get_extra_info(self, _name: str) -> object:
+        return None
+
 
 def request() -> web.Request:
     made = SimpleNamespace(

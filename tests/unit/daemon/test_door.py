@@ -2,6 +2,7 @@
 """The port for other hosts: HTTP and migrations side by side, whatever else knocks."""
 
 import asyncio
+import contextlib
 import json
 import secrets
 import socket
@@ -16,7 +17,8 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from insula.daemon import arrivals, listen
+from insula.api.guests import Guests
+from insula.daemon import arrivals, listen, strangers
 from insula.daemon.arrivals import Arrivals
 from insula.daemon.door import HostDoor
 from insula.daemon.listen import open_listeners
@@ -44,6 +46,7 @@ class Doors:
     target: HostRecord
     folder: Path
     served: list[str] = field(default_factory=list)
+    guests: Guests = field(default_factory=Guests)
 
     def connect(self) -> socket.socket:
         return socket.create_connection(self.address, timeout=DEADLINE_S)
@@ -102,7 +105,7 @@ async def _doors(folder: Path) -> AsyncIterator[Doors]:
     await runner.setup()
     context = inside.server_context()
     coming = Arrivals(context, find_host=store.find_host_by_fingerprint, audit=audit, serve=_serve(doors))
-    door = HostDoor(listeners, runner=runner, context=context, arrivals=coming)
+    door = HostDoor(listeners, runner=runner, context=context, arrivals=coming, guests=doors.guests)
     try:
         yield doors
     finally:
@@ -332,6 +335,53 @@ def test_silent_ones_beyond_the_limit_push_out_the_oldest(
         assert all(ends(each) for each in knocking[:5])
         for each in knocking:
             each.close()
+
+    run(test, tmp_path)
+
+
+def silent(doors: Doors) -> ssl.SSLSocket:
+    """A connection that has shaken hands and asks nothing."""
+    return secured(doors, ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+
+
+def test_who_shakes_hands_and_asks_nothing_is_cut_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strangers, "STRANGER_S", 0.3)
+
+    def test(doors: Doors) -> None:
+        with silent(doors) as connection:
+            assert ends(connection)
+
+    run(test, tmp_path)
+
+
+@pytest.mark.parametrize("bound", ["MAX_OF_ADDRESS", "MAX_STRANGERS"])
+def test_strangers_beyond_the_limit_push_out_the_oldest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: str
+) -> None:
+    monkeypatch.setattr(strangers, bound, 4)
+
+    def test(doors: Doors) -> None:
+        knocking = [silent(doors) for _ in range(10)]
+        assert http(doors)
+        assert all(ends(each) for each in knocking[:6])
+        for each in knocking:
+            each.close()
+
+    run(test, tmp_path)
+
+
+def test_a_guest_is_not_pushed_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strangers, "STRANGER_S", 0.3)
+    monkeypatch.setattr(Guests, "is_guest", lambda _self, _transport: True)
+
+    def test(doors: Doors) -> None:
+        with silent(doors) as guest, contextlib.ExitStack() as held:
+            for _ in range(strangers.MAX_OF_ADDRESS + 1):
+                held.enter_context(silent(doors))
+            guest.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert guest.recv(4096).startswith(b"HTTP/1.1 200")
 
     run(test, tmp_path)
 
