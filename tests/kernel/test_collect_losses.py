@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+import pytest
+
 from insula.model.monitor import Ended, Event, EventKind, Lost, TraceLine, TraceWish
+from insula.monitor import subscription
 from insula.monitor.subscription import Subscription
 from watched import WITHIN_S, Bench
 
@@ -152,3 +155,24 @@ def test_who_catches_up_knows_what_was_lost(bench: Bench, stack: ExitStack) -> N
     while lines := watch.read(at_most=5000):
         told.add(lines)
     assert told.seen + told.lost == FLOOD
+
+
+def test_losses_add_up_until_the_end_for_all_who_ask(
+    bench: Bench, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the ring, and those of a reader for whom too much waits, whether anybody counts calls or not."""
+    child = stack.enter_context(program(bench, "one"))
+    assert bench.collector.lost_events() == {}
+    with ExitStack() as first:
+        watch = bench.watch(first, "one", FILES)
+        assert bench.collector.lost_events() == {"id-one": 0}
+        flood(bench, child)
+        told = hear(bench, watch, calls=FLOOD)
+        assert bench.collector.lost_events() == {"id-one": told.lost}
+        monkeypatch.setattr(subscription, "MAX_WAITING", 10)
+        do(child, 100)
+        bench.collector.catch_up()
+        assert bench.collector.lost_events() == {"id-one": told.lost + 90}
+    assert bench.collector.lost_events() == {"id-one": told.lost + 90}
+    bench.collector.end("id-one", reason="gone")
+    assert bench.collector.lost_events() == {}

@@ -102,6 +102,7 @@ async def metrics(call: Call) -> web.StreamResponse:
         return exposition(
             call.api.verbs.all_stats(call.grant),
             call.api.monitor.counts(call.grant),
+            lost=call.api.monitor.lost_events(call.grant),
             sinks=sinks,
             drifts=call.api.drifts.counts(call.grant),
         )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the API asks of `daemon/watching.py` and its neighbours.  Blocking; called in threads."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -33,6 +33,7 @@ class Monitor(Protocol):
         self, grant: Grant, ref: str, *, wish: TraceWish, notify: Callable[[], None]
     ) -> AbstractContextManager[Trace]: ...
     def counts(self, grant: Grant) -> list[ContainerCounts]: ...
+    def lost_events(self, grant: Grant) -> Mapping[str, int]: ...
     def counting(
         self, grant: Grant, ref: str, *, only: frozenset[str] = frozenset(), is_exact: bool = False
     ) -> AbstractContextManager[Counting]: ...

@@ -73,6 +73,12 @@ class Watching:
         """Return what was counted of the caller's containers, as far as somebody counts them."""
         return self._collector.counts(self._counted(grant, ""))
 
+    def lost_events(self, grant: Grant) -> dict[str, int]:
+        """Return container → how many of its events nobody could read in time, of the caller's that somebody has watched."""
+        lost = self._collector.lost_events()
+        records = self._runtime.store.list_containers(scope(grant)) if lost else []
+        return {record.id: lost[record.id] for record in records if record.id in lost}
+
     @contextmanager
     def counting(
         self, grant: Grant, ref: str, *, only: frozenset[str] = frozenset(), is_exact: bool = False

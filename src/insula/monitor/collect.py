@@ -16,12 +16,12 @@ import select
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from insula.kernel import syscalls
 from insula.model.errors import Unsupported
-from insula.model.monitor import ContainerCounts, Event, TraceWish
+from insula.model.monitor import ContainerCounts, Event, TraceLine, TraceWish
 from insula.monitor import layout
 from insula.monitor.counts import Counts
 from insula.monitor.describe import call_names
@@ -60,6 +60,8 @@ class Collector:
         """cgroups of which what happens before the seccomp filter is left out → for how many."""
         self._lost: dict[int, int] = {}
         """cgroup → losses that were handed out."""
+        self._unread: Counter[str] = Counter()
+        """Container → events that nobody could read in time, since it is watched and until its end."""
         self._ending: list[tuple[Subscription, str]] = []
         self._emptying = threading.Lock()
         """The ring has one reader at a time; taken before `_lock`."""
@@ -174,12 +176,23 @@ class Collector:
         """Give a container's watchers an event that the kernel does not know of."""
         for each in self.watchers(container):
             if each.is_wished(event):
-                each.give([event])
+                self._give(each, [event])
 
     def counts(self, subjects: list[Subject]) -> list[ContainerCounts]:
         """Return what was counted of containers since somebody began to, and as long as somebody does."""
         with self._lock:
-            return self._counts.of(subjects, since=self._counted_from) if self._counts is not None else []
+            if self._counts is None:
+                return []
+            return self._counts.of(subjects, since=self._counted_from, lost=self._unread)
+
+    def lost_events(self) -> dict[str, int]:
+        """Return container → how many of its events nobody could read in time, for want of room in the ring or with a reader.
+
+        Of those that are watched, or were since their start.
+        """
+        with self._lock:
+            watched = {each[0].subject.container: 0 for each in self._subscriptions.values()}
+            return watched | self._unread
 
     @property
     def is_counting(self) -> bool:
@@ -203,6 +216,8 @@ class Collector:
             self._ending += [(each, reason) for each in watchers]
             if watchers:
                 os.eventfd_write(self._wake, 1)
+            else:
+                self._unread.pop(container, None)
 
     def catch_up(self) -> None:
         """Hand out what the kernel has told until now, and how much it lost: of what ended a moment ago, it may be there yet."""
@@ -319,6 +334,8 @@ class Collector:
         if ending:
             with self._lock:
                 self._hand_out_losses(probes)
+                for subscription, _ in ending:
+                    self._unread.pop(subscription.subject.container, None)
             for subscription, reason in ending:
                 subscription.end(reason)
         return is_any
@@ -331,7 +348,13 @@ class Collector:
         with self._lock:
             for cgroup, share in shares.items():
                 for each in self._subscriptions.get(cgroup, ()):
-                    each.give(share)
+                    self._give(each, share)
+
+    def _give(self, subscription: Subscription, records: Sequence[bytes | TraceLine]) -> None:
+        unplaced = subscription.give(records)
+        if unplaced:
+            with self._lock:
+                self._unread[subscription.subject.container] += unplaced
 
     def _tick(self, probes: Probes, *, is_look: bool, is_timed: bool) -> None:
         with self._lock:
@@ -341,7 +364,7 @@ class Collector:
                 throttled = self._look(subscriptions)
                 for each in subscriptions:
                     if throttled and each.wants_throttling:
-                        each.give(throttled)
+                        self._give(each, throttled)
 
     def _hand_out_losses(self, probes: Probes) -> None:
         """Tell each watcher how many of its container's events have found the ring full since this was done last."""
@@ -353,7 +376,9 @@ class Collector:
             new = (
                 lost - before if lost > before else lost
             )  # fewer: the kernel's map was full, and it began anew
-            for each in self._subscriptions[cgroup]:
+            watchers = self._subscriptions[cgroup]
+            self._unread[watchers[0].subject.container] += new
+            for each in watchers:
                 each.give((), lost=new)
 
     def _look(self, subscriptions: list[Subscription]) -> list[Event]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel's counters into words: system calls with failures and durations, capabilities, losses."""
+"""The kernel's counters into words: system calls with failures and durations, capabilities."""
 
 import errno
 import time
@@ -37,16 +37,18 @@ class Counts:
         self._words: dict[int, tuple[Mapping[int, Count], tuple[CallCount, ...]]] = {}
         """cgroup → what was read last, and that in words."""
 
-    def of(self, subjects: Iterable[Subject], *, since: Mapping[int, float]) -> list[ContainerCounts]:
+    def of(
+        self, subjects: Iterable[Subject], *, since: Mapping[int, float], lost: Mapping[str, int]
+    ) -> list[ContainerCounts]:
         """Return the counters of containers, leaving out those that nobody counts.
 
-        since: cgroup → `Probes.looked_s` when somebody began to.
+        since: cgroup → `Probes.looked_s` when somebody began to.  lost: container → its events that nobody could read.
         """
         counted = [
             (subject, counts) for subject in subjects if (counts := self._probes.counts(subject.cgroup))
         ]
         self._put_into_words({subject.cgroup: counts for subject, counts in counted})
-        capabilities, losses = _grouped(self._probes.capabilities()), self._probes.losses()
+        capabilities = _grouped(self._probes.capabilities())
         looked_s, now = self._probes.looked_s, time.monotonic()
         return [
             ContainerCounts(
@@ -57,7 +59,7 @@ class Counts:
                 calls=self._words[subject.cgroup][1],
                 capabilities=_named(capabilities.get((subject.cgroup, 1), {})),
                 refused_capabilities=_named(capabilities.get((subject.cgroup, 0), {})),
-                lost_events=losses.get(subject.cgroup, 0),
+                lost_events=lost.get(subject.container, 0),
             )
             for subject, _ in counted
         ]

@@ -4,9 +4,10 @@
 Sources: https://prometheus.io/docs/practices/naming/; cAdvisor's docs/storage/prometheus.md for its names.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -99,6 +100,7 @@ METRICS: tuple[Metric, ...] = (
 CALLS = "insula_container_calls"
 CALL_FAILURES = "insula_container_call_failures"
 LOOKED = "insula_container_calls_looked_seconds"
+#: Told of containers that somebody watches or has watched.
 LOST_EVENTS = "insula_container_lost_events"
 #: Told of containers that are held to a profile; labels: part (calls, capabilities, written, outgoing) and answer.
 DRIFTS = "insula_container_profile_drifts"
@@ -107,16 +109,31 @@ DRIFTS = "insula_container_profile_drifts"
 class _Figures:
     """What a scrape collects."""
 
-    def __init__(self, stats: Sequence[ContainerStats], counts: Sequence[ContainerCounts]) -> None:
+    def __init__(
+        self,
+        stats: Sequence[ContainerStats],
+        counts: Sequence[ContainerCounts],
+        *,
+        lost: Mapping[str, int],
+    ) -> None:
         self._stats = stats
         self._counts = counts
+        self._lost = lost
 
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
         for metric in METRICS:
             for name in (metric.name, metric.cadvisor):
                 if name:
                     yield self._family(metric, name)
+        yield self._losses()
         yield from self._calls()
+
+    def _losses(self) -> CounterMetricFamily:
+        family = CounterMetricFamily(LOST_EVENTS, "events that nobody could read in time", labels=_LABELS)
+        for each in self._stats:
+            if each.id in self._lost:
+                family.add_metric((each.id, each.name), self._lost[each.id])
+        return family
 
     def _family(self, metric: Metric, name: str) -> CounterMetricFamily | GaugeMetricFamily:
         make = CounterMetricFamily if metric.kind is MetricKind.COUNTER else GaugeMetricFamily
@@ -137,16 +154,14 @@ class _Figures:
             labels=(*_LABELS, "call", "errno"),
         )
         looked = CounterMetricFamily(LOOKED, "for how long calls were looked at", labels=_LABELS)
-        lost = CounterMetricFamily(LOST_EVENTS, "events that nobody could read in time", labels=_LABELS)
         for each in self._counts:
             who = (each.id, each.name)
             looked.add_metric(who, each.looked_s)
-            lost.add_metric(who, each.lost_events)
             for call in each.calls:
                 calls.add_metric((*who, call.call), call.calls)
                 for error, count in call.errors.items():
                     failures.add_metric((*who, call.call, error), count)
-        yield from (calls, failures, looked, lost)
+        yield from (calls, failures, looked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,12 +222,16 @@ def exposition(
     stats: Sequence[ContainerStats],
     counts: Sequence[ContainerCounts],
     *,
+    lost: Mapping[str, int] = MappingProxyType({}),
     sinks: Sequence[SinkCounts] = (),
     drifts: Sequence[ContainerDrifts] = (),
 ) -> bytes:
-    """Return the figures in Prometheus' text format."""
+    """Return the figures in Prometheus' text format.
+
+    lost: container → how many of its events nobody could read in time, of those that somebody has watched.
+    """
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Figures(stats, counts))
+    registry.register(_Figures(stats, counts, lost=lost))
     registry.register(_Drifts(drifts))
     registry.register(_Exports(sinks))
     return generate_latest(registry)

@@ -106,15 +106,16 @@ class Subscription:
         self._tells_all = self._redact is as_it_is and not wish.paths and not wish.addresses
         self._worded: dict[bytes, Event | None] = {}
 
-    def give(self, records: Sequence[bytes | TraceLine], *, lost: int = 0) -> None:
-        """Let records wait; those that find no room are counted as lost."""
+    def give(self, records: Sequence[bytes | TraceLine], *, lost: int = 0) -> int:
+        """Let records wait.  Returns: how many found no room: they are counted as lost, too."""
         room = MAX_WAITING - len(self._waiting)
         self._waiting.extend(records[:room] if len(records) > room else records)
-        missed = lost + max(0, len(records) - room)
-        if missed:
+        unplaced = max(0, len(records) - room)
+        if lost or unplaced:
             with self._lock:
-                self._lost += missed
+                self._lost += lost + unplaced
         self._notify()
+        return unplaced
 
     def read(self, *, at_most: int) -> list[TraceLine]:
         """Take what waits and is wished for, in order; empty: nothing now.  What was missed is told first."""

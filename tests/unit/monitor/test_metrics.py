@@ -34,7 +34,7 @@ COUNTS = ContainerCounts(
 
 def scraped() -> dict[str, list[tuple[dict[str, str], float]]]:
     found: dict[str, list[tuple[dict[str, str], float]]] = {}
-    for family in text_string_to_metric_families(exposition([STATS], [COUNTS]).decode()):
+    for family in text_string_to_metric_families(exposition([STATS], [COUNTS], lost={STATS.id: 9}).decode()):
         for sample in family.samples:
             found.setdefault(sample.name, []).append((sample.labels, sample.value))
     return found
@@ -72,7 +72,13 @@ def test_calls_are_told_by_name_and_errno() -> None:
         ({**who, "call": "openat", "errno": "ENOENT"}, 2)
     ]
     assert found["insula_container_calls_looked_seconds_total"] == [(who, 1.5)]
-    assert found["insula_container_lost_events_total"] == [(who, 7)]
+
+
+def test_losses_are_told_of_all_that_somebody_watches() -> None:
+    assert scraped()["insula_container_lost_events_total"] == [({"id": STATS.id, "name": STATS.name}, 9)]
+    told = exposition([STATS], [], lost={STATS.id: 0}).decode()
+    assert f'insula_container_lost_events_total{{id="{STATS.id}"' in told
+    assert "lost_events_total{" not in exposition([STATS], [COUNTS]).decode()
 
 
 def test_every_figure_stands_on_the_page() -> None:
