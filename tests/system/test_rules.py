@@ -130,11 +130,11 @@ def test_a_wrong_rule_is_refused_and_the_old_ones_stay(web: Host, tmp_path: Path
     with ruled(web, SHELL) as file:
         file.write_text('[[rule]]\nname = "x"\nkinds = ["bogus"]\n')
         said = web.root.fails("rule", "reload")
-        assert "line 1" in said
+        assert "line 3" in said
         assert "kinds" in said
         assert [rule["name"] for rule in web.root.json("rule", "ls", "--format", "json")] == ["shell"]
         refusal = web.root.fails("rule", "check", str(file))
-        assert "line 1" in refusal
+        assert "line 3" in refusal
         assert str(file) in refusal
         assert web.daemon is not None
         os.kill(web.daemon.pid, signal.SIGHUP)

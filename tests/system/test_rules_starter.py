@@ -11,7 +11,7 @@ import pytest
 from hosted import Host, wait_until
 from insula.kernel.bpf_object import knows_tracepoint
 from insula.monitor import rules
-from insula.monitor.rules import read_rules
+from insula.monitor.rule_text import read_rules
 
 STARTER = Path(rules.__file__).parent / "starter.toml"
 

@@ -4,8 +4,7 @@
 from aiohttp import web
 
 from insula.api.bodies import PolicyText
-from insula.api.call import Call, answer, empty
-from insula.monitor.rules import read_rules
+from insula.api.call import Call, answer
 
 
 async def list_all(call: Call) -> web.StreamResponse:
@@ -14,10 +13,8 @@ async def list_all(call: Call) -> web.StreamResponse:
 
 async def check(call: Call) -> web.StreamResponse:
     wish = await call.body(PolicyText)
-    await call.run(read_rules, wish.text, file=wish.file[:200])
-    return empty()
+    return answer(await call.run(call.api.rules.check, wish.text, file=wish.file[:200]))
 
 
 async def reload(call: Call) -> web.StreamResponse:
-    await call.run(call.api.rules.reload)
-    return answer(call.api.rules.rules)
+    return answer(await call.run(call.api.rules.reload))

@@ -20,14 +20,16 @@ from pathlib import Path
 from insula.daemon.following import Following
 from insula.daemon.sight import Sight
 from insula.daemon.watching import WATCHABLE, Watching
+from insula.kernel.bpf_object import knows_tracepoint
 from insula.model.change import Change, alarm_of
 from insula.model.errors import InsulaError, InvalidRule
 from insula.model.grant import Action, Grant, Principal, Role
-from insula.model.monitor import Event, Lost, TraceLine, TraceWish, in_words
+from insula.model.monitor import Event, EventKind, Lost, TraceLine, TraceWish, in_words
 from insula.model.record import ContainerRecord
 from insula.model.spec import CheckpointWish
 from insula.monitor.collect import Collector
-from insula.monitor.rules import Rule, RuleAction, read_rules, wish_of
+from insula.monitor.rule_text import read_rules, warnings_of
+from insula.monitor.rules import Rule, RuleAction, RulesJudged, kinds_of, wish_of
 from insula.monitor.shapes import OUTGOING
 from insula.runtime.checkpoint import checkpoint
 from insula.runtime.context import Runtime
@@ -75,6 +77,7 @@ class Guard:
         self._announce = announce
         self._memories: dict[str, _Memory] = {}
         self._rules = self._read()
+        _log_warnings(_judged(self._rules))
         self._following = Following(
             runtime, collector, watching, wish_of=self._wish_of, take=self._judge, name="guard"
         )
@@ -97,16 +100,21 @@ class Guard:
         """Those that count."""
         return self._rules
 
-    def reload(self) -> None:
+    def check(self, text: str, *, file: str) -> RulesJudged:
+        """Judge rules, and change nothing.  Raises: InvalidRule."""
+        return _judged(read_rules(text, file=file))
+
+    def reload(self) -> RulesJudged:
         """Read the rules anew.  Raises: InvalidRule; what counted before stays then."""
         self._rules = self._read()
         for record in self._runtime.store.list_containers():
             self._following.note(record.id, record)
+        return _judged(self._rules)
 
     def reload_or_keep(self) -> None:
         """As `reload`, for a signal: a wrong file is logged."""
         try:
-            self.reload()
+            _log_warnings(self.reload())
         except InvalidRule as error:
             LOG.error("rules stay as they were", extra={"fields": {"reason": error.message}})
 
@@ -161,7 +169,8 @@ class Guard:
         memory.acted[rule.name] = now
         told = self._sight.of_export(record.tenant).event(event)
         what = in_words(told)
-        LOG.warning("alarm", extra={"fields": {"rule": rule.name, "container": record.name, "event": what}})
+        fields = {"rule": rule.name, "container": record.name, "event": what}
+        LOG.warning("alarm", extra={"fields": fields, "tenant": record.tenant})
         self._announce(alarm_of(record, rule=rule.name, seen=event))
         if rule.action is not RuleAction.LOG:
             name = f"rule {rule.name}"
@@ -185,14 +194,32 @@ class Guard:
                 case RuleAction.WEBHOOK:
                     _post(rule, record, event=event)
         except (InsulaError, OSError) as error:
-            LOG.error(
-                "a rule could not act",
-                extra={"fields": {"rule": rule.name, "container": record.name, "reason": str(error)}},
-            )
+            fields = {"rule": rule.name, "container": record.name, "reason": str(error)}
+            LOG.error("a rule could not act", extra={"fields": fields, "tenant": record.tenant})
 
     def close(self) -> None:
         """Watch no more."""
         self._following.close()
+
+
+def _judged(rules: tuple[Rule, ...]) -> RulesJudged:
+    return RulesJudged(rules=rules, warnings=warnings_of(rules, untold=_untold(rules)))
+
+
+def _untold(rules: Iterable[Rule]) -> frozenset[EventKind]:
+    """Return what some rules are about and this kernel does not tell: it has `cap_capable` since Linux 6.14."""
+    if not any(EventKind.CAPABILITY in kinds_of(rule) for rule in rules):
+        return frozenset()
+    try:
+        is_told = knows_tracepoint("cap_capable")
+    except OSError:  # there is no libbpf: who would watch says so
+        is_told = True
+    return frozenset() if is_told else frozenset({EventKind.CAPABILITY})
+
+
+def _log_warnings(judged: RulesJudged) -> None:
+    for warning in judged.warnings:
+        LOG.warning("a rule is doubtful", extra={"fields": {"reason": warning}})
 
 
 def _post(rule: Rule, record: ContainerRecord, *, event: Event) -> None:

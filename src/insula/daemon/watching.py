@@ -5,7 +5,6 @@ A trace goes on across a move.  Before the container runs on the other host the 
 from then on passes on what it tells (`relay.py`); the move waits for that, but only if somebody watches.
 """
 
-import errno
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,7 +13,6 @@ from insula.api.watch import Counting, Trace
 from insula.daemon.pki import Pki
 from insula.daemon.relay import Relays
 from insula.daemon.sight import Sight
-from insula.kernel import syscalls
 from insula.kernel.cgroup import Group
 from insula.model.errors import BadRequest, WrongState
 from insula.model.grant import Grant, scope
@@ -24,6 +22,7 @@ from insula.model.monitor import ContainerCounts, TraceWish
 from insula.model.record import ContainerRecord
 from insula.monitor import probes
 from insula.monitor.collect import Collector
+from insula.monitor.names import judge_call, judge_error
 from insula.monitor.subscription import ANY_ERROR, Subject
 from insula.runtime.context import Runtime, not_running
 from insula.tenant.idmap import RANGE_WIDTH
@@ -35,12 +34,12 @@ WATCHABLE = ALIVE | {Status.RESTORING}
 def _check(wish: TraceWish) -> None:
     """Refuse what would never be told.  Raises: BadRequest."""
     for name in wish.calls:
-        if name not in syscalls.names():
-            raise BadRequest(f"cannot trace call `{name}`: there is no such system call", hint="as in openat")
+        if reason := judge_call(name):
+            raise BadRequest(f"cannot trace call `{name[:80]}`: {reason}", hint="as in openat")
     for name in wish.errors:
-        if name != ANY_ERROR and name not in errno.errorcode.values():
+        if reason := judge_error(name):
             raise BadRequest(
-                f"cannot trace error `{name}`: there is none", hint=f"as in ENOENT, or {ANY_ERROR}"
+                f"cannot trace error `{name[:80]}`: {reason}", hint=f"as in ENOENT, or {ANY_ERROR}"
             )
 
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules: which events of which containers are an alarm, and what follows.  Read from TOML, strictly.  Pure.
+"""Rules: which events of which containers are an alarm, and what follows.  Pure.
+
+In TOML (`rule_text.py` reads it):
 
     [[rule]]
     name = "shell"
@@ -11,22 +13,20 @@
 Every field that is given must hold; of several patterns one must match.  Source: https://toml.io/en/v1.0.0.
 """
 
-import tomllib
 from collections.abc import Sequence
 from enum import StrEnum
 from fnmatch import fnmatchcase
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 
-from insula.model.errors import InvalidRule
 from insula.model.monitor import Event, EventKind, TraceWish
+from insula.model.record import Fact
 from insula.monitor.describe import is_writing
 from insula.monitor.layout import Kind
 from insula.monitor.shapes import kind_of
 
 RuleName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
-_HEAD = "[[rule]]"
 USUAL = frozenset(
     {
         EventKind.FILE,
@@ -38,6 +38,12 @@ USUAL = frozenset(
     }
 )
 """What a rule is about that names neither kinds nor calls."""
+
+
+CALLED = frozenset({EventKind.SECCOMP, EventKind.DRIFT, *USUAL}) - {EventKind.EXEC}
+"""Kinds of which events name a system call, and its error."""
+_WITH_PATH = frozenset({EventKind.EXEC, EventKind.FILE, EventKind.MOUNT, EventKind.SECCOMP, EventKind.DRIFT})
+_WITH_ADDRESS = frozenset({EventKind.NETWORK, EventKind.SECCOMP, EventKind.DRIFT})
 
 
 class RuleAction(StrEnum):
@@ -102,8 +108,11 @@ class Rule(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
         )
 
 
-class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    rule: tuple[dict[str, object], ...] = ()
+class RulesJudged(Fact, kw_only=True, frozen=True):
+    """Rules that were read, and what is doubtful about them."""
+
+    rules: tuple[Rule, ...]
+    warnings: tuple[str, ...] = ()
 
 
 def _kind_of_attempt(event: Event) -> EventKind | None:
@@ -127,43 +136,6 @@ def _has_error(event: Event, wanted: Sequence[str]) -> bool:
     return "any" in wanted or event.error in wanted
 
 
-def read_rules(text: str, *, file: str) -> tuple[Rule, ...]:
-    """Read the rules of a file.  Raises: InvalidRule with file, line and reason."""
-    try:
-        raw = msgspec.convert(tomllib.loads(text), _File)
-    except tomllib.TOMLDecodeError as error:
-        raise InvalidRule(f"cannot read rules of `{file}`: {error}", hint="see docs/rules.md") from None
-    except msgspec.ValidationError as error:
-        raise InvalidRule(f"cannot read rules of `{file}`: {error}", hint="a file holds [[rule]]s") from None
-    lines = [number for number, line in enumerate(text.splitlines(), start=1) if line.strip() == _HEAD]
-    rules: list[Rule] = []
-    for number, fields in enumerate(raw.rule):
-        where = f"`{file}`, line {lines[number] if number < len(lines) else '?'}"
-        try:
-            rule = msgspec.convert(fields, Rule)
-        except msgspec.ValidationError as error:
-            raise InvalidRule(f"cannot use the rule at {where}: {error}", hint="see docs/rules.md") from None
-        _check(rule, where=where, names={each.name for each in rules})
-        rules.append(rule)
-    return tuple(rules)
-
-
-def _check(rule: Rule, *, where: str, names: set[str]) -> None:
-    reason = ""
-    if rule.name in names:
-        reason = f"there is another rule `{rule.name}`"
-    elif (rule.action is RuleAction.WEBHOOK) != (rule.url != ""):
-        reason = "`url` belongs to action `webhook`, which needs one"
-    elif rule.url and not rule.url.startswith(("http://", "https://")):
-        reason = f"`{rule.url}` is no address of http or https"
-    elif not any((rule.kinds, rule.calls, rule.paths, rule.addresses)):
-        reason = "it has none of kinds, calls, paths and addresses: everything would be an alarm"
-    elif rule.quiet_s < 0:
-        reason = "`quiet_s` is less than 0"
-    if reason:
-        raise InvalidRule(f"cannot use the rule `{rule.name}` at {where}: {reason}", hint="see docs/rules.md")
-
-
 def wish_of(rules: Sequence[Rule]) -> TraceWish:
     """Return what must be watched for some rules: what each of them asks for."""
     kinds = {kind for rule in rules for kind in kinds_of(rule)}
@@ -171,7 +143,31 @@ def wish_of(rules: Sequence[Rule]) -> TraceWish:
 
 
 def kinds_of(rule: Rule) -> frozenset[EventKind]:
-    """Return the kinds that a rule is about: those it names, or those that its calls are told as, or `USUAL`."""
-    if rule.kinds or not rule.calls:
-        return frozenset(rule.kinds or USUAL)
-    return frozenset(filter(None, map(kind_of_call, rule.calls)))
+    """Return the kinds that a rule is about: those it names, or those of its calls, or what of `USUAL` it can match."""
+    if rule.kinds:
+        return frozenset(rule.kinds)
+    if rule.calls:
+        return frozenset(filter(None, map(kind_of_call, rule.calls)))
+    return USUAL.intersection(*(need.kinds for need in needs_of(rule)))
+
+
+class Need(NamedTuple):
+    """What an event must have because of a field of a rule."""
+
+    field: str
+    what: str
+    kinds: frozenset[EventKind]
+    """Of events that have it."""
+
+
+def needs_of(rule: Rule) -> tuple[Need, ...]:
+    """Return what an event must have that a rule is to match."""
+    needs = (
+        (rule.calls, Need("calls", "a system call", CALLED)),
+        (rule.errors and "none" not in rule.errors, Need("errors", "an error", CALLED)),
+        (rule.paths, Need("paths", "a path", _WITH_PATH)),
+        (rule.addresses, Need("addresses", "an address", _WITH_ADDRESS)),
+        (rule.is_writing, Need("is_writing", "a change of a file", frozenset({EventKind.FILE}))),
+        (rule.is_new, Need("is_new", "an address", _WITH_ADDRESS)),
+    )
+    return tuple(need for is_asked, need in needs if is_asked)

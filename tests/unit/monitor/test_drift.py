@@ -10,7 +10,8 @@ from insula.model.profile import ContainerDrifts
 from insula.model.spec import AppliedProfile, Enforce
 from insula.monitor.drift import MAX_DRIFTS, MAX_TOLD, Found, Judge, Ledger, told
 from insula.monitor.metrics import exposition
-from insula.monitor.rules import read_rules, wish_of
+from insula.monitor.rule_text import read_rules
+from insula.monitor.rules import wish_of
 from insula.monitor.usage import Home
 
 PROFILE = AppliedProfile(

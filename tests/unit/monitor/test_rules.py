@@ -8,7 +8,8 @@ import pytest
 from insula.model.errors import InvalidRule
 from insula.model.monitor import Event, EventKind
 from insula.monitor import rules
-from insula.monitor.rules import USUAL, Rule, RuleAction, read_rules, wish_of
+from insula.monitor.rule_text import read_rules, warnings_of
+from insula.monitor.rules import Rule, RuleAction, wish_of
 
 STARTER = Path(rules.__file__).parent / "starter.toml"
 
@@ -49,7 +50,7 @@ def test_the_starter_set_matches(name: str, seen: Event, is_alarm: bool) -> None
 @pytest.mark.parametrize(("text", "reason"), [
     ("[[rule]]\nname == 1\n", "line 2"),
     ("[[rules]]\nname = 'x'", "rules"),
-    ("\n\n[[rule]]\nname = 'x'\nkinds = ['exec']\nbogus = 1", "line 3"),
+    ("\n\n[[rule]]\nname = 'x'\nkinds = ['exec']\nbogus = 1", "line 6"),
     ("[[rule]]\nname = 'X y'\nkinds = ['exec']", "name"),
     ("[[rule]]\nname = 'x'\nkinds = ['bogus']", "kinds"),
     ("[[rule]]\nname = 'x'", "everything would be an alarm"),
@@ -57,7 +58,30 @@ def test_the_starter_set_matches(name: str, seen: Event, is_alarm: bool) -> None
     ("[[rule]]\nname = 'x'\nkinds = ['exec']\naction = 'webhook'", "needs one"),
     ("[[rule]]\nname = 'x'\nkinds = ['exec']\nurl = 'http://a'", "belongs to"),
     ("[[rule]]\nname = 'x'\nkinds = ['exec']\naction = 'webhook'\nurl = 'file:///etc'", "no address"),
-    ("[[rule]]\nname = 'x'\nkinds = ['exec']\n[[rule]]\nname = 'x'\nkinds = ['exec']", "line 4"),
+    ("[[rule]]\nname = 'x'\nkinds = ['exec']\n[[rule]]\nname = 'x'\nkinds = ['exec']", "line 5"),
+    ("# one\n[[rules]]\nname = 'x'", "`r.toml`, line 2"),
+    ("[[rule]] # one\nname = 'X'\nkinds = ['exec']\n[[rule]]\nname = 'y'\nkinds = ['exec']", "line 2"),
+    ("[[rule]]\nname = 'x'\nkinds = ['exec']\n[[ rule ]] # two\nname = 'y'\nkinds = ['bogus']", "line 6"),
+    ("[[rule]]\nname = 'x'\ndescription = \"\"\"\n[[rule]]\nkinds = [\"\"]\n\"\"\"\nkinds = ['bogus']", "line 7"),
+    ("[[rule]]\nname = 'x'\ndescription = '''\n[[rule]]'''\nkinds = ['bogus']", "line 5"),
+    ("[[rule]]\nname = 'x'\ndescription = \"#\"\n  kinds = [\n 'exec',\n 'bogus']", "line 4"),
+    ("[[rule]]\nkinds = ['exec']\n# name\n[[rule]]\nname = 'x'\nkinds = ['exec']", "line 1: "),
+    ("rule = [{name = 'x', kinds = ['exec']}, {name = 'y'}]", "rule 2: "),
+    ("[[rule]]\nname = 'x'\ncalls = ['conect']", "line 3: `conect`: there is no such system call; there is `connect`"),
+    ("[[rule]]\nname = 'x'\nkinds = ['file']\nerrors = ['none', 'EPREM']", "line 4: `EPREM`: there is no such error; there is `EPERM`"),
+    ("[[rule]]\nname = 'x'\nkinds = ['file']\nerrors = ['EWOULDBLOCK']", "it is told as `EAGAIN`"),
+    ("[[rule]]\nname = 'x'\nkinds = ['exec']\ncalls = ['execve']", "line 4: no event of kind `exec` has a system call" ),
+    ("[[rule]]\nname = 'x'\nkinds = ['file']\ncalls = ['connect']", "`connect` is told as kind `network`"),
+    ("[[rule]]\nname = 'x'\nkinds = ['file', 'network']\ncalls = ['connect']", "none of `calls` is told as kind `file`"),
+    ("[[rule]]\nname = 'x'\ncalls = ['getpid']", "`getpid` is only counted"),
+    ("[[rule]]\nname = 'x'\nkinds = ['oom', 'file']\npaths = ['/x']", "line 4: no event of kind `oom` has a path"),
+    ("[[rule]]\nname = 'x'\nkinds = ['exec']\nerrors = ['EPERM']", "no event of kind `exec` has an error"),
+    ("[[rule]]\nname = 'x'\nkinds = ['file']\naddresses = ['*:80']", "no event of kind `file` has an address"),
+    ("[[rule]]\nname = 'x'\nkinds = ['file']\nis_new = true", "as `is_new` wants"),
+    ("[[rule]]\nname = 'x'\nkinds = ['network']\nis_writing = true", "as `is_writing` wants"),
+    ("[[rule]]\nname = 'x'\npaths = ['/x']\naddresses = ['*:80']", "no event has a path and an address"),
+    ("[[rule]]\nname = 'x'\nkinds = ['exec']\ncommands = ['a-name-that-is-too-long']", "no thread's name"),
+    ("[[rule]]\nname = 'x'\nkinds = ['exec']\naction = 'webhook'\nurl = 'http:///etc'", "line 5: `http:///etc` is no address"),
 ])  # fmt: skip
 def test_a_wrong_rule_is_refused_with_its_place(text: str, reason: str) -> None:
     with pytest.raises(InvalidRule, match=r"r\.toml") as caught:
@@ -90,6 +114,43 @@ def test_a_rule_without_kinds_takes_nothing_from_the_others() -> None:
     assert set(wish_of(found).kinds) == {EventKind.OOM, EventKind.SIGNAL, EventKind.KERNEL}
 
 
-def test_a_rule_that_names_neither_kinds_nor_calls_is_about_the_usual() -> None:
+def test_a_rule_that_names_neither_kinds_nor_calls_is_about_what_can_have_its_fields() -> None:
     found = rules_of("name='oom'\nkinds=['oom']", "name='x'\npaths=['/etc/x']")
-    assert set(wish_of(found).kinds) == {EventKind.OOM, *USUAL}
+    assert set(wish_of(found).kinds) == {EventKind.OOM, EventKind.FILE, EventKind.EXEC, EventKind.MOUNT}
+
+
+@pytest.mark.parametrize("text", [
+    "kinds = ['exec', 'file']\npaths = ['/bin/*']",
+    "kinds = ['exec']\nerrors = ['none']",
+    "kinds = ['seccomp', 'drift']\ncalls = ['getpid', 'connect']\naddresses = ['*']",
+    "kinds = ['file']\ncalls = ['execve']\nerrors = ['EACCES']",
+    "calls = ['connect', 'sendto']\nis_new = true",
+    "kinds = ['exec']\ncommands = ['a-name-that-is-long*']",
+])  # fmt: skip
+def test_what_can_match_is_taken(text: str) -> None:
+    assert rules_of(f"name = 'x'\n{text}")
+
+
+def test_what_never_acts_on_this_kernel_is_said() -> None:
+    found = rules_of(
+        "name='a'\nkinds=['capability']", "name='b'\nkinds=['capability', 'oom']", "name='c'\nkinds=['oom']"
+    )
+    first, second = warnings_of(found, untold={EventKind.CAPABILITY})
+    assert first.startswith("rule `a`: this kernel tells no events of kind `capability`")
+    assert first.endswith("it never acts")
+    assert second.startswith("rule `b`")
+    assert "never" not in second
+    assert warnings_of(found) == ()
+
+
+def test_a_pattern_of_a_path_that_does_not_begin_at_the_root_is_doubtful() -> None:
+    found = rules_of(
+        "name='a'\nkinds=['exec']\npaths=['/bin/sh', '*/sh', 'bin/sh']",
+        "name='b'\nkinds=['mount']\npaths=['tmpfs']",
+    )
+    (doubt,) = warnings_of(found)
+    assert "`bin/sh` begins with no `/`" in doubt
+
+
+def test_the_starter_set_is_without_doubt() -> None:
+    assert warnings_of(tuple(starter().values())) == ()

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import sys
+
 from insula.cli.commands.policy import read
 from insula.cli.parser import add_verbs
-from insula.cli.render import Column, add_options, show
+from insula.cli.render import Column, add_options, printable, show
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,8 +52,16 @@ def run(options: Namespace, client: Client) -> int:
         case "ls":
             show(client.get("/v1/rules"), COLUMNS, options=options, key="name")
         case "check":
-            client.call("POST", "/v1/rules/check", body={"text": read(options.file), "file": options.file})
+            body = {"text": read(options.file), "file": options.file}
+            _warn(client.call("POST", "/v1/rules/check", body=body))
             print(f"{options.file}: right")
         case _:
-            print(f"{len(client.call('POST', '/v1/rules/reload'))} rules count now")
+            judged = client.call("POST", "/v1/rules/reload")
+            _warn(judged)
+            print(f"{len(judged['rules'])} rules count now")
     return 0
+
+
+def _warn(judged: Json) -> None:
+    for warning in judged["warnings"]:
+        print(f"warning: {printable(warning)}", file=sys.stderr)
