@@ -7,9 +7,9 @@
     request   more open than the quota `streams`    507 with the figures
     a 429     is not sent at once                   each connection of a flood asks about once a second
 
-The pace is kept by what the connection is known by, before anything is looked up: finding out who that is costs more
-than all that a refusal needs.  Which tenant that is, and its rate, are learned from the first request.  Administrators
-have no pace: somebody must be able to act; paired hosts have none, since what they carry is others'.  Everything here
+The pace is kept by what a request is known by, before anything is looked up: finding out who that is costs more than all
+that a refusal needs.  Whose that is, and the tenant's rate, are learned from the first request.  Who works for another
+tenant (`?tenant=`) is counted among its own, and takes nothing of the other's.  Administrators have no pace: somebody must be able to act; paired hosts have none, since what they carry is others'.  Everything here
 belongs to the loop's thread.
 """
 
@@ -22,6 +22,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 from aiohttp import web
@@ -29,7 +30,7 @@ from aiohttp import web
 from insula.api.guests import Guests
 from insula.kernel import unix_peer
 from insula.model.errors import TooManyRequests
-from insula.model.grant import Grant
+from insula.model.grant import Grant, Principal
 from insula.model.quota import Allowance, Resource
 from insula.tenant.pace import Turns
 
@@ -48,6 +49,22 @@ def penalty_s() -> float:
 def source_of_uid(uid: int) -> str:
     """Return what the connections of a uid are known by."""
     return f"uid {uid}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """Who is behind a source."""
+
+    tenant: str
+    """Whose pace it keeps: its own, whomever it asks for."""
+    user: str
+    """Whose turn it takes: one, however many connections and tokens there are."""
+
+
+def _token_source(request: web.Request) -> str:
+    """Return what the requests with a token are known by: the whole of it, since its id could be guessed; empty: none."""
+    shown = request.headers.get("Authorization", "")
+    return f"token {hashlib.sha256(shown.encode(errors='surrogateescape')).hexdigest()}" if shown else ""
 
 
 def _source_of(request: web.Request) -> str:
@@ -102,8 +119,8 @@ class Gate:
         self._is_held = is_held
         self._handed_over: dict[str, set[int]] = {}
         self._sources: WeakKeyDictionary[asyncio.Transport, str] = WeakKeyDictionary()
-        self._tenants: dict[str, str] = {}
-        """Source → the tenant whose pace it keeps."""
+        self._known: dict[str, _Known] = {}
+        """By source."""
         self._paces: dict[str, _Pace] = {}
         self._open: Counter[str] = Counter()
         self.guests = Guests()
@@ -111,38 +128,37 @@ class Gate:
 
     async def wait_turn(self, request: web.Request) -> None:
         """Have a request wait until its source may ask again.  Raises: TooManyRequests."""
-        source = self._source(request)
-        pace = self._pace_of(source)
-        if pace is None:
+        known = self._known_of(request)
+        pace = self._paces.get(known.tenant) if known is not None else None
+        if known is None or pace is None:
             return
         try:
-            await pace.wait_turn(source)
+            await pace.wait_turn(known.user)
         except TooManyRequests:
             await asyncio.sleep(penalty_s())
             raise
 
     def rate_of(self, source: str) -> int | None:
         """Return how many requests a second the tenant of a source has; None: any number, or nobody knows yet."""
-        pace = self._pace_of(source)
+        known = self._known.get(source)
+        pace = self._paces.get(known.tenant) if known is not None else None
         return pace.turns.rate if pace is not None else None
-
-    def _pace_of(self, source: str) -> _Pace | None:
-        return self._paces.get(self._tenants.get(source, ""))
 
     @asynccontextmanager
     async def passed(self, request: web.Request, grant: Grant) -> AsyncIterator[None]:
         """Count a request of somebody who is known now as long as the block runs.  Raises: QuotaExceeded, TooManyRequests."""
-        self._learn_rate(request, grant)
+        self._learn_rate(request, grant.principal)
         self.guests.let_in(request.transport, grant.principal)
-        if self._limit(grant, Resource.STREAMS) is not None:
-            self._allowance.check(grant.tenant, Resource.STREAMS, used=self.open_of(grant.tenant))
-        self._open[grant.tenant] += 1
+        own = grant.principal.tenant
+        if self._limit(grant.principal, Resource.STREAMS) is not None:
+            self._allowance.check(own, Resource.STREAMS, used=self.open_of(own))
+        self._open[own] += 1
         try:
             yield
         finally:
-            self._open[grant.tenant] -= 1
-            if not self._open[grant.tenant]:
-                del self._open[grant.tenant]
+            self._open[own] -= 1
+            if not self._open[own]:
+                del self._open[own]
 
     def open_of(self, tenant: str) -> int:
         """Count a tenant's requests under way, and its streams in the spawner's hands."""
@@ -157,8 +173,13 @@ class Gate:
         """Go on counting a connection that is in the spawner's hands (attach, exec)."""
         self._handed_over.setdefault(tenant, set()).add(inode)
 
+    def _known_of(self, request: web.Request) -> _Known | None:
+        """Return who is behind a request; a token that nobody has been served with stands for nobody."""
+        source = self._source(request)
+        return self._known.get(_token_source(request) or source, self._known.get(source))
+
     def _source(self, request: web.Request) -> str:
-        """Return what a request's connection is known by before anybody is asked: a uid, or an address."""
+        """Return what a request's connection is known by before anybody is asked: a uid, a certificate, or an address."""
         transport = request.transport
         if transport is None:
             raise ConnectionResetError("the client has gone")
@@ -167,21 +188,22 @@ class Gate:
             source = self._sources[transport] = _source_of(request)
         return source
 
-    def _learn_rate(self, request: web.Request, grant: Grant) -> None:
-        rate, source = self._limit(grant, Resource.REQUESTS), self._source(request)
+    def _learn_rate(self, request: web.Request, principal: Principal) -> None:
+        rate = self._limit(principal, Resource.REQUESTS)
+        source = _token_source(request) or self._source(request)
         if rate is None:
-            self._tenants.pop(source, None)
+            self._known.pop(source, None)
             return
         self._sweep(time.monotonic())
-        self._tenants[source] = grant.tenant
-        if grant.tenant not in self._paces:
-            self._paces[grant.tenant] = _Pace(rate)
-        self._paces[grant.tenant].turns.rate = rate
+        self._known[source] = _Known(principal.tenant, principal.name)
+        if principal.tenant not in self._paces:
+            self._paces[principal.tenant] = _Pace(rate)
+        self._paces[principal.tenant].turns.rate = rate
 
-    def _limit(self, grant: Grant, resource: Resource) -> int | None:
+    def _limit(self, principal: Principal, resource: Resource) -> int | None:
         """Return a limit of who asks; administrators and paired hosts, who ask for others, have none."""
-        is_free = grant.principal.is_admin or grant.principal.is_peer
-        return None if is_free else self._allowance.limit(grant.tenant, resource)
+        is_free = principal.is_admin or principal.is_peer
+        return None if is_free else self._allowance.limit(principal.tenant, resource)
 
     def _sweep(self, now: float) -> None:
         if now - self._swept_at < FORGOTTEN_S:
@@ -192,4 +214,4 @@ class Gate:
             for tenant, pace in self._paces.items()
             if pace.turns.waiting or now - pace.asked_at < FORGOTTEN_S
         }
-        self._tenants = {source: tenant for source, tenant in self._tenants.items() if tenant in self._paces}
+        self._known = {source: known for source, known in self._known.items() if known.tenant in self._paces}

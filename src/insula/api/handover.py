@@ -76,7 +76,7 @@ async def hand_over(call: Call, give: Callable[[int], object], *, upgrade: str) 
 def _note(call: Call, inode: int) -> None:
     """Go on judging and counting a connection that has left this process."""
     call.api.standing.hand_over(inode, call.judge)
-    call.api.gate.hand_over(call.grant.tenant, inode)
+    call.api.gate.hand_over(call.grant.principal.tenant, inode)
 
 
 class Copy:

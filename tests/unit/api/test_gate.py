@@ -2,6 +2,7 @@
 """Whom the gate lets in, and whom it counts."""
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import cast
 
@@ -15,6 +16,7 @@ from insula.model.quota import Resource
 from insula.tenant.quota import refuse_more
 
 ALICE = Principal(name="alice", uid=1000, role=Role.USER)
+BOB = Principal(name="bob", uid=1001, role=Role.OPERATOR)
 ROOT = Principal(name="root", uid=0, role=Role.ADMIN)
 BETA = Principal(name="beta", kind=Kind.HOST)
 
@@ -36,9 +38,12 @@ class Transport:
         return None
 
 
-def request() -> web.Request:
+def request(*, address: str = "10.0.0.1", token: str = "") -> web.Request:
     made = SimpleNamespace(
-        transport=Transport(), remote="10.0.0.1", get_extra_info=lambda _name, _default=None: None
+        transport=Transport(),
+        remote=address,
+        headers={"Authorization": f"Bearer {token}"} if token else {},
+        get_extra_info=lambda _name, _default=None: None,
     )
     return cast(web.Request, made)
 
@@ -92,15 +97,110 @@ class Slow(One):
         return 10 if resource is Resource.REQUESTS else None
 
 
+async def learn(gate: Gate, by: web.Request, *, principal: Principal) -> None:
+    """Let the gate see whose requests these are."""
+    async with gate.passed(by, grant(principal, principal.tenant)):
+        pass
+
+
+def test_who_asks_for_another_tenant_is_counted_among_its_own() -> None:
+    gate = Gate(One(), is_held=lambda _inode: False)
+
+    async def ask() -> None:
+        async with gate.passed(request(), grant(BOB, "alice")):
+            assert (gate.open_of("alice"), gate.open_of("bob")) == (0, 1)
+            with pytest.raises(QuotaExceeded):
+                async with gate.passed(request(), grant(BOB, "alice")):
+                    pass
+            async with (
+                gate.passed(request(), grant(ROOT, "alice")),
+                gate.passed(request(), grant(ALICE, "alice")),
+            ):
+                assert gate.open_of("alice") == 1
+
+    asyncio.run(ask())
+
+
+def test_who_asks_for_another_tenant_keeps_its_own_pace() -> None:
+    async def ask() -> None:
+        gate = Gate(Slow(), is_held=lambda _inode: False)
+        alices, bobs = request(), request(address="10.0.0.2")
+        await learn(gate, alices, principal=ALICE)
+        async with gate.passed(bobs, grant(BOB, "alice")):
+            pass
+        flood = [asyncio.ensure_future(gate.wait_turn(bobs)) for _ in range(25)]
+        await asyncio.sleep(0)
+        hers = asyncio.ensure_future(gate.wait_turn(alices))
+        await asyncio.sleep(0)
+        assert hers.done()
+        assert not all(each.done() for each in flood)
+        await asyncio.gather(*flood)
+
+    asyncio.run(asyncio.wait_for(ask(), 20))
+
+
+def test_tokens_from_one_address_are_told_apart() -> None:
+    async def ask() -> None:
+        gate = Gate(Slow(), is_held=lambda _inode: False)
+        alices, bobs = request(token="insula_a_secret"), request(token="insula_b_secret")
+        await learn(gate, alices, principal=ALICE)
+        await learn(gate, bobs, principal=BOB)
+        for _ in range(20):
+            await gate.wait_turn(alices)
+        his, hers = (asyncio.ensure_future(gate.wait_turn(each)) for each in (bobs, alices))
+        await asyncio.sleep(0)
+        assert (his.done(), hers.done()) == (True, False)
+        guessed = asyncio.ensure_future(gate.wait_turn(request(token="insula_a_guessed")))
+        await asyncio.sleep(0)
+        assert guessed.done(), "who does not have the secret takes no turn of the owner"
+        await hers
+
+    asyncio.run(asyncio.wait_for(ask(), 20))
+
+
+def test_a_wrong_token_does_not_free_from_the_pace_of_the_connection() -> None:
+    async def ask() -> None:
+        gate = Gate(Slow(), is_held=lambda _inode: False)
+        await learn(gate, request(), principal=ALICE)
+        for _ in range(20):
+            await gate.wait_turn(request())
+        guessed = asyncio.ensure_future(gate.wait_turn(request(token="insula_x_y")))
+        await asyncio.sleep(0)
+        assert not guessed.done()
+        await guessed
+
+    asyncio.run(asyncio.wait_for(ask(), 20))
+
+
+def test_a_user_with_many_tokens_has_one_turn() -> None:
+    async def ask() -> None:
+        gate = Gate(Slow(), is_held=lambda _inode: False)
+        alices = [request(token=f"insula_{number}_secret") for number in range(4)]
+        bobs = request(address="10.0.0.2")
+        for each in alices:
+            await learn(gate, each, principal=ALICE)
+        await learn(gate, bobs, principal=replace(BOB, tenant="alice"))
+        for _ in range(20):
+            await gate.wait_turn(bobs)
+        order: list[str] = []
+
+        async def one(name: str, by: web.Request) -> None:
+            await gate.wait_turn(by)
+            order.append(name)
+
+        await asyncio.gather(*(one("alice", each) for each in alices), one("bob", bobs))
+        assert order.index("bob") == 1
+
+    asyncio.run(asyncio.wait_for(ask(), 20))
+
+
 def test_users_of_a_tenant_share_its_pace_and_have_turns() -> None:
     async def ask() -> None:
         gate = Gate(Slow(), is_held=lambda _inode: False)
-        alices, bobs = request(), request()
-        bobs.remote = "10.0.0.2"  # type: ignore[misc]
+        alices, bobs = request(), request(address="10.0.0.2")
         assert gate.rate_of("at 10.0.0.1") is None
-        for each in (alices, bobs):
-            async with gate.passed(each, grant(ALICE, "alice")):
-                pass
+        await learn(gate, alices, principal=ALICE)
+        await learn(gate, bobs, principal=replace(BOB, tenant="alice"))
         assert gate.rate_of("at 10.0.0.1") == 10
         order: list[str] = []
 
