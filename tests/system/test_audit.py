@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`insula audit`: what is written down, who reads it, and what a changed line says."""
 
+import contextlib
 import socket
+from concurrent.futures import ThreadPoolExecutor, wait
 
 from hosted import Host
 from insula.kernel.unix_peer import process
@@ -56,6 +58,30 @@ def test_a_changed_line_is_found(host: Host) -> None:
         with open(log, "r+b") as file:
             file.write(kept)
     assert "as they were written" in host.root("audit", "verify")
+
+
+def test_after_each_kill_of_insulad_the_log_is_right(host: Host) -> None:
+    """Requests are under way at that moment; afterwards no line is there twice, and none is torn."""
+    for _ in range(5):
+        with ThreadPoolExecutor(4) as askers:
+            asked = [askers.submit(ask_until_gone, host) for _ in range(4)]
+            assert host.root.ask("GET", "/v1/version")[0] == 200
+            host.kill()
+            wait(asked)
+        host.start()
+        assert "as they were written" in host.root("audit", "verify")
+
+
+def ask_until_gone(host: Host) -> int:
+    """Ask again and again on one connection until nobody answers.  Returns: how often somebody did."""
+    count = 0
+    with host.alice.connected() as connection, contextlib.suppress(ConnectionError):
+        while True:
+            connection.sendall(b"GET /v1/version HTTP/1.1\r\nHost: insula\r\n\r\n")
+            if not connection.recv(65536):
+                return count
+            count += 1
+    return count
 
 
 def test_others_than_admins_cannot_verify(host: Host) -> None:

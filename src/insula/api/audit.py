@@ -1,6 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The audit log: one's own part of it, and whether it is as it was written."""
+"""The audit log: one's own part of it, and whether it is as it was written.
 
+The log is all tenants': who reads much of it reads at nobody else's cost.  It is looked through from the end on, a block at
+a time, so that the loop and others' threads have their turn in between, and one caller's readings come one after the other.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
 from itertools import islice
 
 from aiohttp import web
@@ -8,29 +15,53 @@ from aiohttp import web
 from insula.api.bodies import AuditQuery, AuditVerdict
 from insula.api.call import Call, answer, lines
 from insula.model.grant import scope
-from insula.tenant.audit_chain import entries, last_entries, verify
+from insula.tenant.audit_chain import Verdict
+from insula.tenant.audit_chain import verify as verify_log
+from insula.tenant.audit_reading import Wanted, found_backwards
 
 _AT_ONCE = 200
+Block = list[bytes]
 
 
 async def read(call: Call) -> web.StreamResponse:
     query = call.query(AuditQuery)
-    path, tenant = call.api.audit.path, scope(call.grant)
-    found = (
-        entries(path, tenant=tenant, since=query.since)
-        if query.tail is None
-        else last_entries(path, tenant=tenant, since=query.since, count=query.tail)
-    )
-
-    def some() -> bytes:
-        return b"".join(islice(found, _AT_ONCE))
-
-    response = await lines(call)
-    while part := await call.run(some):
-        await response.write(part)
+    wanted = Wanted(tenant=scope(call.grant), since=query.since)
+    async with call.api.readings.of(call.grant.principal):
+        found = await _last(call, wanted, count=query.tail)
+        response = await lines(call)
+        parts = iter(reversed(found))
+        while part := b"".join(islice(parts, _AT_ONCE)):
+            await response.write(part)
     return response
 
 
+async def _last(call: Call, wanted: Wanted, *, count: int) -> list[bytes]:
+    """Return the last of the wanted lines, the newest first."""
+    found: list[bytes] = []
+    async with AsyncExitStack() as until_read:
+        opening = call.api.audit.opened()
+        log = await call.run(opening.__enter__)
+        until_read.push(opening)
+        blocks = found_backwards(log, wanted)
+        while len(found) < count and (some := await _to_its_end(call.run(next, blocks, None))) is not None:
+            found += some
+    return found[:count]
+
+
+async def _to_its_end(reading: Coroutine[None, None, Block | None]) -> Block | None:
+    """Wait for a thread also when cancelled: the files that it reads are open until then."""
+    task = asyncio.create_task(reading)
+    try:
+        return await asyncio.shield(task)
+    finally:
+        await asyncio.wait({task})
+
+
 async def check(call: Call) -> web.StreamResponse:
-    found = await call.run(verify, call.api.audit.path)
+    found = await call.run(_verify, call)
     return answer(AuditVerdict(lines=found.lines, files=found.files, problem=found.problem))
+
+
+def _verify(call: Call) -> Verdict:
+    with call.api.audit.opened() as log:
+        return verify_log(log)

@@ -10,6 +10,8 @@ from insula.model.record import PathStat as PathStat
 from insula.model.spec import Wish
 from insula.tenant.policy import Rules
 
+AUDIT_TAIL = 1000
+"""Lines of the audit log that are read if nobody says how many."""
 MAX_AUDIT_TAIL = 10_000
 """Lines that are held in memory at once."""
 
@@ -62,7 +64,7 @@ class PathQuery(Query, kw_only=True, frozen=True):
 
 class AuditQuery(Query, kw_only=True, frozen=True):
     since: float = 0.0
-    tail: Annotated[int, msgspec.Meta(ge=0, le=MAX_AUDIT_TAIL)] | None = None
+    tail: Annotated[int, msgspec.Meta(ge=0, le=MAX_AUDIT_TAIL)] = AUDIT_TAIL
 
 
 class NameQuery(Query, kw_only=True, frozen=True):

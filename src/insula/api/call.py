@@ -17,7 +17,7 @@ from aiohttp import web
 from insula.api.bodies import Query
 from insula.api.changes import Changes
 from insula.api.gate import Gate
-from insula.api.lanes import Lanes
+from insula.api.lanes import Lanes, OneByOne
 from insula.api.standing import Judge, Standing
 from insula.api.verbs import Operations, Pairing, Policy, Users, Verbs
 from insula.api.watch import DriftBook, Exports, HistoryBook, Monitor, Profiles, RuleBook, Sight
@@ -82,6 +82,8 @@ class Api:
     """Where traces of requests begin."""
     threads: Lanes = field(default_factory=lambda: Lanes("verb", width=MAX_THREADS))
     transfers: Lanes = field(default_factory=lambda: Lanes("transfer", width=MAX_TRANSFERS))
+    readings: OneByOne = field(default_factory=OneByOne)
+    """Readings of the audit log under way."""
     stopping: set[asyncio.Task[bool]] = field(default_factory=set)
     """Stops under way: they outlive the request that began them."""
 

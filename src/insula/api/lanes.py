@@ -5,8 +5,10 @@ A lane is the caller's (a uid, a paired host), not the tenant's that he acts for
 and paired hosts, and a lane has no thread before it has had work.
 """
 
+import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from weakref import WeakValueDictionary
 
 from insula.model.grant import Principal
 
@@ -35,6 +37,17 @@ class Lanes:
         with self._guard:
             for pool in self._pools.values():
                 pool.shutdown(wait=False, cancel_futures=True)
+
+
+class OneByOne:
+    """A lock for each caller, for what costs others least when one caller does one of it at a time.  The loop's thread only."""
+
+    def __init__(self) -> None:
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def of(self, principal: Principal) -> asyncio.Lock:
+        """Return the caller's lock."""
+        return self._locks.setdefault(_key(principal), asyncio.Lock())
 
 
 def _key(principal: Principal) -> str:

@@ -1,23 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read the audit log: whole, a tenant's part of it, and whether it is as it was written."""
+"""Whether the audit log is as it was written, and where the next line of it goes on."""
 
-import hashlib
-import json
-from collections import deque
-from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
-FIRST_PREV = "0" * 64
-"""What the very first line says of the one before."""
-MAX_LINE = 1 << 16
+from insula.tenant.audit_files import FIRST_PREV, NEW, Head, Line, Log, Mark, lines_backwards, lines_of, parse
 
-
-class Head(NamedTuple):
-    """Number and hash of the last line."""
-
-    number: int
-    digest: str
+HEAD_LOST = "head_lost"
+"""Result of the line that says that insulad began without a head: what had been cut off before, nobody can tell."""
 
 
 class Verdict(NamedTuple):
@@ -29,84 +18,80 @@ class Verdict(NamedTuple):
     """Empty: every line is as it was written.  Else the first that is not: file, line, what is wrong."""
 
 
-def files_of(path: Path) -> list[Path]:
-    """Return the files of the log that there are, the oldest first."""
-    numbered = (path.with_name(f"{path.name}.{number}") for number in range(99, 0, -1))
-    return [each for each in (*numbered, path) if each.exists()]
-
-
-def read_head(path: Path) -> Head | None:
-    """Return the head of a log, None if none has been written."""
-    try:
-        words = path.with_name("audit.head").read_text(encoding="ascii").split()
-    except FileNotFoundError:
-        return None
-    return Head(int(words[0]), words[1]) if len(words) == 2 and words[0].isdigit() else None
-
-
-def lines_of(path: Path) -> Iterator[tuple[Path, int, bytes]]:
-    """Yield (file, number in it, line) of the whole log, the oldest first."""
-    for file in files_of(path):
-        with open(file, "rb") as opened:
-            number = 0
-            while line := opened.readline(MAX_LINE):
-                number += 1
-                yield file, number, line
-
-
-def verify(path: Path) -> Verdict:
-    """Look whether each line follows the one before it, and the last one is the head."""
-    head = read_head(path)
-    before: Head | None = None
+def verify(log: Log) -> Verdict:
+    """Look whether each line follows the one before it, the first is the first that is kept, and the last is the head."""
+    before: Mark | None = None
     count = 0
-    for file, number, line in lines_of(path):
-        where = f"{file.name}, line {number}"
-        problem, this = _judge(line, before=before)
-        if this is None:
-            return Verdict(count, len(files_of(path)), f"{where}: {problem}")
-        before = this
-        count += 1
-    end = before or Head(0, FIRST_PREV)
-    problem = ""
-    if head is not None and head != end:
-        problem = (
-            f"{path.name}: {head.number - end.number} lines are missing at the end"
-            if head.number > end.number
-            else f"{path.name}: the last line is not the one that was written last"
-        )
-    return Verdict(count, len(files_of(path)), problem)
+    for part in log.parts:
+        for number, text in enumerate(lines_of(part), 1):
+            this = parse(text[:-1]) if text.endswith(b"\n") else None
+            problem = _judge(text, this, before=before, head=log.head)
+            if this is None or problem:
+                return Verdict(count, len(log.parts), f"{part.name}, line {number}: {problem}")
+            before = this.mark
+            count += 1
+    return Verdict(count, len(log.parts), _judge_end(before, log.head))
 
 
-def _judge(line: bytes, *, before: Head | None) -> tuple[str, Head | None]:
-    if not line.endswith(b"\n"):
-        return "it is cut off", None
-    text = line[:-1]
-    try:
-        fields = json.loads(text)
-        number, prev = int(fields["n"]), str(fields["prev"])
-    except (ValueError, KeyError, TypeError):
-        return "it is no line of this log", None
-    # The oldest file that is kept begins with whatever was before it.
-    if before is not None and number != before.number + 1:
-        return f"number {number} follows {before.number}", None
-    if before is not None and prev != before.digest:
-        return f"line number {before.number} before it was changed", None
-    if before is None and number == 1 and prev != FIRST_PREV:
-        return "the first line names one before it", None
-    return "", Head(number, hashlib.sha256(text).hexdigest())
+def _judge(text: bytes, this: Line | None, *, before: Mark | None, head: Head | None) -> str:
+    if this is None:
+        return "it is no line of this log" if text.endswith(b"\n") else "it is cut off"
+    if before is None:
+        return _judge_first(this, head)
+    if this.mark.number != before.number + 1:
+        return f"number {this.mark.number} follows {before.number}"
+    if this.prev != before.digest:
+        return f"line number {before.number} before it was changed"
+    if this.result == HEAD_LOST:
+        return "insulad began here without its head: lines before it may have been cut off"
+    return ""
 
 
-def last_entries(path: Path, *, tenant: str | None, since: float, count: int) -> Iterator[bytes]:
-    """Yield what `entries` does, only the last `count` of it."""
-    yield from deque(entries(path, tenant=tenant, since=since), maxlen=count)
+def _judge_first(this: Line, head: Head | None) -> str:
+    """The oldest file that is kept begins with whatever was before it."""
+    number = this.mark.number
+    if number == 1 and this.prev != FIRST_PREV:
+        return "the first line names one before it"
+    # A rotation that a crash has interrupted leaves more than the head tells.
+    if head is not None and number > head.first:
+        return f"{number - head.first} lines are missing before it"
+    return ""
 
 
-def entries(path: Path, *, tenant: str | None, since: float) -> Iterator[bytes]:
-    """Yield the lines since a time (UTC seconds), of one tenant (by it, or about its things) or of all (None)."""
-    for _, _, line in lines_of(path):
-        try:
-            fields = json.loads(line)
-        except ValueError:
-            continue
-        if fields.get("at", 0.0) >= since and tenant in (None, fields.get("tenant")):
-            yield line
+def _judge_end(end: Mark | None, head: Head | None) -> str:
+    if head is None:
+        return "audit.head: it cannot be read, so nobody can tell whether lines are missing" if end else ""
+    number = end.number if end is not None else 0
+    if head.last.number > number:
+        return f"audit.log: {head.last.number - number} lines are missing at the end"
+    if head.last != (end or NEW.last):
+        return "audit.log: the last line is not the one that was written last"
+    return ""
+
+
+def taken_up(log: Log) -> Head:
+    """Return the head to go on from.
+
+    A crash may have come after a line and before its head: lines that follow the head, each the one before it, are taken up.
+    Otherwise the head stays what it is: then lines are missing, and `verify` tells.
+    """
+    lines = map(parse, lines_backwards(log))
+    newest = next(lines, None)
+    if log.head is None:
+        return _from_lines(newest, log) if newest is not None else NEW
+    line = newest
+    while line is not None and line.mark != log.head.last and line.mark.number > log.head.last.number:
+        older = next(lines, None)
+        if line.prev == log.head.last.digest and line.mark.number == log.head.last.number + 1:
+            break
+        if older is None or older.mark.digest != line.prev:
+            return log.head
+        line = older
+    else:
+        return log.head
+    return log.head._replace(last=newest.mark) if newest is not None else log.head
+
+
+def _from_lines(newest: Line, log: Log) -> Head:
+    first = parse(next(lines_of(log.parts[0])).rstrip(b"\n"))
+    return Head(newest.mark, first=first.mark.number if first is not None else 1)

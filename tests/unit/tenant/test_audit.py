@@ -3,6 +3,7 @@
 
 import json
 import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,11 @@ from hypothesis import strategies as st
 
 from insula.model.errors import AuditUnavailable, Denied
 from insula.model.grant import Action, Principal
-from insula.tenant.audit import Audit, Entry
-from insula.tenant.audit_chain import entries, files_of, last_entries, verify
+from insula.tenant.audit import TORN, Audit, Entry
+from insula.tenant.audit_chain import Verdict
+from insula.tenant.audit_chain import verify as verify_log
+from insula.tenant.audit_files import BLOCK, KEPT_FILES, files_of, opened
+from insula.tenant.audit_reading import Wanted, found_backwards
 
 
 def entry(path: str = "/v1/containers", *, tenant: str = "alice", result: str = "ok") -> Entry:
@@ -27,6 +31,17 @@ def entry(path: str = "/v1/containers", *, tenant: str = "alice", result: str = 
         tenant=tenant,
         source="unix",
     )
+
+
+def verify(path: Path) -> Verdict:
+    with opened(path) as log:
+        return verify_log(log)
+
+
+def found(path: Path, *, tenant: str | None, since: float = 0.0) -> list[bytes]:
+    """All lines that a reader wants, the newest first."""
+    with opened(path) as log:
+        return [line for some in found_backwards(log, Wanted(tenant=tenant, since=since)) for line in some]
 
 
 def written(folder: Path, count: int = 10, **options: int) -> Path:
@@ -127,15 +142,40 @@ def test_a_tenant_reads_its_own_part(tmp_path: Path) -> None:
     for tenant in ("alice", "bob", "alice"):
         audit.record(entry(tenant=tenant))
     audit.close()
-    assert len(list(entries(path, tenant="alice", since=0.0))) == 2
-    assert len(list(entries(path, tenant=None, since=0.0))) == 3
-    assert not list(entries(path, tenant=None, since=4e9))
+    assert len(found(path, tenant="alice")) == 2
+    assert len(found(path, tenant=None)) == 3
+    assert not found(path, tenant=None, since=4e9)
 
 
-@pytest.mark.parametrize(("count", "numbers"), [(0, []), (1, [10]), (3, [8, 9, 10]), (99, [*range(1, 11)])])
-def test_the_last_lines_are_the_last(tmp_path: Path, count: int, numbers: list[int]) -> None:
-    found = last_entries(written(tmp_path), tenant="alice", since=0.0, count=count)
-    assert [json.loads(line)["n"] for line in found] == numbers
+def test_lines_are_found_from_the_end_on_through_blocks_and_files(tmp_path: Path) -> None:
+    path = written(tmp_path, 1500, max_bytes=2 * BLOCK)
+    assert [json.loads(line)["n"] for line in found(path, tenant="alice")] == [*range(1500, 0, -1)]
+    assert not found(path, tenant="bob")
+
+
+def test_who_wants_the_last_minute_does_not_read_the_day(tmp_path: Path) -> None:
+    path = written(tmp_path, 1500, max_bytes=2 * BLOCK)
+    with opened(path) as log:
+        newest = log.parts[-1]
+        since = json.loads(os.pread(newest.descriptor, newest.size, 0).splitlines()[-1])["at"]
+        assert len(list(found_backwards(log, Wanted(tenant=None, since=since + 0.001)))) <= 1
+    for file in files_of(path)[:-1]:
+        os.utime(file, (1.0, 1.0))
+    with opened(path) as log:
+        read = list(found_backwards(log, Wanted(tenant="bob", since=2.0)))
+    assert len(read) == 2
+
+
+@given(words=st.lists(st.text(max_size=20), min_size=1, max_size=5))
+def test_a_tenants_name_in_a_path_is_no_line_of_the_tenant(
+    tmp_path_factory: pytest.TempPathFactory, words: list[str]
+) -> None:
+    path = tmp_path_factory.mktemp("log") / "audit.log"
+    audit = Audit(path)
+    for word in words:
+        audit.record(entry(f'"tenant": "bob"{word}', tenant="alice"))
+    audit.close()
+    assert not found(path, tenant="bob")
 
 
 def test_each_line_is_told(tmp_path: Path) -> None:
@@ -171,3 +211,125 @@ def test_when_the_disk_is_full_what_is_under_way_is_written_and_no_more_allowed(
     audit.require_room()
     audit.close()
     assert verify(path) == (1, 1, "")
+
+
+# Crashes
+
+
+def killed_at(path: Path, call: str, *, after: int = 0) -> None:
+    """Have a process write lines, and end it by SIGKILL when it calls something of `os` for the so-manieth time."""
+    child = os.fork()
+    if child == 0:
+        audit = Audit(path, max_bytes=4000)
+        real, left = getattr(os, call), [after]
+
+        def deadly(*args: object) -> object:
+            if not left[0]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left[0] -= 1
+            return real(*args)
+
+        setattr(os, call, deadly)
+        for _ in range(2000):
+            audit.record(entry())
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("call", ["write", "pwrite", "replace", "open", "close"])
+@pytest.mark.parametrize("after", [0, 1, 4, 25])
+def test_after_a_kill_the_log_goes_on(tmp_path: Path, call: str, after: int) -> None:
+    path = tmp_path / "audit.log"
+    killed_at(path, call, after=after)
+    Audit(path).close()
+    assert verify(path).problem == ""
+    audit = Audit(path, max_bytes=4000)
+    for _ in range(150):
+        audit.record(entry())
+    audit.close()
+    assert verify(path).problem == ""
+
+
+def test_a_torn_line_is_cut_and_that_is_said(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    with open(path, "ab") as file:
+        file.write(b'{"n": 11, "at": 17')
+    Audit(path).close()
+    assert verify(path) == (11, 1, "")
+    last = json.loads(path.read_text().splitlines()[-1])
+    assert (last["n"], last["who"], last["result"]) == (11, "insulad", TORN)
+    assert "18 bytes" in last["note"]
+
+
+def test_a_line_that_could_not_be_written_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "audit.log"
+    audit = Audit(path)
+    audit.record(entry())
+    write = os.write
+
+    def broken(descriptor: int, data: bytes) -> int:
+        monkeypatch.setattr(os, "write", failing)
+        return write(descriptor, bytes(data)[:20])
+
+    def failing(*_: object) -> int:
+        raise OSError(5, "input/output error")
+
+    monkeypatch.setattr(os, "write", broken)
+    with pytest.raises(OSError, match="input/output"):
+        audit.record(entry())
+    monkeypatch.undo()
+    audit.record(entry())
+    audit.close()
+    assert verify(path) == (2, 1, "")
+
+
+# What is missing
+
+
+def test_a_log_without_its_head_is_a_problem_also_later(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    for damage in (b"garbage", None):
+        path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:5]))
+        head = path.with_name("audit.head")
+        head.unlink() if damage is None else head.write_bytes(damage)
+        assert "audit.head" in verify(path).problem
+        Audit(path).close()
+        assert "without its head" in verify(path).problem
+
+
+def test_lines_cut_off_while_insulad_was_down_are_found_later(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:5]))
+    audit = Audit(path)
+    audit.record(entry())
+    audit.close()
+    assert verify(path).problem == "audit.log, line 6: number 11 follows 5"
+
+
+def test_lines_cut_off_at_the_beginning_are_found(tmp_path: Path) -> None:
+    path = written(tmp_path, 20)
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[10:]))
+    assert verify(path).problem == "audit.log, line 1: 10 lines are missing before it"
+
+
+@pytest.mark.parametrize("count", [30, 300])
+def test_an_oldest_file_that_is_gone_is_noticed(tmp_path: Path, count: int) -> None:
+    path = written(tmp_path, count, max_bytes=4000)
+    assert len(files_of(path)) == (KEPT_FILES if count == 300 else 3)
+    assert verify(path).problem == ""
+    files_of(path)[0].unlink()
+    assert "lines are missing before it" in verify(path).problem
+    Audit(path).close()
+    assert "lines are missing before it" in verify(path).problem
+
+
+def test_a_log_that_is_gone_is_noticed(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    path.unlink()
+    assert verify(path).problem == "audit.log: 10 lines are missing at the end"
+    audit = Audit(path)
+    audit.record(entry())
+    audit.close()
+    assert verify(path).problem == "audit.log, line 1: 10 lines are missing before it"

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 from insula.cli.commands.logs import parse_moment, stamp
 from insula.cli.parser import add_verbs
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 HELP = "who did what, and how it ended: ls, verify"
 
+LAST = 1000
+"""So many lines are shown if nobody says how many."""
 COLUMNS = (
     Column("WHEN", lambda row: stamp(row["at"])[:19]),
     Column("WHO", lambda row: str(row.get("who", "-")), shrink=1),
@@ -39,7 +42,7 @@ def arguments(parser: ArgumentParser) -> None:
     )
     add = verbs["ls"].add_argument
     add("--since", default="1h", metavar="TIME", help="10m, 2026-01-31T12:00:00Z (default: 1h)")
-    add("-n", "--tail", type=int, metavar="N", help="only the last N (default: all)")
+    add("-n", "--tail", type=int, metavar="N", help=f"only the last N (default: {LAST}, at most 10000)")
     add("--lines", action="store_true", help="the lines as they stand in the log, JSON")
     add_options(verbs["ls"])
 
@@ -52,13 +55,13 @@ def run(options: Namespace, client: Client) -> int:
         files = "1 file" if found["files"] == 1 else f"{found['files']} files"
         print(f"{found['lines']} lines in {files} are as they were written")
         return 0
-    query = {"since": parse_moment(options.since)}
-    if options.tail is not None:
-        query["tail"] = str(options.tail)
-    rows = client.follow("/v1/audit", query)
+    count = LAST if options.tail is None else options.tail
+    rows = list(client.follow("/v1/audit", {"since": parse_moment(options.since), "tail": str(count)}))
     if options.lines:
         for row in rows:
             print(json.dumps(row, ensure_ascii=False))
     else:
-        show(list(rows), COLUMNS, options=options)
+        show(rows, COLUMNS, options=options)
+    if options.tail is None and len(rows) == LAST:
+        print(f"insula: these are the last {LAST} lines: --tail N shows more", file=sys.stderr)
     return 0
