@@ -89,15 +89,15 @@ class DriftDesk:
         for found in judge.judge(event):
             with self._lock:
                 ledger = self._ledgers.setdefault(record.id, Ledger())
-                is_to_tell = ledger.add(found, event)
-                drift = ledger.drifts.get((found.part, found.thing))
-            if not is_to_tell or drift is None:
+                telling = ledger.add(found, event)
+            if not telling.is_told:
                 continue
-            seen = told(event, found, count=drift.count)
+            seen = told(event, found, count=telling.times)
             if found.part != CALLS:  # these the kernel has told by itself
                 self._collector.tell(record.id, seen)
-            profile = record.profile.name if record.profile else ""
-            self._announce(drift_of(record, profile=profile, seen=seen))
+            if telling.is_announced:
+                profile = record.profile.name if record.profile else ""
+                self._announce(drift_of(record, profile=profile, seen=seen))
 
     def drifts(self, grant: Grant, ref: str) -> list[Drift]:
         """Return what a container has done since its last start that its profile lacks, the latest first.

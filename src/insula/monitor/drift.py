@@ -28,9 +28,9 @@ from insula.monitor.usage import (
 )
 
 MAX_DRIFTS = 1000
-"""Of one run of a container: more tell nothing."""
-MAX_TOLD, TOLD_WITHIN_S = 30, 60.0
-"""So many are told as events within that time; the others are counted only."""
+"""That are remembered of one run of a container."""
+MAX_ANNOUNCED, ANNOUNCED_WITHIN_S = 30, 60.0
+"""So many are announced within that time; the others are told to rules and who traces, and counted."""
 
 CALLS, CAPABILITIES, PROGRAMS = "calls", "capabilities", "programs"
 WRITTEN, OUTGOING = "written", "outgoing"
@@ -113,20 +113,35 @@ class Judge:
         return peer.is_own or not forms.isdisjoint(self._outgoing)
 
 
+class Telling(NamedTuple):
+    """What becomes of one thing that was found."""
+
+    times: int
+    """How often it was, as far as is known."""
+    is_told: bool
+    """To rules and to who traces: the first, the 10th, the 100th …, and whatever is not remembered."""
+    is_announced: bool
+    """In `insula events`, where a flood would hide all else."""
+
+
 @dataclass
 class Ledger:
     """What was found in one run of a container."""
 
     drifts: dict[tuple[str, str], Drift] = field(default_factory=dict)
-    _told_since: float = 0.0
-    _told: int = 0
+    not_remembered: int = 0
+    """How often something was found for which there was no room."""
+    lost_events: int = 0
+    _announced_since: float = 0.0
+    _announced: int = 0
 
-    def add(self, found: Found, event: Event) -> bool:
-        """Count one.  Returns: whether it is to be told: the first, the 10th, the 100th …, and not too many at a time."""
+    def add(self, found: Found, event: Event) -> Telling:
+        """Count one.  Returns: who is to be told."""
         key = (found.part, found.thing)
         known = self.drifts.get(key)
         if known is None and len(self.drifts) >= MAX_DRIFTS:
-            return False
+            self.not_remembered += 1
+            return Telling(1, is_told=True, is_announced=False)
         count = 1 if known is None else known.count + 1
         self.drifts[key] = (
             Drift(
@@ -136,14 +151,15 @@ class Ledger:
             if known is None
             else replace(known, count=count, last_at=event.at)
         )  # fmt: skip
-        return _is_power_of_ten(count) and self._may_tell()
+        is_told = _is_power_of_ten(count)
+        return Telling(count, is_told=is_told, is_announced=is_told and self._may_announce())
 
-    def _may_tell(self) -> bool:
+    def _may_announce(self) -> bool:
         now = time.monotonic()
-        if now - self._told_since > TOLD_WITHIN_S:
-            self._told_since, self._told = now, 0
-        self._told += 1
-        return self._told <= MAX_TOLD
+        if now - self._announced_since > ANNOUNCED_WITHIN_S:
+            self._announced_since, self._announced = now, 0
+        self._announced += 1
+        return self._announced <= MAX_ANNOUNCED
 
     def count_calls(self, counts: dict[str, int]) -> None:
         """Take in what the kernel counted: of system calls it tells the first of each only."""

@@ -8,7 +8,7 @@ import pytest
 from insula.model.monitor import Event, EventKind
 from insula.model.profile import ContainerDrifts
 from insula.model.spec import AppliedProfile, Enforce
-from insula.monitor.drift import MAX_DRIFTS, MAX_TOLD, Found, Judge, Ledger, told
+from insula.monitor.drift import MAX_ANNOUNCED, MAX_DRIFTS, Found, Judge, Ledger, told
 from insula.monitor.metrics import exposition
 from insula.monitor.rule_text import read_rules
 from insula.monitor.rules import wish_of
@@ -97,17 +97,18 @@ def test_logging_finds_what_is_done() -> None:
 def test_it_is_told_at_powers_of_ten() -> None:
     ledger, one = Ledger(), event(EventKind.DRIFT, call="ptrace")
     found = Found("calls", "ptrace", True)
-    times = [number for number in range(1, 1001) if ledger.add(found, one)]
+    times = [number for number in range(1, 1001) if ledger.add(found, one).is_told]
     assert times == [1, 10, 100, 1000]
     ledger.count_calls({"ptrace": 5000, "unknown": 1})
     assert [each.count for each in ledger.drifts.values()] == [5000]
 
 
-def test_a_flood_is_bounded() -> None:
+def test_a_flood_is_announced_in_part_and_hides_nothing_from_rules() -> None:
     ledger, one = Ledger(), event(EventKind.DRIFT)
     tellings = [ledger.add(Found("written", f"/{number}", False), one) for number in range(2 * MAX_DRIFTS)]
-    assert sum(tellings) == MAX_TOLD
-    assert len(ledger.drifts) == MAX_DRIFTS
+    assert sum(each.is_announced for each in tellings) == MAX_ANNOUNCED
+    assert all(each.is_told for each in tellings)
+    assert (len(ledger.drifts), ledger.not_remembered) == (MAX_DRIFTS, MAX_DRIFTS)
 
 
 def test_words() -> None:

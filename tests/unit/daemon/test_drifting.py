@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What becomes of what a profile lacks: told to rules, announced, counted, and what was lost is said."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from insula.daemon.drifting import DriftDesk
+from insula.model.change import Change
+from insula.model.grant import Action, Grant, Principal, Role
+from insula.model.lifecycle import Status
+from insula.model.monitor import Event, EventKind, Lost
+from insula.model.spec import AppliedProfile
+from insula.monitor.drift import MAX_ANNOUNCED, MAX_DRIFTS
+from insula.tenant.redaction import Redaction
+from records import container_record
+
+RECORD = container_record(
+    status=Status.RUNNING, profile=AppliedProfile(name="p", calls=(), capabilities=None, written=("/tmp",))
+)
+ROOT = Grant(principal=Principal(name="root", role=Role.ADMIN, uid=0), action=Action.READ, tenant="root")
+
+
+class Heard:
+    """What is told, to whom: the parts of the daemon around a desk."""
+
+    def __init__(self) -> None:
+        self.told: list[Event] = []
+        self.announced: list[Change] = []
+        store = SimpleNamespace(list_containers=lambda *_: [])
+        runtime: Any = SimpleNamespace(store=store, find=lambda *_: RECORD)
+        collector: Any = SimpleNamespace(tell=lambda _, event: self.told.append(event), strange=lambda _: {})
+        watching: Any = SimpleNamespace(subject=lambda _: None)
+        sight: Any = SimpleNamespace(of_reader=lambda *_: Redaction())
+        self.desk = DriftDesk(runtime, collector, watching, sight=sight, announce=self.announced.append)
+
+    def take(self, *lines: Event | Lost) -> None:
+        self.desk._take(RECORD, lines)
+
+
+def written(path: str) -> Event:
+    return Event(
+        at=1.0,
+        container="c",
+        name="web",
+        kind=EventKind.FILE,
+        call="openat",
+        path=path,
+        detail="O_WRONLY|O_CREAT",
+    )
+
+
+@pytest.fixture
+def heard() -> Heard:
+    return Heard()
+
+
+def test_rules_are_told_of_all_that_is_new_and_events_of_some(heard: Heard) -> None:
+    heard.take(*(written(f"/new/{number}/x") for number in range(2 * MAX_DRIFTS)), written("/etc/evil"))
+    assert len(heard.announced) == MAX_ANNOUNCED
+    assert len(heard.told) == 2 * MAX_DRIFTS + 1
+    assert heard.told[-1].path == "/etc/evil"
