@@ -10,30 +10,24 @@ Sources: CRIU's `images/core.proto`, `images/creds.proto`, `include/magic.h`; AD
 
 import os
 import re
-import struct
-from collections.abc import Mapping, Sequence
 
-from insula.kernel import caps, protobuf
-from insula.kernel.criu_images import read_image
+from insula.kernel import caps
 from insula.model.errors import CheckpointAltered
+from insula.runtime.image_fields import Fields, entry_of, fields_of, message, number
 
 MAX_ID = 65535
 _CORE_NAME = re.compile(r"core-([1-9][0-9]*)\.img")
-_COMMON_MAGIC, _CORE_MAGIC = 0x54564319, 0x55053847
-_HEAD = struct.Struct("<III")
-"""Both magics, and the size of the one entry."""
+CORE_MAGIC = 0x55053847
 
 # core_entry; task_core_entry; thread_core_entry; creds_entry.
-_TASK, _THREAD = 3, 5
+TASK, THREAD = 3, 5
 _STATE, _ALIVE = 1, frozenset((1, 3, 5))
 """task_state: alive, stopped, a thread.  Others run nothing."""
-_CREDENTIALS, _FILTER_MODE = 10, 11
+_CREDENTIALS, FILTER_MODE = 10, 11
 _IDS, _GROUPS = range(1, 9), 14
 _CAPABILITIES = {9: "inheritable", 10: "permitted", 11: "effective", 12: "bounding", 19: "ambient"}
 _NO_NEW_PRIVILEGES = 18
 _FILTERED = 2
-
-Fields = Mapping[int, Sequence[int | bytes]]
 
 
 def check_rights(images: int, *, capabilities: frozenset[str], has_filter: bool) -> None:
@@ -45,31 +39,27 @@ def check_rights(images: int, *, capabilities: frozenset[str], has_filter: bool)
     for name in sorted(os.listdir(images)):
         if match := _CORE_NAME.fullmatch(name):
             try:
-                _check_core(read_image(images, name), capabilities=capabilities, has_filter=has_filter)
+                _check_core(
+                    entry_of(images, name, magic=CORE_MAGIC), capabilities=capabilities, has_filter=has_filter
+                )
             except ValueError as error:
                 raise CheckpointAltered(f"cannot restore process {match[1]}: {error}") from error
 
 
-def _check_core(data: bytes, *, capabilities: frozenset[str], has_filter: bool) -> None:
-    if len(data) < _HEAD.size or _HEAD.unpack_from(data)[:2] != (_COMMON_MAGIC, _CORE_MAGIC):
-        raise ValueError("its image is none")
-    size = _HEAD.unpack_from(data)[2]
-    if size != len(data) - _HEAD.size:
-        raise ValueError("its image is cut short, or longer")
-    core = _fields(data[_HEAD.size :])
-    state = _number(_fields(_message(core, _TASK)), _STATE, default=1) if _TASK in core else 1
-    if _THREAD not in core:
+def _check_core(core: Fields, *, capabilities: frozenset[str], has_filter: bool) -> None:
+    state = number(fields_of(message(core, TASK)), _STATE, default=1) if TASK in core else 1
+    if THREAD not in core:
         if state in _ALIVE:
             raise ValueError("its image names no rights")
         return
-    thread = _fields(_message(core, _THREAD))
+    thread = fields_of(message(core, THREAD))
     # CRIU tells the filter of a process by its first thread, and gives it to all of them (`seccomp.c`, TSYNC).
-    is_silent_thread = _TASK not in core and _FILTER_MODE not in thread
-    if has_filter and not is_silent_thread and _number(thread, _FILTER_MODE) != _FILTERED:
+    is_silent_thread = TASK not in core and FILTER_MODE not in thread
+    if has_filter and not is_silent_thread and number(thread, FILTER_MODE) != _FILTERED:
         raise ValueError("it would run without a seccomp filter")
     if _CREDENTIALS not in thread:
         raise ValueError("its image names no rights")
-    _check_credentials(_fields(_message(thread, _CREDENTIALS)), caps.to_mask(capabilities))
+    _check_credentials(fields_of(message(thread, _CREDENTIALS)), caps.to_mask(capabilities))
 
 
 def _check_credentials(credentials: Fields, allowed: int) -> None:
@@ -82,29 +72,5 @@ def _check_credentials(credentials: Fields, allowed: int) -> None:
         if more := mask & ~allowed:
             names = ", ".join(sorted(caps.from_mask(more))) or hex(more)
             raise ValueError(f"it would have capabilities that the container has not: {names} ({kind})")
-    if not _number(credentials, _NO_NEW_PRIVILEGES):
+    if not number(credentials, _NO_NEW_PRIVILEGES):
         raise ValueError("it could gain rights by setuid files")
-
-
-def _fields(data: bytes) -> Fields:
-    found: dict[int, list[int | bytes]] = {}
-    for number, value in protobuf.decode(data):
-        found.setdefault(number, []).append(value)
-    return found
-
-
-def _message(fields: Fields, number: int) -> bytes:
-    # CRIU's decoder joins a message that stands there twice; so nothing may stand there twice.
-    match fields[number]:
-        case [bytes() as data]:
-            return data
-    raise ValueError("its image is none")
-
-
-def _number(fields: Fields, number: int, *, default: int = 0) -> int:
-    match fields.get(number, ()):
-        case []:
-            return default
-        case [int() as value]:
-            return value
-    raise ValueError("its image is none")

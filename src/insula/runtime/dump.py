@@ -25,7 +25,7 @@ from insula.kernel import criu, mount, netlink, protobuf, tcp_repair
 from insula.model.errors import CheckpointBusy, CheckpointFailed, InsulaError, RestoreFailed
 from insula.model.record import ContainerRecord, Fact
 from insula.runtime import lazy
-from insula.runtime.compare import check_rights
+from insula.runtime.compare_place import held_to
 from insula.runtime.conntrack import SparedWalk
 from insula.runtime.context import Runtime
 from insula.runtime.obstacles import watched_folders
@@ -268,8 +268,6 @@ def restore(
     Returns: the pid of its pid 1.  Raises: RestoreFailed; what the stages raise.
     """
     state = read_state(images)
-    program = plan.program
-    check_rights(images, capabilities=frozenset(program.capabilities), has_filter=program.seccomp)
     rewrite_user_namespaces(images, uid_base=record.uid_base)
     terminal, first = -1, 0
     stages = stages or RestoreStages()
@@ -297,6 +295,8 @@ def restore(
         return True
 
     with ExitStack() as held:
+        is_early = engine is not None and engine.gate is not None
+        held.enter_context(held_to(plan, images, inventory=INVENTORY_KEPT if is_early else INVENTORY))
         held.enter_context(filled)
         stall = Stall(runtime.group(record), name=record.name)
         ask = _Ask(images=images, state=state, is_lazy=memory is not None)
