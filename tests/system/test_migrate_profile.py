@@ -70,7 +70,7 @@ def record(pair: Pair, address: str) -> None:
 
 
 def drifts(pair: Pair, name: str, *, host: str) -> set[tuple[str, str, bool]]:
-    found = pair.client(host).get(f"/v1/containers/{name}/drift")
+    found = pair.client(host).get(f"/v1/containers/{name}/drift")["drifts"]
     return {(each["part"], each["thing"], each["is_refused"]) for each in found}
 
 

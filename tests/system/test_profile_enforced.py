@@ -99,7 +99,8 @@ def test_folders_are_read_only_but_for_those_that_were_written(host: Host) -> No
         wait_until(lambda: len(told.drifts()) == 2, what=lambda: f"told: {told.drifts()}")
         assert "/etc/planted (new folder, refused)" in told.drifts()[0]
     drifts = host.root.json("profile", "drift", "--format", "json", "c")
-    assert {(each["part"], each["thing"], each["is_refused"]) for each in drifts} == {
+    assert (drifts["not_remembered"], drifts["lost_events"]) == (0, 0)
+    assert {(each["part"], each["thing"], each["is_refused"]) for each in drifts["drifts"]} == {
         ("written", "/etc", True),
         ("written", "/usr/bin", True),
     }

@@ -170,7 +170,7 @@ def test_nginx(host: Host, nginx: Path) -> None:
         assert "planted" not in host.root("logs", "web")
         load_nginx(host, address_of(host, "web", NGINX_PORT))
         drifts = host.root.json("profile", "drift", "--format", "json", "web")
-        assert {each["thing"] for each in drifts if each["part"] == "programs"} == {"/bin/sh"}
+        assert {each["thing"] for each in drifts["drifts"] if each["part"] == "programs"} == {"/bin/sh"}
         host.root("stop", "web")
     host.root("profile", "rm", "web")
 

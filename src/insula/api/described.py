@@ -133,7 +133,7 @@ DESCRIBED: dict[str, Described] = {
     f"POST {_C}/profile/apply": Described(words="hold it to a profile, from its next start on", body=profile.ApplyWish, example=profile.ApplyWish(profile="web"), answer=profile.Applied),
     f"DELETE {_C}/profile": Described(words="hold it to nothing any more, from its next start on", answer=profile.Applied),
     f"GET {_C}/profile": _get("what is recorded so far", profile.Profile),
-    f"GET {_C}/drift": _get("what it has done since its last start that its profile lacks", list[profile.Drift]),
+    f"GET {_C}/drift": _get("what it has done since its last start that its profile lacks", profile.Drifts),
     "GET /v1/profiles": _get("profiles", list[profile.Profile]),
     "GET /v1/profiles/{ref}": _get("a profile", profile.Profile),
     "GET /v1/profiles/{ref}/seccomp": _get("its system calls as an allow-list for OCI runtimes, docker and podman", SeccompList, query=SeccompQuery),

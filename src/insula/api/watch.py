@@ -9,7 +9,7 @@ from insula.model.export import SinkCounts
 from insula.model.grant import Grant, Principal
 from insula.model.history import Usage
 from insula.model.monitor import ContainerCounts, TraceLine, TraceWish
-from insula.model.profile import Applied, ApplyWish, ContainerDrifts, Drift, Profile
+from insula.model.profile import Applied, ApplyWish, ContainerDrifts, Drifts, Profile
 from insula.monitor.rules import Rule, RulesJudged
 from insula.tenant.redaction import Redaction
 
@@ -64,7 +64,7 @@ class Profiles(Protocol):
 class DriftBook(Protocol):
     """What containers do that their profiles lack: `daemon/drifting.py`."""
 
-    def drifts(self, grant: Grant, ref: str) -> list[Drift]: ...
+    def drifts(self, grant: Grant, ref: str) -> Drifts: ...
     def counts(self, grant: Grant) -> list[ContainerDrifts]: ...
     def close(self) -> None: ...
 

@@ -5,9 +5,12 @@ From a start on, or an arrival, or insulad's own start.  What the programs in th
 what changes them, of the network what goes out, of system calls the first of each that the profile lacks.
 """
 
+import logging
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+
+from msgspec.structs import replace
 
 from insula.daemon.following import Following
 from insula.daemon.sight import Sight
@@ -16,8 +19,8 @@ from insula.kernel import seccomp_policy, syscalls
 from insula.model.change import Change, drift_of
 from insula.model.errors import WrongState
 from insula.model.grant import Grant, scope
-from insula.model.monitor import Event, EventKind, TraceLine, TraceWish
-from insula.model.profile import ContainerDrifts, Drift
+from insula.model.monitor import Event, EventKind, Lost, TraceLine, TraceWish
+from insula.model.profile import ContainerDrifts, Drifts
 from insula.model.record import ContainerRecord
 from insula.model.spec import AppliedProfile, MountKind
 from insula.monitor.collect import Collector
@@ -26,6 +29,8 @@ from insula.monitor.subscription import Scope, Subject
 from insula.monitor.usage import Home
 from insula.runtime.context import Runtime
 from insula.runtime.plan import capabilities_of
+
+LOG = logging.getLogger(__name__)
 
 _WISH = TraceWish(
     kinds=(EventKind.DRIFT, EventKind.EXEC, EventKind.CAPABILITY, EventKind.FILE, EventKind.NETWORK)
@@ -81,9 +86,20 @@ class DriftDesk:
         if record.profile is None:
             return
         judge = _judge_of(record, record.profile)
-        for event in lines:
-            if isinstance(event, Event):
-                self._take_event(record, judge, event=event)
+        for line in lines:
+            match line:
+                case Lost():
+                    self._take_loss(record, line)
+                case Event():
+                    self._take_event(record, judge, event=line)
+                case _:
+                    pass
+
+    def _take_loss(self, record: ContainerRecord, lost: Lost) -> None:
+        with self._lock:
+            self._ledgers.setdefault(record.id, Ledger()).lost_events += lost.events
+        fields = {"container": record.id[:12], "events": lost.events}
+        LOG.warning("drift was not looked for in lost events", extra={"fields": fields})
 
     def _take_event(self, record: ContainerRecord, judge: Judge, *, event: Event) -> None:
         for found in judge.judge(event):
@@ -99,8 +115,8 @@ class DriftDesk:
                 profile = record.profile.name if record.profile else ""
                 self._announce(drift_of(record, profile=profile, seen=seen))
 
-    def drifts(self, grant: Grant, ref: str) -> list[Drift]:
-        """Return what a container has done since its last start that its profile lacks, the latest first.
+    def drifts(self, grant: Grant, ref: str) -> Drifts:
+        """Return what a container has done since its last start that its profile lacks.
 
         Raises: ContainerNotFound; WrongState if it is held to none.
         """
@@ -111,18 +127,18 @@ class DriftDesk:
                 hint=f"insula profile apply PROFILE {record.name}; it counts from the next start on",
             )
         hidden = self._sight.of_reader(grant.principal, record.tenant)
-        found = sorted(self._of(record), key=lambda each: -each.last_at)
-        return [hidden.drift(each) for each in found]
+        found = self._of(record)
+        return replace(found, drifts=tuple(map(hidden.drift, found.drifts)))
 
     def counts(self, grant: Grant) -> list[ContainerDrifts]:
         """Return how often what kind of it was found of the caller's containers."""
         return [
-            ContainerDrifts.of(record.id, record.name, self._of(record))
+            ContainerDrifts.of(record.id, record.name, self._of(record).drifts)
             for record in self._runtime.store.list_containers(scope(grant))
             if record.profile is not None
         ]
 
-    def _of(self, record: ContainerRecord) -> list[Drift]:
+    def _of(self, record: ContainerRecord) -> Drifts:
         try:
             calls = self._collector.strange(self._watching.subject(record))
         except WrongState:  # it has ended
@@ -130,7 +146,7 @@ class DriftDesk:
         with self._lock:
             ledger = self._ledgers.get(record.id, Ledger())
             ledger.count_calls(calls)
-            return list(ledger.drifts.values())
+            return ledger.report()
 
 
 def _wish_of(record: ContainerRecord) -> TraceWish | None:

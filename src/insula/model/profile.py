@@ -51,7 +51,7 @@ class Profile(Fact, kw_only=True, frozen=True):
     lost_events: int = 0
     """Paths and addresses may be missing then; calls and capabilities are counted without loss."""
     is_redacted: bool = False
-    """Whether folders were hidden from who reads this (`tenant/redaction.py`)."""
+    """Whether folders or programs were hidden from who reads this (`tenant/redaction.py`)."""
 
 
 class ApplyWish(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -90,6 +90,17 @@ class Drift(Fact, kw_only=True, frozen=True):
     command: str = ""
     """Of the thread that was the first."""
     is_refused: bool = False
+
+
+class Drifts(Fact, kw_only=True, frozen=True):
+    """What was found of a container since its last start."""
+
+    drifts: tuple[Drift, ...]
+    """The latest first."""
+    not_remembered: int = 0
+    """How often something was found that is not among them: there were too many."""
+    lost_events: int = 0
+    """Something may be missing then: they came faster than they were looked at."""
 
 
 class ContainerDrifts(Fact, kw_only=True, frozen=True):

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from insula.model.folders import OURS, is_within
 from insula.model.monitor import Event, EventKind
 from insula.model.peer import parse_peer
-from insula.model.profile import Drift
+from insula.model.profile import Drift, Drifts
 from insula.model.spec import AppliedProfile, Enforce
 from insula.monitor.usage import (
     Home,
@@ -167,6 +167,11 @@ class Ledger:
             known = self.drifts.get((CALLS, call))
             if known is not None:
                 self.drifts[CALLS, call] = replace(known, count=max(count, known.count))
+
+    def report(self) -> Drifts:
+        """Return what is known now."""
+        found = sorted(self.drifts.values(), key=lambda each: -each.last_at)
+        return Drifts(drifts=tuple(found), not_remembered=self.not_remembered, lost_events=self.lost_events)
 
 
 def _is_power_of_ten(count: int) -> bool:

@@ -25,3 +25,14 @@ def test_a_profile_without_a_start_is_warned_of(
         double.answers["POST /v1/containers/c/profile/apply"] = (200, {}, applied)
         assert main(["-H", double.host, "profile", "apply", "--enforce", enforce, "p", "c"]) == 0
     assert ("not recorded from a start on" in capsys.readouterr().err) == warns
+
+
+def test_what_is_missing_among_drifts_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drift = {"part": "written", "thing": "/etc", "count": 2, "command": "sh", "is_refused": True}
+    with serve(tmp_path / "s") as double:
+        found = {"drifts": [drift], "not_remembered": 5, "lost_events": 12}
+        double.answers["GET /v1/containers/c/drift"] = (200, {}, found)
+        assert main(["-H", double.host, "profile", "drift", "c"]) == 0
+    first, *others = capsys.readouterr().out.splitlines()
+    assert first.endswith("/etc by sh")
+    assert [each.split()[0] for each in others] == ["5", "12"]

@@ -61,3 +61,16 @@ def test_rules_are_told_of_all_that_is_new_and_events_of_some(heard: Heard) -> N
     assert len(heard.announced) == MAX_ANNOUNCED
     assert len(heard.told) == 2 * MAX_DRIFTS + 1
     assert heard.told[-1].path == "/etc/evil"
+
+
+def test_what_was_lost_is_counted_and_said(heard: Heard, caplog: pytest.LogCaptureFixture) -> None:
+    heard.take(Lost(events=3), written("/new/x"), Lost(events=4))
+    found = heard.desk.drifts(ROOT, "web")
+    assert (found.lost_events, [each.thing for each in found.drifts]) == (7, ["/new"])
+    assert caplog.messages == ["drift was not looked for in lost events"] * 2
+
+
+def test_what_found_no_room_is_counted(heard: Heard) -> None:
+    heard.take(*(written(f"/new/{number}/x") for number in range(MAX_DRIFTS + 3)))
+    found = heard.desk.drifts(ROOT, "web")
+    assert (len(found.drifts), found.not_remembered) == (MAX_DRIFTS, 3)

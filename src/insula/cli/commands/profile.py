@@ -219,15 +219,19 @@ def _tell(name: str, applied: Json) -> None:
 
 
 def _drift(options: Namespace, client: Client) -> None:
-    drifts = client.get(f"/v1/containers/{quote(options.container)}/drift")
+    found = client.get(f"/v1/containers/{quote(options.container)}/drift")
     if options.format == "json":
-        print(json.dumps(drifts, indent=1, ensure_ascii=False))
+        print(json.dumps(found, indent=1, ensure_ascii=False))
         return
     check_form(options.format)
-    for each in drifts:
+    for each in found["drifts"]:
         answer = "refused" if each["is_refused"] else "done"
         who = f" by {printable(each['command'])}" if each["command"] else ""
         print(f"{each['count']:>8} {answer:<8} {PARTS[each['part']]}: {printable(each['thing'])}{who}")
+    if found["not_remembered"]:
+        print(f"{found['not_remembered']:>8} times something else: there was too much to remember")
+    if found["lost_events"]:
+        print(f"{found['lost_events']:>8} events were lost: what they would have shown is missing here")
 
 
 def _exported(options: Namespace, client: Client) -> Json:
