@@ -4,6 +4,7 @@
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ import pytest
 import carried
 import spawned
 from insula.migrate.memory import MemoryStore
+from insula.monitor.call_hooks import CallPrograms
 from insula.runtime.dump import memory_folder
 from tracked import Puppet
+from watched import Bench, made_bench
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +59,16 @@ def puppet() -> Iterator[Puppet]:
         yield made
     finally:
         made.end()
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as made:
+        yield made
+
+
+@pytest.fixture
+def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
+    """A collector; by parameter another way to load programs at calls."""
+    with made_bench(getattr(request, "param", CallPrograms)) as made:
+        yield made

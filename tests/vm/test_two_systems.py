@@ -114,7 +114,7 @@ KERNEL_TESTS = {
         "-k", "not detached and not [v1]", *(f"kernel/test_{name}.py" for name in ("cgroup", "spawner_limits", "mount")),
     ),
     "limits of disk space": ("-k", "not btrfs", "kernel/test_own_disk.py", "kernel/test_disks.py"),
-    "monitor": ("kernel/test_collect.py",),
+    "monitor": ("kernel/test_collect.py", "kernel/test_collect_calls.py"),
 }  # fmt: skip
 
 

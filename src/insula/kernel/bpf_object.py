@@ -8,9 +8,9 @@ Sources: libbpf.h of libbpf 1.1; https://docs.kernel.org/bpf/libbpf/; `Documenta
 """
 
 import errno
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 
 from insula.kernel import libc
 
@@ -27,6 +27,8 @@ _find_map = libc.foreign(_LIBRARY, "bpf_object__find_map_by_name", "ps", answer=
 _map_fd = libc.foreign(_LIBRARY, "bpf_map__fd", "p", answer="i")
 _set_entries = libc.foreign(_LIBRARY, "bpf_map__set_max_entries", "pu", answer="i")
 _find_program = libc.foreign(_LIBRARY, "bpf_object__find_program_by_name", "ps", answer="p")
+_set_target = libc.foreign(_LIBRARY, "bpf_program__set_attach_target", "pis", answer="i")
+_reuse_map = libc.foreign(_LIBRARY, "bpf_map__reuse_fd", "pi", answer="i")
 _set_autoload = libc.foreign(_LIBRARY, "bpf_program__set_autoload", "pi", answer="i")
 _attach = libc.foreign(_LIBRARY, "bpf_program__attach", "p", answer="p")
 _destroy_link = libc.foreign(_LIBRARY, "bpf_link__destroy", "p", answer="i")
@@ -47,8 +49,19 @@ def knows_tracepoint(name: str) -> bool:
 class Object:
     """One loaded object.  Closing it detaches its programs and drops its maps."""
 
-    def __init__(self, path: str, *, entries: Mapping[str, int], left_out: Sequence[str]) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        entries: Mapping[str, int] = MappingProxyType({}),
+        left_out: Iterable[str] = (),
+        shared: Mapping[str, int] = MappingProxyType({}),
+        targets: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         """Load.  `entries`: sizes of maps other than compiled in.  `left_out`: programs that this kernel has no use for.
+
+        shared: maps that are those of another object, by their descriptors, which stay the caller's.
+        targets: program → function of the kernel that it is for, other than compiled in.
 
         Raises: OSError: naming the function of libbpf: ENOENT no such file, EPERM, EINVAL the verifier refused it.
         """
@@ -59,6 +72,10 @@ class Object:
             self._links: dict[str, int] = {}
             for name, count in entries.items():
                 _set_entries(_find_map(self._object, name.encode()), count)
+            for name, fd in shared.items():
+                _reuse_map(_find_map(self._object, name.encode()), fd)
+            for name, function in targets.items():
+                _set_target(_find_program(self._object, name.encode()), 0, function.encode())
             for name in left_out:
                 _set_autoload(_find_program(self._object, name.encode()), 0)
             _load(self._object)

@@ -169,6 +169,11 @@ def address_of(buffer: bytearray | mmap.mmap | bytes) -> int:
     return pointer
 
 
+def bytes_at(address: int, size: int) -> bytes:
+    """Copy what a foreign function has left at an address.  The caller keeps it alive during the call."""
+    return ctypes.string_at(address, size)
+
+
 mount = function("mount", c_char_p, c_char_p, c_char_p, c_ulong, c_char_p)
 umount2 = function("umount2", c_char_p, c_int)
 setns = function("setns", c_int, c_int)

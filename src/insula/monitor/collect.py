@@ -236,6 +236,10 @@ class Collector:
         """The programs that run in the kernel now."""
         return self._probes.attached if self._probes is not None else frozenset()
 
+    def wait_settled(self, *, deadline: float) -> bool:
+        """Wait until events of system calls are told at the calls themselves.  Returns: whether they are; never on some kernels."""
+        return self._probes is not None and self._probes.calls.wait_settled(deadline=deadline)
+
     @property
     def tells_capabilities(self) -> bool:
         """Whether this kernel says which capabilities are used."""

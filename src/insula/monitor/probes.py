@@ -2,16 +2,17 @@
 """The programs in the kernel: loaded when somebody first watches, attached only as far as somebody asks.
 
 A program at `sys_enter` or `sys_exit` makes every system call of every process on the host 90 to 190 ns slower, watched
-or not; the others cost only what happens.  So which are attached follows from the union of all watches, and counting is
-done by looks: in a part of the time (ADR 31).  Out of scope: who watches, when looks are (`collect.py`).  Not for several
-threads at once.
+or not; the others cost only what happens.  So which are attached follows from the union of all watches, counting is
+done by looks: in a part of the time (ADR 31), and events of system calls are told at the calls themselves where the kernel
+lets us (`call_hooks.py`, ADR 32).  Out of scope: who watches, when looks are (`collect.py`).  Not for several threads at
+once.
 """
 
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +20,8 @@ from typing import NamedTuple
 from insula.kernel import syscalls
 from insula.kernel.bpf_map import Map, Ring, Words, possible_processors
 from insula.kernel.bpf_object import Object, knows_tracepoint
-from insula.monitor import layout, shapes
+from insula.monitor import call_hooks, layout, shapes
+from insula.monitor.call_hooks import CallHooks, CallPrograms, MapFd
 from insula.monitor.layout import Count, Durations, Kind
 from insula.monitor.slots import Slots
 
@@ -27,9 +29,6 @@ OBJECT = Path(__file__).parent / "programs/watch.bpf.o"
 RING_BYTES = 16 << 20
 """Holds about 80,000 events: what comes while a reader is held up for 0.4 s at 200,000 a second."""
 
-_OF_CALLS = frozenset(
-    {Kind.FILE, Kind.NETWORK, Kind.MOUNT, Kind.IDENTITY, Kind.KERNEL, Kind.SECCOMP, Kind.DRIFT}
-)
 _PROGRAMS = {
     Kind.EXEC: "on_exec",
     Kind.FORK: "on_fork",
@@ -59,7 +58,13 @@ class _Wish(NamedTuple):
 class Probes:
     """The loaded programs and their maps."""
 
-    def __init__(self, *, path: Path = OBJECT, ring_bytes: int = RING_BYTES) -> None:
+    def __init__(
+        self,
+        *,
+        path: Path = OBJECT,
+        ring_bytes: int = RING_BYTES,
+        load_calls: Callable[[MapFd], CallPrograms] = CallPrograms,
+    ) -> None:
         """Load.
 
         Raises: OSError naming what of libbpf or the kernel refused.
@@ -87,11 +92,15 @@ class Probes:
         table = Map(fd("shapes"), key_bytes=4, value_bytes=layout.SHAPE.size)
         for number, shape in shapes.by_number(syscalls.numbers(os.uname().machine)).items():
             table.put(number.to_bytes(4, sys.byteorder), shape)
+        self.calls = CallHooks(lambda: load_calls(fd))
+        self._are_covered = False
         self._serial = 0
         self._is_looking = False
         self._is_timing = False
         self._looked_s = 0.0
         self._look_began: float | None = None
+        self._held: set[int] = set()
+        """Containers whose calls are told that they are not known to make."""
         self._wishes: dict[int, _Wish] = {}
         self._wished: Counter[_Wish] = Counter()
         """By how many containers: there are few that differ."""
@@ -133,8 +142,11 @@ class Probes:
         _drop(self._details["strange"], cgroup)
         if calls is None:
             self._known.drop(key)
+            self._held.discard(cgroup)
         else:
             self._known.put(key, layout.known(calls))
+            self._held.add(cgroup)
+        self._attach()
 
     def strange(self, cgroup: int) -> dict[int, int]:
         """Return number of the system call → how often, of those that a container is not known to make."""
@@ -145,8 +157,12 @@ class Probes:
         self._sleeping.at[0] = 1
 
     def look(self, *, is_on: bool, is_timing: bool) -> None:
-        """Begin or end a look at those that are counted by looks; time the calls of all that are counted, or do not."""
-        if (is_on, is_timing) != (self._is_looking, self._is_timing):
+        """Begin or end a look at those that are counted by looks; time the calls of all that are counted, or do not.
+
+        Also, what sees events at the end of calls goes when programs at the calls are in place: to be called now and then.
+        """
+        has_changed = self._are_covered != self.calls.covers(self._kinds)
+        if has_changed or (is_on, is_timing) != (self._is_looking, self._is_timing):
             self._is_looking, self._is_timing = is_on, is_timing
             self._attach()
 
@@ -156,6 +172,8 @@ class Probes:
         return self._looked_s + (0.0 if self._look_began is None else time.monotonic() - self._look_began)
 
     def _attach(self) -> None:
+        self.calls.want(self._kinds)
+        self._are_covered = self.calls.covers(self._kinds)
         needed = self._needed()
         if self._look_began is not None and "on_exit" not in needed:
             self._looked_s, self._look_began = self.looked_s, None
@@ -166,23 +184,29 @@ class Probes:
         if self._look_began is None and "on_exit" in needed:
             self._look_began = time.monotonic()
 
+    @property
+    def _kinds(self) -> frozenset[Kind]:
+        return frozenset().union(*(each.kinds for each in self._wished))
+
     def _needed(self) -> frozenset[str]:
-        kinds = frozenset().union(*(each.kinds for each in self._wished))
+        kinds = self._kinds
+        at_the_end = kinds & call_hooks.KINDS if not self._are_covered else frozenset()
+        is_held = any(each in self._wishes and Kind.DRIFT in self._wishes[each].kinds for each in self._held)
         counting = {each.counting for each in self._wished}
         is_counted = Counting.EACH in counting or (Counting.BY_LOOKS in counting and self._is_looking)
         needed = {program for kind, program in _PROGRAMS.items() if kind in kinds} - self.missing
-        if is_counted or kinds & _OF_CALLS:
+        if is_counted or is_held or at_the_end:
             needed.add("on_exit")
-        if Kind.SECCOMP in kinds or (is_counted and self._is_timing):
+        if Kind.SECCOMP in at_the_end or (is_counted and self._is_timing):
             needed.add("on_enter")
-        if needed or counting - {Counting.NOT}:
+        if kinds or counting - {Counting.NOT}:
             needed.add("on_move")
         return frozenset(needed)
 
     @property
     def attached(self) -> frozenset[str]:
         """The programs that run at their hooks."""
-        return self._object.attached
+        return self._object.attached | self.calls.attached
 
     def counts(self, cgroup: int) -> dict[int, Count]:
         """Return number of the system call → how often, of a container; empty: nobody has counted it."""
@@ -231,6 +255,7 @@ class Probes:
         """Take everything out of the kernel."""
         for shared in (self.ring, self._sleeping, self._slots):
             shared.close()
+        self.calls.close()
         self._object.close()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from insula.monitor import layout
 from insula.monitor.layout import Kind
 from insula.monitor.probes import OBJECT
+from insula.monitor.shapes import SHAPES
 
 HEADER = OBJECT.parent / "watch.h"
 SIZES = {
@@ -30,6 +31,19 @@ def test_sizes_are_those_of_the_header(tmp_path: Path) -> None:
     subprocess.run(["cc", "-o", tmp_path / "sizes", source], check=True, timeout=60)
     told = subprocess.run([tmp_path / "sizes"], check=True, capture_output=True, text=True, timeout=10).stdout
     assert dict(zip(SIZES, map(int, told.split()), strict=True)) == SIZES
+
+
+def test_flags_are_those_of_the_header() -> None:
+    flags = {name: int(value) for name, value in re.findall(r"define WATCH_(\w+) (\d+)", HEADER.read_text())}
+    assert flags == {name: getattr(layout, name) for name in flags}
+    assert len(flags) == len(set(flags.values())) > 0
+
+
+def test_every_call_that_is_an_event_has_a_program_of_its_own() -> None:
+    """And `umount2` that of the kernel's function `umount`."""
+    text = (OBJECT.parent / "calls.bpf.c").read_text()
+    programs = re.findall(r"CALL(?:_AS)?\((\w+)(?:, \w+)?\)", text.split("As in `monitor/shapes.py`")[1])
+    assert programs == list(SHAPES)
 
 
 def test_kinds_are_those_of_the_header() -> None:

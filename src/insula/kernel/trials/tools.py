@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 
-from insula.kernel import criu_find
+from insula.kernel import call_functions, criu_find
 from insula.kernel.bpf_object import knows_tracepoint
 from insula.kernel.trials import Absent
 
@@ -79,3 +79,9 @@ def libbpf() -> str:
         if knows_tracepoint("cap_capable")
         else "uses of capabilities are not seen: Linux 6.14 or later tells them"
     )
+
+
+def call_hooks() -> str:
+    """Hang a program at a function of the kernel, as events of system calls are told."""
+    call_functions.try_hook()
+    return "events of system calls are told at the calls themselves"

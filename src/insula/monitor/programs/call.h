@@ -81,10 +81,28 @@ static __always_inline __u16 read_peer(struct event *event, long descriptor)
 	return family == AF_INET ? 16 : family == AF_INET6 ? 28 : 2;
 }
 
-static __always_inline void tell(struct shape *shape, struct pt_regs *regs, __u64 cgroup,
+/* The number that a call is told by: the last for those of another ABI. */
+static __always_inline __u32 number_of(struct pt_regs *regs)
+{
+	__u64 number = SYSCALL_NUMBER(regs);
+
+	return number >= SYSCALLS || IS_FOREIGN(bpf_get_current_task_btf()) ? SYSCALLS - 1 : number;
+}
+
+/* What a call that has returned is told as, if a watch wants it: an enum kind, or 0. */
+static __always_inline enum kind kind_of(const struct shape *shape, __u32 kinds, long result, int is_denied)
+{
+	if (is_denied && kinds & 1u << KIND_SECCOMP)
+		return KIND_SECCOMP;
+	if (!(kinds & 1u << (shape->kind & 31)) || (shape->form == FORM_FAILURE && result >= 0))
+		return KIND_NONE;
+	return shape->kind;
+}
+
+static __always_inline void tell(struct event *room, struct shape *shape, struct pt_regs *regs, __u64 cgroup,
 				 __u32 number, long result, enum kind kind, __u32 flags)
 {
-	struct event *event = begin(ROOM_TASK, kind, cgroup);
+	struct event *event = begin(room, kind, cgroup);
 
 	if (!event)
 		return;
@@ -94,7 +112,7 @@ static __always_inline void tell(struct shape *shape, struct pt_regs *regs, __u6
 	if (shape->flags && shape->is_behind)
 		bpf_probe_read_user(&event->arguments[(shape->flags - 1) & 7], sizeof(__u64),
 				    (void *)event->arguments[(shape->flags - 1) & 7]);
-	if (flags & WATCH_CHANGES_ONLY && kind != KIND_DRIFT && !is_change(event, shape))
+	if (flags & WATCH_CHANGES_ONLY && kind != KIND_DRIFT && kind != KIND_SECCOMP && !is_change(event, shape))
 		return;
 	if (shape->form == FORM_ACCEPT && result >= 0)
 		event->text_bytes = read_peer(event, result);

@@ -36,10 +36,15 @@ struct {
 	__uint(max_entries, 1 << 20); /* the loader makes it as large as it is told to */
 } ring SEC(".maps");
 
-static __always_inline struct event *begin(enum room room, enum kind kind, __u64 cgroup)
+static __always_inline struct event *room_of(enum room room)
 {
 	__u32 key = room;
-	struct event *event = bpf_map_lookup_elem(&rooms, &key);
+
+	return bpf_map_lookup_elem(&rooms, &key);
+}
+
+static __always_inline struct event *begin(struct event *event, enum kind kind, __u64 cgroup)
+{
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 
 	if (!event)
@@ -74,6 +79,13 @@ static __always_inline void add_one(void *map, struct detail_key *key)
 		bpf_map_update_elem(map, key, &one, BPF_NOEXIST);
 }
 
+static __always_inline void lose(__u64 cgroup)
+{
+	struct detail_key key = { .cgroup = cgroup };
+
+	add_one(&losses, &key);
+}
+
 /* Hand an event over.  To wake the reader would cost more than all the rest: it is woken only if it sleeps. */
 static __always_inline void finish(struct event *event)
 {
@@ -89,11 +101,8 @@ static __always_inline void finish(struct event *event)
 		wake = BPF_RB_FORCE_WAKEUP;
 	}
 	/* Twice: it also refuses when the lock cannot be had in time. */
-	if (bpf_ringbuf_output(&ring, event, size, wake) && bpf_ringbuf_output(&ring, event, size, wake)) {
-		struct detail_key key = { .cgroup = event->cgroup };
-
-		add_one(&losses, &key);
-	}
+	if (bpf_ringbuf_output(&ring, event, size, wake) && bpf_ringbuf_output(&ring, event, size, wake))
+		lose(event->cgroup);
 }
 
 #endif

@@ -163,6 +163,8 @@ struct pt_regs {
 	unsigned long di, si, dx, r10, r8, r9, ax, orig_ax;
 };
 #define SYSCALL_NUMBER(regs) ((regs)->orig_ax)
+#define SYSCALL_RESULT(regs) ((long)(regs)->ax)
+#define SYSCALL_FUNCTION "__x64_sys_" /* before the call's name */
 #define SYSCALL_ARGUMENTS(regs, a)                                                        \
 	do {                                                                              \
 		(a)[0] = (regs)->di, (a)[1] = (regs)->si, (a)[2] = (regs)->dx;            \
@@ -176,6 +178,8 @@ struct pt_regs {
 	int syscallno;
 };
 #define SYSCALL_NUMBER(registers) ((registers)->syscallno)
+#define SYSCALL_RESULT(registers) ((long)(registers)->regs[0])
+#define SYSCALL_FUNCTION "__arm64_sys_"
 #define SYSCALL_ARGUMENTS(registers, a)                                                   \
 	do {                                                                              \
 		(a)[0] = (registers)->orig_x0;                                            \

@@ -40,6 +40,7 @@ struct task {
 	__u32 inside; /* it began a system call that has not ended: the number of the watch then, or 0 */
 	__u32 seen;   /* it has begun any: the number of the watch then */
 	__u64 began;  /* ns of CLOCK_MONOTONIC, or 0: not timed */
+	__u32 told;   /* the call that was told at its own function: its number + 1, or 0 */
 };
 
 struct {
@@ -80,6 +81,7 @@ static __always_inline void look_anew(struct task *task, __u32 now)
 	task->cgroup = watch ? cgroup : 0;
 	task->watch = watch ? *watch : unwatched;
 	task->generation = now;
+	task->told = 0;
 	if (!watch && known_stranger)
 		*(volatile __u64 *)known_stranger = stranger(own, now);
 }

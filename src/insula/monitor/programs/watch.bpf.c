@@ -2,7 +2,8 @@
 /* What containers ask of the kernel: counted by system call, and told as events.
  *
  *   sys_enter   the time, kept in the task             only while somebody counts, or asks for seccomp's answers
- *   sys_exit    counters; an event if the call's shape says what it is and somebody wants that kind
+ *   sys_exit    counters, drift; an event if the call's shape says what it is, somebody wants that kind, and it was not
+ *               told at the call itself (`calls.bpf.c`)
  *   sched_process_exec, _fork, _exit; signal_generate; mark_victim; cap_capable: events as they happen
  *
  * Keyed by the container's cgroup v2 id; groups that a container makes below its own count as its own.  Which containers,
@@ -44,8 +45,10 @@ SEC("tp_btf/sys_exit")
 int BPF_PROG(on_exit, struct pt_regs *regs, long result)
 {
 	struct task *task = watched_task();
-	__u32 kinds, number, was_inside;
+	__u32 kinds, number, told, was_inside, is_denied;
+	struct event *room;
 	struct shape *shape;
+	enum kind kind;
 	__u64 cgroup;
 
 	if (!task)
@@ -53,12 +56,11 @@ int BPF_PROG(on_exit, struct pt_regs *regs, long result)
 	cgroup = task->cgroup;
 	kinds = task->watch.kinds;
 	was_inside = task->inside == task->watch.number;
-	task->inside = 0;
+	told = task->told;
+	task->inside = task->told = 0;
 	if (is_left_out(&task->watch))
 		return 0;
-	number = SYSCALL_NUMBER(regs);
-	if (number >= SYSCALLS || IS_FOREIGN(bpf_get_current_task_btf()))
-		number = SYSCALLS - 1;
+	number = number_of(regs);
 	if (task->watch.slot < SLOTS) {
 		count(task, number, result);
 		if (was_inside && task->began)
@@ -67,15 +69,18 @@ int BPF_PROG(on_exit, struct pt_regs *regs, long result)
 	if (!(kinds & CALL_KINDS))
 		return 0;
 	shape = bpf_map_lookup_elem(&shapes, &number);
-	if (!shape)
+	room = room_of(ROOM_TASK);
+	if (!shape || !room)
 		return 0;
 	if (kinds & 1u << KIND_DRIFT && is_strange(cgroup, number))
-		tell(shape, regs, cgroup, number, result, KIND_DRIFT, 0);
+		tell(room, shape, regs, cgroup, number, result, KIND_DRIFT, 0);
+	if (told == number + 1)
+		return 0;
 	/* seccomp answers before the entry is traced: an exit without an entry, of a task whose entries are. */
-	if (kinds & 1u << KIND_SECCOMP && !was_inside && task->seen == task->watch.number)
-		tell(shape, regs, cgroup, number, result, KIND_SECCOMP, 0);
-	else if (shape->kind && kinds & 1u << (shape->kind & 31) && (shape->form != FORM_FAILURE || result < 0))
-		tell(shape, regs, cgroup, number, result, shape->kind, task->watch.flags);
+	is_denied = !was_inside && task->seen == task->watch.number;
+	kind = kind_of(shape, kinds, result, is_denied);
+	if (kind)
+		tell(room, shape, regs, cgroup, number, result, kind, task->watch.flags);
 	return 0;
 }
 
@@ -84,7 +89,7 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm
 {
 	__u64 cgroup = container();
 	struct watch *watch = wanted(cgroup, KIND_EXEC);
-	struct event *event = watch ? begin(ROOM_TASK, KIND_EXEC, cgroup) : 0;
+	struct event *event = watch ? begin(room_of(ROOM_TASK), KIND_EXEC, cgroup) : 0;
 	const char *file, *interpreter;
 	__u64 start, size;
 
@@ -114,7 +119,7 @@ int BPF_PROG(on_fork, struct task_struct *parent, struct task_struct *child)
 
 	if (!watch || BPF_CORE_READ(child, pid) != BPF_CORE_READ(child, tgid))
 		return 0; /* a thread */
-	event = begin(ROOM_TASK, KIND_FORK, cgroup);
+	event = begin(room_of(ROOM_TASK), KIND_FORK, cgroup);
 	if (!event)
 		return 0;
 	event->arguments[0] = inner_pid(child);
@@ -132,7 +137,7 @@ int BPF_PROG(on_process_exit, struct task_struct *task)
 	/* `live` has been counted down for this thread: 0 says that it is the last. */
 	if (!watch || BPF_CORE_READ(task, signal, live.counter) != 0)
 		return 0;
-	event = begin(ROOM_TASK, KIND_EXIT, cgroup);
+	event = begin(room_of(ROOM_TASK), KIND_EXIT, cgroup);
 	if (!event)
 		return 0;
 	event->result = BPF_CORE_READ(task, exit_code);
@@ -145,7 +150,7 @@ int BPF_PROG(on_signal, int signal, void *info, struct task_struct *task, int gr
 {
 	__u64 cgroup = container();
 	struct watch *watch = wanted(cgroup, KIND_SIGNAL);
-	struct event *event = watch ? begin(ROOM_INTERRUPT, KIND_SIGNAL, cgroup) : 0;
+	struct event *event = watch ? begin(room_of(ROOM_INTERRUPT), KIND_SIGNAL, cgroup) : 0;
 
 	if (!event)
 		return 0;
@@ -185,7 +190,7 @@ int on_oom(struct bpf_raw_tracepoint_args *context)
 
 	if (!watch || !(watch->kinds & 1u << KIND_OOM))
 		return 0;
-	event = begin(ROOM_TASK, KIND_OOM, cgroup);
+	event = begin(room_of(ROOM_TASK), KIND_OOM, cgroup);
 	if (!event)
 		return 0;
 	if (is_told) {
@@ -216,7 +221,7 @@ int BPF_PROG(on_capability, const struct cred *cred, struct user_namespace *targ
 		return 0;
 	}
 	add_one(&capabilities, &key);
-	event = begin(ROOM_INTERRUPT, KIND_CAP, cgroup);
+	event = begin(room_of(ROOM_INTERRUPT), KIND_CAP, cgroup);
 	if (!event)
 		return 0;
 	event->arguments[0] = capability;

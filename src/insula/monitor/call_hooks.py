@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Programs at the kernel's functions of those system calls that are events: only they cost anything, whoever makes them.
+
+Where that cannot be (`kernel/call_functions.py` tries), a program at `sys_exit` sees the same, and all the calls of the host
+pay for it: docs/adr/0032.  It also fills in until these are in place, which takes a moment: a thread of ours attaches them,
+and detaches what nobody wants any more, one by one, since the kernel waits some 0.13 s for each to be left by everybody.
+Out of scope: what is told meanwhile (`probes.py`).
+"""
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+from insula.kernel import call_functions
+from insula.kernel.bpf_object import Object
+from insula.monitor.layout import Kind
+from insula.monitor.shapes import SHAPES
+
+OBJECT = Path(__file__).parent / "programs/calls.bpf.o"
+KINDS = frozenset(shape.kind for shape in SHAPES.values()) | {Kind.SECCOMP}
+_SHARED = ("generation", "strangers", "watched", "tasks", "shapes", "sleeping", "losses", "ring")
+_DENIAL = "after_denial"
+
+MapFd: TypeAlias = Callable[[str], int]
+"""Gives the maps of `watch.bpf.o`."""
+
+
+def _program(call: str) -> str:
+    return f"after_{call}"
+
+
+_ALL = frozenset({_DENIAL, *(_program(call) for call in SHAPES)})
+
+
+class CallPrograms:
+    """The loaded programs, one for each call, and what they lead to.  Not for several threads at once."""
+
+    def __init__(self, map_fd: MapFd) -> None:
+        """Load.  Raises: OSError: this kernel lets no programs be hung at its functions."""
+        call_functions.try_hook()
+        functions = call_functions.find_call_functions(SHAPES)
+        alike: defaultdict[int, list[str]] = defaultdict(list)
+        for call, function in functions.items():
+            alike[function.prototype].append(call)
+        shared = {name: map_fd(name) for name in _SHARED}
+        self._calls = frozenset(functions)
+        self._home: dict[str, Object] = {}
+        """Program → the object that it is in."""
+        with ExitStack() as undo:
+            for calls in alike.values():
+                programs = [_program(call) for call in calls]
+                if not self._home:
+                    programs.append(_DENIAL)
+                loaded = undo.enter_context(
+                    Object(
+                        str(OBJECT),
+                        shared=shared,
+                        left_out=_ALL.difference(programs),
+                        targets={"tell_call": functions[calls[0]].name},
+                    )
+                )
+                self._home |= dict.fromkeys(programs, loaded)
+            self._close = undo.pop_all().close
+
+    def needed(self, kinds: Iterable[Kind]) -> frozenset[str]:
+        """Return the programs that see events of these kinds.
+
+        A call that a filter refuses never reaches its function: it is told as what it would have been where it is refused.
+        """
+        wanted = KINDS.intersection(kinds)
+        programs = {_program(call) for call in self._calls if SHAPES[call].kind in wanted}
+        return frozenset(programs | {_DENIAL}) if wanted else frozenset()
+
+    def attach(self, program: str) -> None:
+        """Let a program run from now on.  Raises: OSError."""
+        self._home[program].attach(program)
+
+    def detach(self, program: str) -> None:
+        """Take a program off, and wait until nobody is in it."""
+        self._home[program].detach(program)
+
+    def close(self) -> None:
+        """Detach everything and unload."""
+        self._close()
+
+
+class _Step(NamedTuple):
+    program: str
+    is_attach: bool
+
+
+class CallHooks:
+    """Which kinds are seen at the calls themselves: as many as are wanted, a moment later.  Never blocks, but in `close`."""
+
+    def __init__(self, load: Callable[[], CallPrograms]) -> None:
+        """load: loads the programs, when somebody first wants a kind."""
+        self._load = load
+        self._kinds: frozenset[Kind] = frozenset()
+        self._programs: CallPrograms | None = None
+        self._attached: frozenset[str] = frozenset()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._is_closing = False
+        self.why_not = ""
+        """Why nothing can be seen here; empty: it can, or nobody has wanted it yet."""
+
+    def want(self, kinds: frozenset[Kind]) -> None:
+        """Say which kinds are wanted from now on."""
+        with self._changed:
+            self._kinds = kinds & KINDS
+            if self._kinds and self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="call hooks", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def covers(self, kinds: frozenset[Kind]) -> bool:
+        """Answer whether all that is to be seen of these kinds is seen at the calls now."""
+        with self._changed:
+            programs = self._programs
+            return not kinds & KINDS or (programs is not None and programs.needed(kinds) <= self._attached)
+
+    def wait_settled(self, *, deadline: float) -> bool:
+        """Wait until all that is wanted is seen at the calls.  Returns: whether it is; False: it cannot be, or not so soon."""
+
+        def is_settled() -> bool:
+            return bool(self.why_not) or self.covers(self._kinds)
+
+        with self._changed:
+            self._changed.wait_for(is_settled, max(0.0, deadline - time.monotonic()))
+            return self.covers(self._kinds)
+
+    @property
+    def attached(self) -> frozenset[str]:
+        """The programs that run at their functions."""
+        return self._attached
+
+    def close(self) -> None:
+        """Detach everything and unload."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+        if self._programs is not None:
+            self._programs.close()
+
+    def _run(self) -> None:
+        try:
+            programs = self._load()
+            with self._changed:
+                self._programs = programs
+            while step := self._next(programs):
+                if step.is_attach:
+                    programs.attach(step.program)
+                    with self._changed:
+                        self._attached |= {step.program}
+                        self._changed.notify_all()
+                else:
+                    programs.detach(step.program)
+        except OSError as error:
+            with self._changed:
+                self.why_not = error.strerror or str(error)
+                failed, self._programs, self._attached = self._programs, None, frozenset()
+                self._changed.notify_all()
+            if failed is not None:
+                failed.close()
+
+    def _next(self, programs: CallPrograms) -> _Step | None:
+        """Wait until there is something to do; None: no more."""
+        with self._changed:
+            while not self._is_closing:
+                wanted = programs.needed(self._kinds)
+                for program in wanted - self._attached:
+                    return _Step(program, is_attach=True)
+                for program in self._attached - wanted:
+                    self._attached -= {program}
+                    return _Step(program, is_attach=False)
+                self._changed.wait()
+        return None

@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The collector's events of system calls: the same told at their functions, where the kernel lets us, and at their ends."""
+
+import os
+import signal
+import uuid
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from insula.kernel import call_functions
+from insula.model.monitor import Event, EventKind, TraceWish
+from insula.monitor.subscription import Scope
+from netns import wait_until
+from watched import WITHIN_S, Bench, both_ways, refuse_hooks
+
+
+@both_ways
+def test_files_are_seen_with_paths_flags_and_errors(bench: Bench, stack: ExitStack, tmp_path: object) -> None:
+    watch = bench.watch(stack, "one", TraceWish(kinds=(EventKind.FILE,), paths=(f"{tmp_path}/*",)))
+    bench.python("one", f"""
+import os
+os.chdir({str(tmp_path)!r})
+a, b = {str(tmp_path)!r} + "/a", {str(tmp_path)!r} + "/b"
+open(a, "w").close(); os.rename(a, b); os.mkdir(a); os.rmdir(a); os.unlink(b)
+try: open(b)
+except FileNotFoundError: pass
+os.symlink(b, a); os.unlink(a); os.mkfifo(a)
+""")  # fmt: skip
+    lines = bench.until(watch, lambda each: each.call in ("mknod", "mknodat"))
+    events = [each for each in lines if isinstance(each, Event)]
+    found = [
+        (each.call.removesuffix("at").removesuffix("at2"), each.path[-1], each.other_path[-1:])
+        for each in events
+    ]
+    assert found == [
+        ("open", "a", ""), ("rename", "a", "b"), ("mkdir", "a", ""), ("rmdir", "a", ""), ("unlink", "b", ""),
+        ("open", "b", ""), ("symlink", "a", "b"), ("unlink", "a", ""), ("mknod", "a", ""),
+    ]  # fmt: skip
+    assert "O_WRONLY|O_CREAT" in events[0].detail
+    assert (events[0].error, events[5].error, events[5].result) == ("", "ENOENT", -2)
+
+
+@both_ways
+@pytest.mark.parametrize("family", ["AF_INET", "AF_INET6"])
+def test_connections_are_seen_with_addresses(bench: Bench, stack: ExitStack, family: str) -> None:
+    if family == "AF_INET6" and not os.path.exists("/proc/net/if_inet6"):
+        pytest.skip("the kernel has no IPv6 (CONFIG_IPV6)")
+    watch = bench.watch(stack, "one", TraceWish(kinds=(EventKind.NETWORK,)))
+    host = "::1" if family == "AF_INET6" else "127.0.0.1"
+    bench.python("one", f"""
+import socket
+s = socket.socket(socket.{family}); s.bind(({host!r}, 0)); s.listen()
+c = socket.socket(socket.{family}); c.connect(s.getsockname())
+a, _ = s.accept()
+try: socket.create_connection(({host!r}, 1))
+except OSError: pass
+""")  # fmt: skip
+    shown = f"[{host}]" if family == "AF_INET6" else host
+    lines = bench.until(watch, lambda each: each.error == "ECONNREFUSED")
+    events = {each.call: each for each in lines if isinstance(each, Event)}
+    assert events["bind"].address == f"{shown}:0"
+    assert events["accept4"].address.startswith(f"{shown}:")
+    assert events["connect"].address == f"{shown}:1"
+
+
+@both_ways
+def test_unix_sockets_are_seen(bench: Bench, stack: ExitStack) -> None:
+    watch = bench.watch(stack, "one", TraceWish(kinds=(EventKind.NETWORK,)))
+    name = f"insula-test-{uuid.uuid4().hex}"
+    bench.python("one", f"import socket; socket.socket(socket.AF_UNIX).bind('\\0{name}')")
+    assert bench.seen(watch, lambda each: each.call == "bind").address == f"unix:@{name}"
+
+
+@both_ways
+def test_a_mount_is_seen_also_if_it_fails(bench: Bench, stack: ExitStack) -> None:
+    watch = bench.watch(stack, "one", TraceWish(kinds=(EventKind.MOUNT,), errors=("any",)))
+    bench.run("one", ["mount", "-t", "tmpfs", "none", "/nonexistent-insula"], code=None)
+    event = bench.seen(watch, lambda each: "nonexistent-insula" in each.path)
+    assert event.error == "ENOENT"
+
+
+@both_ways
+def test_an_identity_change_and_its_capability_are_seen(bench: Bench, stack: ExitStack) -> None:
+    watch = bench.watch(stack, "one", TraceWish(kinds=(EventKind.IDENTITY, EventKind.CAPABILITY)))
+    bench.python("one", "import os; os.setgid(1); os.setuid(1)")
+    lines = bench.until(watch, lambda each: each.call == "setuid")
+    told = {each.call or each.detail for each in lines if isinstance(each, Event)}
+    assert {"setgid", "setuid"} <= told
+    if not bench.collector.missing:
+        assert {"SETGID granted", "SETUID granted"} <= told
+
+
+@both_ways
+def test_what_only_attackers_need_is_seen(bench: Bench, stack: ExitStack) -> None:
+    watch = bench.watch(stack, "one", TraceWish(kinds=(EventKind.KERNEL,)))
+    bench.python("one", "import ctypes; ctypes.CDLL(None).ptrace(0, 0, 0, 0)")  # PTRACE_TRACEME
+    assert bench.seen(watch, lambda each: each.call == "ptrace").result == 0
+
+
+FILTERED = """
+import ctypes, os, struct
+libc = ctypes.CDLL(None, use_errno=True)
+code = struct.pack("=HBBIHBBIHBBIHBBIHBBI", 0x20, 0, 0, 0, 0x15, 1, 0, 83, 0x15, 0, 1, 258, 6, 0, 0, {action:#x}, 6, 0, 0, 0x7fff0000)
+class Program(ctypes.Structure):
+    _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
+libc.prctl(38, 1, 0, 0, 0)
+assert libc.prctl(22, 2, ctypes.byref(Program(5, code))) == 0
+try: os.mkdir("/tmp/insula-never")
+except PermissionError: pass
+else: raise SystemExit(5)
+"""
+"""A filter by hand: mkdir and mkdirat are answered, the rest is allowed.  Source: linux/seccomp.h."""
+REFUSE, TRAP, KILL = 0x50001, 0x30000, 0x80000000
+
+
+@both_ways
+@pytest.mark.parametrize(("action", "code", "error"), [
+    (REFUSE, 0, "EPERM"), (TRAP, -signal.SIGSYS, ""), (KILL, -signal.SIGSYS, ""),
+], ids=["refused", "trapped", "killed"])  # fmt: skip
+def test_what_a_filter_answers_is_seen(
+    bench: Bench, stack: ExitStack, action: int, code: int, error: str
+) -> None:
+    watch = bench.watch(stack, "one", TraceWish(kinds=(EventKind.SECCOMP,)))
+    bench.python("one", FILTERED.format(action=action), code=code)
+    event = bench.seen(watch, lambda each: each.kind is EventKind.SECCOMP)
+    assert (event.call, event.error, event.path) == ("mkdir", error, "/tmp/insula-never")
+
+
+@both_ways
+def test_who_does_not_ask_for_refusals_is_told_what_was_tried(bench: Bench, stack: ExitStack) -> None:
+    watch = bench.watch(stack, "one", TraceWish(kinds=(EventKind.FILE,), calls=("mkdir",)))
+    bench.python("one", FILTERED.format(action=REFUSE))
+    event = bench.seen(watch, lambda each: each.call == "mkdir")
+    assert (event.kind, event.error, event.path) == (EventKind.FILE, "EPERM", "/tmp/insula-never")
+
+
+@both_ways
+def test_an_accept_that_waits_is_seen_each_time_that_it_returns(bench: Bench, stack: ExitStack) -> None:
+    """A signal's handler has it return in between, and begin again."""
+    watch = bench.watch(stack, "one", TraceWish(kinds=(EventKind.NETWORK,), calls=("accept4", "connect")))
+    bench.python("one", """
+import os, signal, socket, time
+s = socket.socket(); s.bind(("127.0.0.1", 0)); s.listen()
+if not (child := os.fork()):
+    signal.signal(signal.SIGUSR1, lambda *_: print("again", flush=True))
+    signal.siginterrupt(signal.SIGUSR1, False)
+    s.accept()
+    os._exit(0)
+def wait_waiting():
+    while open(f"/proc/{child}/syscall").read().split()[0] != "288": time.sleep(0.01)
+wait_waiting()
+os.kill(child, signal.SIGUSR1)
+while "again" and open(f"/proc/{child}/status").read().split("SigPnd:")[1].split()[0].strip("0"): time.sleep(0.01)
+wait_waiting()
+c = socket.create_connection(s.getsockname())
+os.waitpid(child, 0)
+""")  # fmt: skip
+    lines = bench.until(watch, lambda each: each.call == "accept4" and each.address != "")
+    told = [(each.call, each.result < 0) for each in lines if isinstance(each, Event)]
+    assert told[0] == ("accept4", True), told
+    assert sorted(told[1:]) == [("accept4", False), ("connect", False)]
+
+
+def can_hook() -> bool:
+    try:
+        call_functions.try_hook()
+    except OSError:
+        return False
+    return True
+
+
+def test_events_of_calls_cost_nobody_else_where_the_kernel_lets_us(bench: Bench, stack: ExitStack) -> None:
+    bench.watch(stack, "one", TraceWish(kinds=(EventKind.FILE, EventKind.SECCOMP)))
+    at_all_calls = {"on_enter", "on_exit"}
+    if can_hook():
+        wait_until(
+            lambda: not bench.collector.attached & at_all_calls, what="they are attached", deadline_s=WITHIN_S
+        )
+        assert {"after_openat", "after_denial"} <= bench.collector.attached
+        assert "after_connect" not in bench.collector.attached
+    else:
+        assert at_all_calls <= bench.collector.attached
+        assert "after_openat" not in bench.collector.attached
+
+
+@pytest.mark.parametrize("bench", [refuse_hooks], indirect=True)
+def test_where_programs_cannot_be_hung_at_calls_their_ends_are_seen(bench: Bench, stack: ExitStack) -> None:
+    bench.watch(stack, "one", TraceWish(kinds=(EventKind.FILE,)))
+    assert bench.collector.attached == {"on_exit", "on_move"}
+
+
+@both_ways
+def test_what_is_watched_and_counted_is_told_once(bench: Bench, stack: ExitStack, tmp_path: Path) -> None:
+    one = bench.subjects["one"]
+    wish = TraceWish(kinds=(EventKind.FILE, EventKind.SECCOMP), paths=(f"{tmp_path}/*",))
+    stack.enter_context(bench.collector.counting(one))
+    watch = bench.watch(stack, "one", wish)
+    bench.python("one", f"import os\nfor n in range(50): os.mkdir({str(tmp_path)!r} + f'/{{n}}')")
+    lines = bench.until(watch, lambda each: each.path == f"{tmp_path}/49")
+    assert [each.path for each in lines if isinstance(each, Event)] == [f"{tmp_path}/{n}" for n in range(50)]
+    (counts,) = bench.collector.counts([one])
+    assert {each.calls for each in counts.calls if each.call == "mkdir"} == {50}
+
+
+@both_ways
+def test_a_path_is_told_from_the_root_wherever_it_begins(bench: Bench, tmp_path: Path) -> None:
+    wish = TraceWish(kinds=(EventKind.FILE,), paths=(f"{tmp_path}/*",))
+    with ExitStack() as stack:
+        seen = bench.watch(stack, "one", wish)
+        bench.python("one", f"""
+import os
+os.mkdir({str(tmp_path / "in")!r})
+os.chdir({str(tmp_path / "in")!r})
+open("relative", "w").close()
+folder = os.open("..", os.O_RDONLY)
+os.rename("relative", "beside", src_dir_fd=os.open(".", os.O_RDONLY), dst_dir_fd=folder)
+os.unlink("beside", dir_fd=folder)
+""")  # fmt: skip
+        lines = bench.until(seen, lambda event: event.call == "unlinkat")
+    told = [(each.call, each.path, each.other_path) for each in lines if isinstance(each, Event)]
+    assert ("openat", f"{tmp_path}/in/relative", "") in told
+    assert ("unlinkat", f"{tmp_path}/beside", "") in told
+    assert ("renameat", f"{tmp_path}/in/relative", f"{tmp_path}/beside") in told
+
+
+@both_ways
+def test_addresses_of_messages_and_their_protocol_are_told(bench: Bench) -> None:
+    with ExitStack() as stack:
+        seen = bench.watch(stack, "one", TraceWish(kinds=(EventKind.NETWORK,), calls=("sendmsg", "bind")))
+        bench.python("one", """
+import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind(("127.0.0.1", 0))
+t, other = socket.socketpair()
+t.sendmsg([b"to whom it is connected"])
+s.sendmsg([b"x"], [], 0, ("127.0.0.9", 9))
+""")  # fmt: skip
+        lines = bench.until(seen, lambda event: event.call == "sendmsg")
+    *_, sent = [each for each in lines if isinstance(each, Event)]
+    assert [each.call for each in lines if isinstance(each, Event)] == ["bind", "sendmsg"]
+    assert (sent.address, sent.detail) == ("127.0.0.9:9", "udp")
+    assert sent.port > 0
+
+
+@both_ways
+def test_who_asks_for_changes_is_told_nothing_else(bench: Bench, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        wish = TraceWish(kinds=(EventKind.FILE,), paths=(f"{tmp_path}/*",))
+        seen = stack.enter_context(
+            bench.collector.subscribe(
+                bench.subjects["one"], wish, notify=bench.ready.set, scope=Scope.CHANGES
+            )
+        )
+        path = str(tmp_path / "file")
+        bench.python(
+            "one", f"open({path!r}, 'w').close(); open({path!r}).close(); __import__('os').unlink({path!r})"
+        )
+        lines = bench.until(seen, lambda event: event.call == "unlink")
+    assert [each.call for each in lines if isinstance(each, Event)] == ["openat", "unlink"]
