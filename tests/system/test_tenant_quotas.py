@@ -192,6 +192,14 @@ def test_open_streams_are_counted(root: Person, alice: Person) -> None:
     wait_until(lambda: alice.ask("GET", "/v1/containers")[0] == 200, what="they have gone")
 
 
+def test_what_is_used_is_counted_also_without_limits(alice: Person) -> None:
+    alice("run", "-d", "--name", "busy", "box", "sh", "-c", "yes | head -c 100000; while :; do :; done")
+    wait_until(lambda: use(alice, "cpus")["used"] > 100, what="its processor time is told")
+    wait_until(lambda: use(alice, "log")["used"] >= 100_000, what="its log is told")
+    assert use(alice, "requests")["used"] >= 1
+    assert use(alice, "build-time")["used"] == 0
+
+
 def test_an_image_bomb_is_refused_with_the_figures_and_leaves_nothing(
     host: Host, root: Person, alice: Person
 ) -> None:

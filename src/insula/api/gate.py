@@ -19,7 +19,7 @@ import random
 import socket
 import ssl
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ from insula.kernel import unix_peer
 from insula.model.errors import TooManyRequests
 from insula.model.grant import Grant, Principal
 from insula.model.quota import Allowance, Resource
-from insula.tenant.pace import Turns
+from insula.tenant.pace import Rate, Turns
 
 PENALTY_S = (0.5, 1.5)
 """How long a refusal is held back, by chance between these: asking again at once would cost everybody more than an honest
@@ -123,6 +123,7 @@ class Gate:
         """By source."""
         self._paces: dict[str, _Pace] = {}
         self._open: Counter[str] = Counter()
+        self._rates: defaultdict[str, Rate] = defaultdict(Rate)
         self.guests = Guests()
         self._swept_at = 0.0
 
@@ -153,6 +154,7 @@ class Gate:
         if self._limit(grant.principal, Resource.STREAMS) is not None:
             self._allowance.check(own, Resource.STREAMS, used=self.open_of(own))
         self._open[own] += 1
+        self._rates[own].note(now=time.monotonic())
         try:
             yield
         finally:
@@ -168,6 +170,11 @@ class Gate:
         else:
             self._handed_over.pop(tenant, None)
         return self._open[tenant] + len(held)
+
+    def requests_per_second(self, tenant: str) -> int:
+        """Count a tenant's requests of the last second that were let in."""
+        rate = self._rates.get(tenant)
+        return rate.per_second(now=time.monotonic()) if rate is not None else 0
 
     def hand_over(self, tenant: str, inode: int) -> None:
         """Go on counting a connection that is in the spawner's hands (attach, exec)."""

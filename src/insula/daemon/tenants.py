@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tenants of this host: their limits, what they use, and how they come and go.
 
-Limits are kept in the store and read from memory; what is used is counted from records, cgroups and disks at each
-question.  Decisions: `tenant/quota.py`.
+Limits are kept in the store and read from memory; what is used is counted at each question (`tenant_use.py`).  Decisions:
+`tenant/quota.py`.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from insula.daemon.tenant_use import TenantUse, Used
 from insula.daemon.uid_ranges import UidRanges
 from insula.model.errors import InUse, NameTaken, TenantNotFound
 from insula.model.grant import Grant
@@ -71,20 +72,19 @@ class Tenants:
     limits: Limits
     uid_ranges: UidRanges
     disks: Disks
-    count_streams: Callable[[str], int]
-    """Tenant → its requests and streams that are open."""
+    use: TenantUse
 
     def list_tenants(self, grant: Grant) -> list[TenantView]:
         """Return the tenants that the caller may know: all for an administrator, else its own."""
         known = self.runtime.store.list_tenants()
-        return [self._view(each) for each in known if grant.principal.is_admin or each.name == grant.tenant]
+        return self._views([each for each in known if grant.principal.is_admin or each.name == grant.tenant])
 
     def get_tenant(self, grant: Grant, name: str) -> TenantView:
         """Return a tenant with what it uses; `*`: the limits of everybody, `~`: the caller's.  Raises: TenantNotFound."""
         if name == OWN:
             return self._view(self.uid_ranges.tenant(grant.tenant))
         if name == DEFAULT_TENANT and grant.principal.is_admin:
-            return TenantView(name=name, uses=self._uses(name))
+            return TenantView(name=name, uses=self._uses(name, used={}))
         return self._view(self._find(grant, name))
 
     def create_tenant(self, grant: Grant, wish: TenantWish) -> TenantView:
@@ -155,15 +155,23 @@ class Tenants:
         return found
 
     def _view(self, record: TenantRecord) -> TenantView:
-        return TenantView(
-            name=record.name,
-            uid_base=uid_base(record.position),
-            created_at=record.created_at,
-            uses=self._uses(record.name),
-        )
+        [view] = self._views([record])
+        return view
 
-    def _uses(self, name: str) -> tuple[Use, ...]:
-        own, used = self.limits.quota(name), self._used(name)
+    def _views(self, records: Sequence[TenantRecord]) -> list[TenantView]:
+        used = self.use.of([each.name for each in records])
+        return [
+            TenantView(
+                name=each.name,
+                uid_base=uid_base(each.position),
+                created_at=each.created_at,
+                uses=self._uses(each.name, used=used[each.name]),
+            )
+            for each in records
+        ]
+
+    def _uses(self, name: str, *, used: Used) -> tuple[Use, ...]:
+        own = self.limits.quota(name)
         return tuple(
             Use(
                 resource=each,
@@ -175,23 +183,3 @@ class Tenants:
             )
             for each in Resource
         )
-
-    def _used(self, name: str) -> dict[Resource, int]:
-        if name == DEFAULT_TENANT:
-            return {}
-        store = self.runtime.store
-        used = {
-            Resource.CONTAINERS: store.count_containers(name),
-            Resource.NETWORKS: len(self.runtime.networks.list(name)),
-            Resource.PORTS: quotas.published(self.runtime, name),
-            Resource.STREAMS: self.count_streams(name),
-            Resource.IMAGES: store.image_bytes(name),
-            Resource.MEMORY: 0,
-            Resource.PIDS: 0,
-        }
-        if (room := self.disks.room(name)) is not None:
-            used |= {Resource.DISK: room.used_bytes, Resource.INODES: room.used_files}
-        if (group := self.runtime.tenant_group(name)).exists():
-            stats = group.stats()
-            used |= {Resource.MEMORY: stats.memory_bytes, Resource.PIDS: stats.pids}
-        return used

@@ -27,6 +27,7 @@ from insula.daemon.recover import recover_operations
 from insula.daemon.rights import PolicyFile, Rights
 from insula.daemon.sampler import Sampler
 from insula.daemon.sight import Sight
+from insula.daemon.tenant_use import TenantUse
 from insula.daemon.tenants import Limits, Tenants
 from insula.daemon.things import Things
 from insula.daemon.uid_ranges import UidRanges
@@ -149,21 +150,7 @@ def build(options: Options, *, loop: asyncio.AbstractEventLoop) -> Daemon:
     settle_all(runtime, peers)
     resume_pulls(runtime, peers)
     gate = Gate(ground.limits, is_held=runtime.spawner.is_held)
-    verbs = DaemonVerbs(
-        store=ground.store,
-        images=ground.images,
-        networks=ground.networks,
-        volumes=ground.volumes,
-        runtime=runtime,
-        peers=peers,
-        permits=ground.rights,
-        limits=ground.limits,
-        uid_ranges=ground.uid_ranges,
-        allowance=ground.limits,
-        disks=ground.disks,
-        count_streams=gate.open_of,
-        filler_of=Unpacking(runtime).filler_of,
-    )
+    verbs = _verbs(ground, runtime, peers=peers, gate=gate)
     collector = Collector()
     api = _api(
         options,
@@ -192,6 +179,26 @@ def build(options: Options, *, loop: asyncio.AbstractEventLoop) -> Daemon:
         disks=ground.disks,
         name_servers=NameServers(ground.networks.zone),
         collector=collector,
+    )
+
+
+def _verbs(ground: _Ground, runtime: Runtime, *, peers: PairedHosts, gate: Gate) -> DaemonVerbs:
+    return DaemonVerbs(
+        store=ground.store,
+        images=ground.images,
+        networks=ground.networks,
+        volumes=ground.volumes,
+        runtime=runtime,
+        peers=peers,
+        permits=ground.rights,
+        limits=ground.limits,
+        uid_ranges=ground.uid_ranges,
+        allowance=ground.limits,
+        disks=ground.disks,
+        use=TenantUse(
+            runtime, ground.disks, count_streams=gate.open_of, count_requests=gate.requests_per_second
+        ),
+        filler_of=Unpacking(runtime).filler_of,
     )
 
 

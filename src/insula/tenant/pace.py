@@ -51,6 +51,30 @@ class Bucket:
 
 
 @dataclass(slots=True)
+class Rate:
+    """How many came during the last second: those of this second, and as much of the one before as belongs to it."""
+
+    second: int = 0
+    count: int = 0
+    before: int = 0
+
+    def note(self, *, now: float) -> None:
+        """Count one."""
+        self._turn(int(now))
+        self.count += 1
+
+    def per_second(self, *, now: float) -> int:
+        """Return how many there were."""
+        self._turn(int(now))
+        return round(self.count + self.before * (1 - now % 1))
+
+    def _turn(self, second: int) -> None:
+        if second != self.second:
+            self.before = self.count if second == self.second + 1 else 0
+            self.second, self.count = second, 0
+
+
+@dataclass(slots=True)
 class Turns(Generic[Ticket]):
     """The requests of several users who share a rate.  A ticket is whatever the caller knows a waiting request by."""
 

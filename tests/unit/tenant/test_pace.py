@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from insula.model.errors import TooManyRequests
-from insula.tenant.pace import BURST_S, PATIENCE_S, Bucket, Turns
+from insula.tenant.pace import BURST_S, PATIENCE_S, Bucket, Rate, Turns
 
 
 @given(rate=st.integers(1, 1000), gaps=st.lists(st.floats(0, 0.5), max_size=200))
@@ -100,3 +100,14 @@ def test_who_has_left_takes_no_turn() -> None:
     turns.leave("alice", "gone")
     assert turns.deal(now=0.1001) == ["there"]
     assert turns.next_s() is None
+
+
+def test_a_rate_is_that_of_the_last_second() -> None:
+    rate = Rate()
+    for _ in range(10):
+        rate.note(now=100.5)
+    assert rate.per_second(now=100.9) == 10
+    assert rate.per_second(now=101.5) == 5
+    rate.note(now=101.5)
+    assert rate.per_second(now=101.75) == round(1 + 10 / 4)
+    assert rate.per_second(now=103.0) == 0

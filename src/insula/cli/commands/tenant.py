@@ -33,26 +33,28 @@ RESOURCES = {
     "images": "bytes of layers",
     "build-time": "of one build, as 10m",
 }
+#: Limits of each container and of each build; what is used is that of all logs, and of the longest build.
+OF_EACH = frozenset({"log", "build-time"})
 #: In place of a name: everybody, and the caller's.
 DEFAULT = "*"
 OWN = "~"
 
 COLUMNS = (
-    Column("NAME", lambda row: str(row["name"])),
+    Column("NAME", lambda row: str(row["name"]), shrink=1),
     Column("CONTAINERS", lambda row: _cell(row, "containers")),
     Column("MEMORY", lambda row: _cell(row, "memory")),
     Column("PROCESSES", lambda row: _cell(row, "pids")),
     Column("DISK", lambda row: _cell(row, "disk")),
-    Column("IMAGES", lambda row: _cell(row, "images")),
-    Column("FIRST UID", lambda row: str(row["uid_base"])),
-    Column("CREATED", lambda row: ago(row["created_at"])),
+    Column("IMAGES", lambda row: _cell(row, "images"), spare=True),
+    Column("FIRST UID", lambda row: str(row["uid_base"]), spare=True),
+    Column("CREATED", lambda row: ago(row["created_at"]), spare=True),
 )
 USE_COLUMNS = (
     Column("RESOURCE", lambda use: str(use["resource"])),
     Column("USED", lambda use: "-" if use.get("used") is None else _figure(use, use["used"])),
-    Column("LIMIT", lambda use: "none" if use.get("limit") is None else _figure(use, use["limit"])),
+    Column("LIMIT", lambda use: "none" if use.get("limit") is None else _limit(use)),
     Column("FROM", lambda use: "default" if use.get("is_default", True) else "tenant"),
-    Column("KEPT BY", lambda use: str(use.get("kept_by", ""))),
+    Column("KEPT BY", lambda use: str(use.get("kept_by", "")), shrink=1),
 )
 
 
@@ -158,6 +160,11 @@ def _cell(row: Json, resource: str) -> str:
     use = next(each for each in row["uses"] if each["resource"] == resource)
     used = "-" if use.get("used") is None else _figure(use, use["used"])
     return used if use.get("limit") is None else f"{used}/{_figure(use, use['limit'])}"
+
+
+def _limit(use: Json) -> str:
+    figure = _figure(use, use["limit"])
+    return f"{figure} each" if use["resource"] in OF_EACH else figure
 
 
 def _figure(use: Json, value: int) -> str:
