@@ -24,7 +24,7 @@ class EventKind(StrEnum):
     SIGNAL = "signal"
     OOM = "oom"
     CAPABILITY = "capability"
-    """The first use, or refusal, of each; all uses are counted."""
+    """The first use, or refusal, of each since somebody last began to watch for them; all uses are counted."""
     SECCOMP = "seccomp"
     """A system call that a filter answered, so that it never began."""
     FILE = "file"

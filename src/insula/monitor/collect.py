@@ -95,6 +95,7 @@ class Collector:
             probes = self._ready()
             self._lost.setdefault(cgroup, probes.lost_events(cgroup))
             self._subscriptions.setdefault(cgroup, []).append(subscription)
+            self._tell_capabilities_again(subscription, had=frozenset())
             self._tell(cgroup)
         try:
             yield subscription
@@ -114,7 +115,9 @@ class Collector:
         subject: the same run of the same container; its name may be another.
         """
         with self._lock:
+            had = subscription.kinds
             subscription.change(subject, wish)
+            self._tell_capabilities_again(subscription, had=had)
             self._tell(subject.cgroup)
 
     @contextmanager
@@ -137,7 +140,7 @@ class Collector:
                 if cgroup not in self._counting:
                     probes.forget_calls(cgroup)
                     if self._counts is not None:
-                        self._counts.forget(cgroup)
+                        self._counts.forget_calls(cgroup)
                 self._forget_unwatched(probes, cgroup)
 
     @contextmanager
@@ -236,10 +239,6 @@ class Collector:
         """The programs that run in the kernel now."""
         return self._probes.attached if self._probes is not None else frozenset()
 
-    def wait_settled(self, *, deadline: float) -> bool:
-        """Wait until events of system calls are told at the calls themselves.  Returns: whether they are; never on some kernels."""
-        return self._probes is not None and self._probes.calls.wait_settled(deadline=deadline)
-
     @property
     def tells_capabilities(self) -> bool:
         """Whether this kernel says which capabilities are used."""
@@ -276,6 +275,13 @@ class Collector:
         """What was lost, and which capabilities were told, is each watcher's business as long as there is one."""
         if cgroup not in self._subscriptions and cgroup not in self._counting:
             probes.forget(cgroup)
+            if self._counts is not None:
+                self._counts.forget(cgroup)
+
+    def _tell_capabilities_again(self, subscription: Subscription, *, had: frozenset[Kind]) -> None:
+        """The kernel tells the first use of each: who begins to watch for them has not heard of any."""
+        if self._counts is not None and Kind.CAPABILITY in subscription.kinds - had:
+            self._counts.tell_capabilities_again(subscription.subject.cgroup)
 
     def _flags(self, cgroup: int) -> int:
         flags = layout.CONFINED_ONLY if self._newborn[cgroup] else 0

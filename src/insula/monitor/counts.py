@@ -3,7 +3,7 @@
 
 import errno
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 
 from insula.model.monitor import CallCount, ContainerCounts
@@ -36,6 +36,8 @@ class Counts:
         self._probes = probes
         self._words: dict[int, tuple[Mapping[int, Count], tuple[CallCount, ...]]] = {}
         """cgroup → what was read last, and that in words."""
+        self._capabilities: dict[tuple[int, int], Counter[int]] = defaultdict(Counter)
+        """(cgroup, granted) → uses that the kernel has been told to forget."""
 
     def of(
         self, subjects: Iterable[Subject], *, since: Mapping[int, float], lost: Mapping[str, int]
@@ -44,29 +46,43 @@ class Counts:
 
         since: cgroup → `Probes.looked_s` when somebody began to.  lost: container → its events that nobody could read.
         """
-        counted = [
-            (subject, counts) for subject in subjects if (counts := self._probes.counts(subject.cgroup))
-        ]
-        self._put_into_words({subject.cgroup: counts for subject, counts in counted})
-        capabilities = _grouped(self._probes.capabilities())
+        counted = [subject for subject in subjects if subject.cgroup in since]
+        self._put_into_words({each.cgroup: self._probes.counts(each.cgroup) for each in counted})
+        capabilities = self._used_capabilities()
         looked_s, now = self._probes.looked_s, time.monotonic()
         return [
             ContainerCounts(
                 id=subject.container,
                 name=subject.name,
                 sampled_at=now,
-                looked_s=round(looked_s - since.get(subject.cgroup, looked_s), 6),
+                looked_s=round(looked_s - since[subject.cgroup], 6),
                 calls=self._words[subject.cgroup][1],
                 capabilities=_named(capabilities.get((subject.cgroup, 1), {})),
                 refused_capabilities=_named(capabilities.get((subject.cgroup, 0), {})),
                 lost_events=lost.get(subject.container, 0),
             )
-            for subject, _ in counted
+            for subject in counted
         ]
 
-    def forget(self, cgroup: int) -> None:
-        """Drop the words about a container that nobody counts any more."""
+    def _used_capabilities(self) -> dict[tuple[int, int], Counter[int]]:
+        found = {of: counts.copy() for of, counts in self._capabilities.items()}
+        for cgroup, granted, capability, count in self._probes.capabilities():
+            found.setdefault((cgroup, granted), Counter())[capability] += count
+        return found
+
+    def tell_capabilities_again(self, cgroup: int) -> None:
+        """Have the kernel tell the next use of each capability, as it does the first; all uses stay counted."""
+        for granted, capability, count in self._probes.take_capabilities(cgroup):
+            self._capabilities[cgroup, granted][capability] += count
+
+    def forget_calls(self, cgroup: int) -> None:
+        """Drop the words about a container whose calls nobody counts any more."""
         self._words.pop(cgroup, None)
+
+    def forget(self, cgroup: int) -> None:
+        """Drop the capabilities of a container that nobody watches any more."""
+        for granted in (0, 1):
+            self._capabilities.pop((cgroup, granted), None)
 
     def _put_into_words(self, found: Mapping[int, Mapping[int, Count]]) -> None:
         # `Slots.read` gives what it gave before, the very same, of who has made no call.

@@ -240,6 +240,15 @@ class Probes:
         for key, value in self._details[name].items():
             yield (*layout.DETAIL_KEY.unpack(key), *layout.DETAIL.unpack(value))
 
+    def take_capabilities(self, cgroup: int) -> Iterator[tuple[int, int, int]]:
+        """Return (1 granted or 0 refused, capability, how often) of a container; the next use of each is told again."""
+        table = self._details["capabilities"]
+        for key, value in list(table.items()):
+            group, granted, capability = layout.DETAIL_KEY.unpack(key)
+            if group == cgroup:
+                table.drop(key)
+                yield granted, capability, layout.DETAIL.unpack(value)[0]
+
     def forget_calls(self, cgroup: int) -> None:
         """Drop what was counted of the system calls of a container whose calls nobody counts any more."""
         self._slots.give_back(cgroup)

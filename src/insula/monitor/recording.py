@@ -119,6 +119,7 @@ class Recording:
                 undo.enter_context(collector.from_birth(subject))
             self._before = _calls(collector.counts([subject]))
             undo.enter_context(collector.counting(subject))
+            self._used_before, self._refused_before = _capabilities(collector.counts([subject]))
             self._subscription: Subscription = undo.enter_context(
                 collector.subscribe(subject, _WISH, notify=self._ready.set, scope=Scope.CHANGES)
             )
@@ -151,6 +152,7 @@ class Recording:
         self._drain()
         waiting = self._under_way()
         counts, gathered = self._counts, self._gathered
+        used, refused = _capabilities([counts] if counts else [])
         with self._lock:
             calls = Counter(_calls([counts] if counts else [])) + Counter(waiting)
             calls.subtract(self._before)
@@ -162,17 +164,19 @@ class Recording:
                 recorded_at=time.time(),
                 seconds=round(time.monotonic() - self._begun, 3),
                 calls={call: count for call, count in sorted(calls.items()) if count > 0 and call in _NAMES},
-                capabilities=self._capabilities(),
-                programs=dict(sorted(gathered.programs.items())),
-                written=dict(sorted(gathered.written.items())),
-                outgoing=dict(sorted(gathered.outgoing.items())),
-                listening=dict(sorted(gathered.listening.items())),
+                capabilities=_sorted(used - self._used_before)
+                if self._collector.tells_capabilities
+                else None,
+                programs=_sorted(gathered.programs),
+                written=_sorted(gathered.written),
+                outgoing=_sorted(gathered.outgoing),
+                listening=_sorted(gathered.listening),
                 refused_calls={
                     call: count for call, count in sorted(gathered.refused.items()) if call in _NAMES
                 },
-                refused_capabilities=dict(sorted(counts.refused_capabilities.items())) if counts else {},
-                refused_programs=dict(sorted(gathered.refused_programs.items())),
-                refused_folders=dict(sorted(gathered.refused_folders.items())),
+                refused_capabilities=_sorted(refused - self._refused_before),
+                refused_programs=_sorted(gathered.refused_programs),
+                refused_folders=_sorted(gathered.refused_folders),
                 is_from_birth=self._is_from_birth,
                 lost_events=gathered.lost,
             )
@@ -187,11 +191,6 @@ class Recording:
         except OSError:  # its groups went with it
             return []
 
-    def _capabilities(self) -> dict[str, int] | None:
-        if not self._collector.tells_capabilities:
-            return None
-        return dict(sorted(self._counts.capabilities.items())) if self._counts else {}
-
     def close(self) -> None:
         """Watch no more."""
         self._is_closed = True
@@ -201,3 +200,16 @@ class Recording:
 
 def _calls(counts: list[ContainerCounts]) -> dict[str, int]:
     return {each.call: each.calls for one in counts for each in one.calls}
+
+
+def _capabilities(counts: list[ContainerCounts]) -> tuple[Counter[str], Counter[str]]:
+    """Return which were granted and which refused, each with how often."""
+    used, refused = Counter[str](), Counter[str]()
+    for one in counts:
+        used.update(one.capabilities)
+        refused.update(one.refused_capabilities)
+    return used, refused
+
+
+def _sorted(things: Counter[str]) -> dict[str, int]:
+    return dict(sorted(things.items()))
