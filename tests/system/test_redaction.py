@@ -164,10 +164,13 @@ def test_what_is_exported_is_redacted_too(here: AccountsHost) -> None:
 def test_a_profile_is_told_as_far_as_it_may_be(here: AccountsHost) -> None:
     here.alice("profile", "record", "web")
     here.alice.give("exec", "web", "sh", "-c", "mkdir -p /srv/s; echo x > /srv/s/file; echo x > /tmp/file")
+    here.alice.give("exec", "web", "sh", "-c", "cp /bin/busybox /srv/s/true; /srv/s/true")
     here.alice("profile", "stop", "web", "mine")
     shown = here.alice.ask("GET", "/v1/profiles/mine")[1]
     assert {"/srv/[hidden]", "/tmp"} <= set(shown["written"])
     assert "/srv/s" not in shown["written"]
+    assert "/srv/[hidden]" in shown["programs"]
+    assert "/srv/s/true" not in shown["programs"]
     seen = here.root.ask("GET", "/v1/profiles/mine?tenant=alice")[1]
     assert "/srv/s" in seen["written"]
     body = json.dumps({**shown, "name": "again"}).encode()
@@ -212,6 +215,16 @@ def test_what_is_known_of_a_container_is_told_as_far_as_it_may_be(here: Accounts
             assert record["spec"]["environment"] == ["password=y"]
             assert {"/srv/w/file", "/top"} <= changed
     assert f'"{told}"' in here.alice("ps", "--no-trunc")
+
+
+def test_errors_are_told_as_far_as_they_may_be(here: AccountsHost) -> None:
+    log_before = len(here.log())
+    here.alice("create", "--name", "bad", "box", "/srv/tool")
+    for words in (("start", "bad"), ("exec", "web", "/srv/tool")):
+        assert "`/srv/[hidden]`" in here.alice.give(*words).err, words
+        assert "`/srv/tool`" in here.root.give("--tenant", "alice", *words).err, words
+    assert "/srv/tool" not in here.log()[log_before:]
+    assert "/srv/tool" not in (here.folder / "events.jsonl").read_text()
 
 
 def test_where_the_host_exports_to_is_its_admins_business(here: AccountsHost) -> None:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Errors as HTTP answers: one table, by class; a class that is not in it has its parent's status."""
 
-from insula.api.bodies import Failure
 from insula.model import errors
 from insula.model.record import ErrorBody
 
@@ -45,8 +44,3 @@ def status_of(error: errors.InsulaError) -> int:
 def body_of(error: errors.InsulaError) -> ErrorBody:
     """Return what a client is told."""
     return ErrorBody(code=error.code, message=error.message, hint=error.hint)
-
-
-def failure(error: errors.InsulaError) -> Failure:
-    """Return the body of the answer."""
-    return Failure(error=body_of(error))

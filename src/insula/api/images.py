@@ -8,15 +8,22 @@ from insula.api.call import Call, answer, empty
 from insula.api.transfer import upload
 from insula.api.verbs import Reporter, Result
 from insula.model.errors import NotPermitted
+from insula.model.record import ImageRecord
 from insula.model.spec import ImageBuildWish
 
 
 async def list_all(call: Call) -> web.StreamResponse:
-    return answer(await call.run(call.api.verbs.list_images, call.grant))
+    found = await call.run(call.api.verbs.list_images, call.grant)
+    return answer([_told(call, each) for each in found])
 
 
 async def inspect(call: Call) -> web.StreamResponse:
-    return answer(await call.run(call.api.verbs.get_image, call.grant, call.ref))
+    return answer(_told(call, await call.run(call.api.verbs.get_image, call.grant, call.ref)))
+
+
+def _told(call: Call, image: ImageRecord) -> ImageRecord:
+    """Return what the caller is told of an image; one of the system's is everybody's."""
+    return call.redaction(image.tenant or call.grant.tenant).image(image)
 
 
 async def delete(call: Call) -> web.StreamResponse:
@@ -27,13 +34,15 @@ async def delete(call: Call) -> web.StreamResponse:
 async def import_tar(call: Call) -> web.StreamResponse:
     name = call.query(NameQuery).name
     verb = call.api.verbs.import_image
-    return answer(await upload(call, lambda source: verb(call.grant, name, source=source)), status=201)
+    made = await upload(call, lambda source: verb(call.grant, name, source=source))
+    call.deed.creates(made.id, name=name)
+    return answer(_told(call, made), status=201)
 
 
 async def build(call: Call) -> web.StreamResponse:
     wish = await call.body(ImageBuildWish)
     if wish.mirror and not call.grant.principal.is_admin:
-        # This host fetches from there as root, from within: its own services and those of its network would answer.
+        # This host fetches from there, from within: its own services and those of its network would answer.
         raise NotPermitted(
             f"cannot build from mirror `{wish.mirror[:80]}`: only an admin names one",
             hint="leave out --mirror: this host's own is used",

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
+from insula.daemon import log
 from insula.daemon.config_file import read_roots_file
 from insula.daemon.following import Following
 from insula.daemon.options import Options
@@ -39,7 +40,11 @@ LOG = logging.getLogger(__name__)
 
 
 def begin(options: Options, *, sight: Sight) -> "Exporter":
-    """Open what the daemon's words say.  Raises: InvalidExport, so that insulad does not start with less than is meant."""
+    """Open what the daemon's words say, and have insulad's log tell no more than them.
+
+    Raises: InvalidExport, so that insulad does not start with less than is meant.
+    """
+    log.hide(sight.of_export)
     return Exporter(options.exports, host=options.name, sight=sight, audit_to=options.syslog)
 
 

@@ -168,7 +168,7 @@ class ProfileDesk:
             raise InvalidSpec(f"cannot keep profile `{profile.name}` as `{name}`", hint="both names are one")
         if profile.is_redacted:
             raise InvalidSpec(
-                f"cannot keep profile `{name}`: folders in it were hidden from who read it",
+                f"cannot keep profile `{name}`: folders or programs in it were hidden from who read it",
                 hint="have it read by somebody from whom the policy hides nothing",
             )
         self._keep(grant.tenant, profile)

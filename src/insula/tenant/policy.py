@@ -34,7 +34,7 @@ from typing import TypeVar
 import msgspec
 
 from insula.model.errors import InvalidPolicy
-from insula.model.grant import Role
+from insula.model.grant import EVERY_TENANT, Role
 from insula.model.permit import DEFAULT_CAPABILITIES, FIRST_HIGH_PORT, HOME, FileUser, Permit
 from insula.tenant.identity import TENANT_NAME
 from insula.tenant.redaction import Redaction
@@ -131,14 +131,13 @@ class Reader:
 
 
 def redaction(rules: Rules, reader: Reader, *, tenant: str) -> Redaction:
-    """Return what is hidden from a reader of what containers of a tenant do."""
+    """Return what is hidden from a reader of what containers of a tenant do; EVERY_TENANT: of any."""
     groups = [rules.group[name] for name in sorted(reader.groups) if name in rules.group]
     sections = [
         [rules.user.get(reader.name, Rule())],
         groups,
         [rules.role.get(reader.role, Rule())],
-        [rules.tenant.get(tenant, Rule())],
-        [rules.default],
+        *_of_tenant(rules, tenant),
     ]
 
     def pick(key: str) -> tuple[str, ...]:
@@ -149,6 +148,12 @@ def redaction(rules: Rules, reader: Reader, *, tenant: str) -> Redaction:
         return ()
 
     return Redaction(arguments=pick("hide_arguments"), paths=pick("hide_paths"))
+
+
+def _of_tenant(rules: Rules, tenant: str) -> list[list[Rule]]:
+    if tenant == EVERY_TENANT:
+        return [[*rules.tenant.values(), rules.default]]
+    return [[rules.tenant.get(tenant, Rule())], [rules.default]]
 
 
 def permit(rules: Rules, asker: Asker) -> Permit:

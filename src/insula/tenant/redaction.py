@@ -8,7 +8,9 @@
 What stands before a pattern's first wildcard is told, the rest of the argument is not; of a pattern of two words the
 first is about one argument, and the next argument is hidden.  A relative path may lie anywhere: where any folder is
 hidden it is, too, like an argument in which a hidden folder is named.  Filters look at what is told, so that nobody can
-guess the rest by asking for it.  A container's environment is hidden like arguments, each NAME=value by itself.  Pure.
+guess the rest by asking for it.  A container's environment is hidden like arguments, each NAME=value by itself.  Messages
+(errors, the log) are told without such paths and arguments, too; of the latter only those whose pattern begins with a
+word, since any would hide every message.  The name of a process is told: 15 bytes that it chooses itself.  Pure.
 """
 
 import posixpath
@@ -23,7 +25,7 @@ from msgspec.structs import replace
 from insula.model.change import Alarm, Change, ProfileDrift, alarm_of, drift_of
 from insula.model.monitor import Event
 from insula.model.profile import Drift, Profile
-from insula.model.record import ContainerRecord
+from insula.model.record import ContainerRecord, ErrorBody, ImageConfig, ImageRecord, OperationRecord
 from insula.model.spec import AppliedProfile, MountKind, MountWish
 
 HIDDEN = "[hidden]"
@@ -32,6 +34,9 @@ _UNIX = "unix:"
 _WILDCARD = re.compile(r"[*?\[]")
 _REPEATED = re.compile(r"/(\./|/)+")
 _ABSOLUTE = re.compile(r"/[^\s:;,=\"']*")
+_OBJECT = re.compile(r"`([^`]*)`(?![^\s:;,.)'])")
+"""What an error is about stands in backticks; one within a name ends none."""
+_BETWEEN_WORDS = re.compile(r"([\s`]+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,15 +72,20 @@ class Redaction:
             return drift_of(change, profile=change.profile, seen=self.event(change.seen))
         if isinstance(change, Alarm):
             return alarm_of(change, rule=change.rule, seen=self.event(change.seen))
-        return change
+        return replace(change, detail=self.text(change.detail))
 
     def profile(self, profile: Profile) -> Profile:
         """Return what may be told of a profile."""
         if self.is_empty:
             return profile
-        written, refused = self._counted(profile.written), self._counted(profile.refused_folders)
-        is_redacted = (written, refused) != (profile.written, profile.refused_folders)
-        return replace(profile, written=written, refused_folders=refused, is_redacted=is_redacted)
+        told = replace(
+            profile,
+            programs=None if profile.programs is None else self._counted(profile.programs),
+            written=self._counted(profile.written),
+            refused_programs=self._counted(profile.refused_programs),
+            refused_folders=self._counted(profile.refused_folders),
+        )
+        return replace(told, is_redacted=profile.is_redacted or told != profile)
 
     def drift(self, drift: Drift) -> Drift:
         """Return what may be told of something that a profile lacks."""
@@ -104,17 +114,46 @@ class Redaction:
                 mounts=tuple(map(self._mount, spec.mounts)),
                 profile=self.applied(spec.profile),
             ),
-            config=replace(
-                config,
-                entrypoint=self._arguments(config.entrypoint),
-                command=self._arguments_after(head, config.command),
-                environment=tuple(map(self._argument, config.environment)),
-                working_directory=self.path(config.working_directory),
-                volumes=tuple(map(self.path, config.volumes)),
-            ),
+            config=self._config(config, head=head),
             error=self.text(record.error),
             profile=self.applied(record.profile),
         )
+
+    def image(self, image: ImageRecord) -> ImageRecord:
+        """Return what may be told of an image: of its command, environment and folders."""
+        if self.is_empty:
+            return image
+        return replace(image, config=self._config(image.config, head=image.config.entrypoint))
+
+    def _config(self, config: ImageConfig, *, head: tuple[str, ...]) -> ImageConfig:
+        """head: what the command is appended to."""
+        return replace(
+            config,
+            entrypoint=self._arguments(config.entrypoint),
+            command=self._arguments_after(head, config.command),
+            environment=tuple(map(self._argument, config.environment)),
+            working_directory=self.path(config.working_directory),
+            volumes=tuple(map(self.path, config.volumes)),
+        )
+
+    def operation(self, operation: OperationRecord) -> OperationRecord:
+        """Return what may be told of an operation: of its messages and of what came of it."""
+        if self.is_empty:
+            return operation
+        progress = operation.progress
+        return replace(
+            operation,
+            progress=replace(progress, message=self.text(progress.message)),
+            result={
+                name: self.text(value) if isinstance(value, str) else value
+                for name, value in operation.result.items()
+            },
+            error=operation.error and self.error(operation.error),
+        )
+
+    def error(self, error: ErrorBody) -> ErrorBody:
+        """Return what may be told of an error."""
+        return replace(error, message=self.text(error.message), hint=self.text(error.hint))
 
     def applied(self, profile: AppliedProfile | None) -> AppliedProfile | None:
         """Return what may be told of what a container is held to."""
@@ -130,8 +169,28 @@ class Redaction:
         )
 
     def text(self, text: str) -> str:
-        """Return what may be told of a message: nothing if it names what is hidden."""
-        return HIDDEN if any(_names(text, folder) for folder in self.paths) else text
+        """Return what may be told of a message: nothing of one that names what is hidden elsewhere than in backticks."""
+        if self.is_empty:
+            return text
+        told = _OBJECT.sub(lambda found: f"`{self._object(found[1])}`", text)
+        return HIDDEN if self._is_named(told) else self._without_arguments(told)
+
+    def _object(self, name: str) -> str:
+        told = self.path(name) if name.startswith("/") else name
+        return HIDDEN if self._is_named(told) else told
+
+    def _is_named(self, text: str) -> bool:
+        told_before = text.replace(f"/{HIDDEN}", "")
+        return any(_names(told_before, folder) for folder in self.paths)
+
+    def _without_arguments(self, text: str) -> str:
+        """Hide words of a message that are arguments for sure: whose pattern begins with a word."""
+        patterns = tuple(each for each in self.arguments if _before_wildcard(each))
+        if not patterns:
+            return text
+        parts = _BETWEEN_WORDS.split(text)
+        parts[::2] = Redaction(arguments=patterns).words(parts[::2])
+        return "".join(parts)
 
     def words(self, arguments: Iterable[str]) -> tuple[str, ...]:
         """Return what may be told of a command line."""

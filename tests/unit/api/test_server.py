@@ -77,6 +77,8 @@ class FakeVerbs:
         return {"name": "naïve 😀"}
 
     def read_archive(self, grant: Any, ref: str, *, path: str, output: Any) -> None:
+        if path == "/srv/breaks":
+            raise errors.PathEscapes(f"cannot read `{path}`")
         output.write(b"x" * 3_000_000)
         if path == "/breaks":
             raise errors.PathEscapes("no")
@@ -109,6 +111,17 @@ def run(test: Callable[..., Any], tmp_path: Path) -> None:
             await test(*parts)
 
     asyncio.run(main())
+
+
+def test_an_error_is_told_without_what_is_hidden(tmp_path: Path) -> None:
+    (tmp_path / "policy.toml").write_text('[default]\nhide_paths = ["/srv"]\n')
+
+    async def test(session: aiohttp.ClientSession, verbs: FakeVerbs, path: Path) -> None:
+        async with session.get("/v1/containers/c/archive", params={"path": "/srv/breaks"}) as response:
+            said = await response.json()
+        assert said["error"]["message"] == "cannot read `/srv/[hidden]`"
+
+    run(test, tmp_path)
 
 
 def documented() -> set[tuple[str, str]]:

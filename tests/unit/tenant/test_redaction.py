@@ -7,11 +7,20 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from insula.model.change import Alarm
+from insula.model.change import Alarm, Change
 from insula.model.errors import InvalidPolicy
+from insula.model.grant import EVERY_TENANT
 from insula.model.monitor import Event, EventKind
 from insula.model.profile import Profile
-from insula.model.record import ContainerRecord, ImageConfig
+from insula.model.record import (
+    ContainerRecord,
+    ErrorBody,
+    ImageConfig,
+    ImageRecord,
+    OperationRecord,
+    OperationStatus,
+    Progress,
+)
 from insula.model.spec import AppliedProfile, MountKind, MountWish, Spec
 from insula.tenant.policy import EXPORT, Reader, Rules, parse, redaction
 from insula.tenant.redaction import Redaction
@@ -103,7 +112,7 @@ def test_the_environment_and_the_folders_of_a_container() -> None:
         ("secret", "/home/[hidden]"),
     ]
     assert seen.spec.working_directory == "/home/[hidden]"
-    assert seen.error == "[hidden]"
+    assert seen.error == "cannot execute `/srv/secret/[hidden]`: no such file"
     assert Redaction().record(given) is given
 
 
@@ -161,6 +170,85 @@ def test_an_alarm_has_the_words_of_what_may_be_told() -> None:
     told = SECRET.change(alarm)
     assert told.detail == "shell: sh[7] exec sh password=[hidden]"
     assert "=x" not in str(told)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("cannot execute `/srv/secret/tool`: not found", "cannot execute `/srv/secret/[hidden]`: not found"),
+        ("cannot execute `/srv/secret/[hidden]`: no", "cannot execute `/srv/secret/[hidden]`: no"),
+        ("cannot execute `sh -c /srv/secret/x`: no", "cannot execute `[hidden]`: no"),
+        ("cannot open `/srv/secret/`x`: no", "[hidden]"),
+        ("cannot open `/srv/secret/a`b /home/c`: no", "[hidden]"),
+        ("criu: can't open /home/ann/file", "[hidden]"),
+        ("/srv/secret/[hidden]/x", "[hidden]"),
+        ("cannot mount `/srv/secret` on `/mnt`", "cannot mount `/srv/secret` on `/mnt`"),
+        ("exit code 127: cannot execute `password=x`", "exit code 127: cannot execute `password=[hidden]`"),
+        ("usage: login --key abc web", "usage: login --key [hidden] web"),
+        ("Sesame", "Sesame"),
+        ("", ""),
+    ],
+)
+def test_messages(given: str, told: str) -> None:
+    assert SECRET.text(given) == told
+    assert SECRET.text(told) == told
+
+
+def test_a_message_is_told_where_any_argument_is_hidden() -> None:
+    assert Redaction(arguments=("*", "?")).text("cannot find `web`") == "cannot find `web`"
+
+
+def test_the_end_of_a_container_is_told_without_what_is_hidden() -> None:
+    ended = Change(
+        at=1.0, container="c1", name="web", tenant="t", event="exited", detail="exit code 1: `/home/a`"
+    )
+    assert SECRET.change(ended).detail == "exit code 1: `/home/[hidden]`"
+
+
+def test_the_programs_of_a_profile() -> None:
+    profile = Profile(
+        name="p",
+        calls={},
+        capabilities={},
+        programs={"/bin/sh": 1, "/home/a": 1, "/home/b": 2},
+        written={},
+        outgoing={},
+        listening={},
+        refused_programs={"/srv/secret/x": 1},
+    )
+    told = SECRET.profile(profile)
+    assert told.programs == {"/bin/sh": 1, "/home/[hidden]": 3}
+    assert told.refused_programs == {"/srv/secret/[hidden]": 1}
+    assert told.is_redacted
+
+
+def test_an_operation() -> None:
+    failed = OperationRecord(
+        id="1",
+        kind="checkpoint",
+        tenant="t",
+        subject="web",
+        status=OperationStatus.FAILED,
+        progress=Progress(message="cannot dump `/home/a`"),
+        result={"file": "/srv/secret/x", "bytes": 1},
+        error=ErrorBody(code="internal", message="cannot dump `/home/a`", hint="remove `/home/a`"),
+    )
+    told = SECRET.operation(failed)
+    assert told.error == ErrorBody(
+        code="internal", message="cannot dump `/home/[hidden]`", hint="remove `/home/[hidden]`"
+    )
+    assert told.progress.message == "cannot dump `/home/[hidden]`"
+    assert told.result == {"file": "[hidden]", "bytes": 1}
+
+
+def test_an_image() -> None:
+    config = ImageConfig(entrypoint=("login", "--key"), command=("abc",), environment=("password=x",))
+    told = SECRET.image(ImageRecord(id="i", config=config)).config
+    assert (told.entrypoint, told.command, told.environment) == (
+        ("login", "--key"),
+        ("[hidden]",),
+        ("password=[hidden]",),
+    )
 
 
 def test_a_profile_counts_what_is_hidden_together() -> None:
@@ -224,6 +312,19 @@ def test_the_most_particular_section_counts(
 ) -> None:
     found = redaction(parse(POLICY, known_capabilities=frozenset()), reader, tenant=tenant)
     assert (found.arguments, found.paths) == (arguments, paths)
+
+
+def test_what_is_of_no_tenant_is_hidden_as_of_any() -> None:
+    text = """
+        [default]
+        hide_paths = ["/a"]
+        [tenant.web]
+        hide_paths = ["/b"]
+        [tenant.db]
+        hide_paths = []
+    """
+    rules = parse(text, known_capabilities=frozenset())
+    assert redaction(rules, Reader(role="admin"), tenant=EVERY_TENANT).paths == ("/a", "/b")
 
 
 def test_nothing_is_hidden_that_nobody_hides() -> None:
