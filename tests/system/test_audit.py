@@ -4,9 +4,12 @@
 import contextlib
 import socket
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
+from typing import Any
 
 from hosted import Host
 from insula.kernel.unix_peer import process
+from insula.tenant.idmap import FIRST_UID
 
 
 def has_peer_pidfd() -> bool:
@@ -86,3 +89,52 @@ def ask_until_gone(host: Host) -> int:
 
 def test_others_than_admins_cannot_verify(host: Host) -> None:
     assert "needs the right" in host.alice.fails("audit", "verify")
+
+
+def last_of(host: Host, path: str, *, method: str) -> dict[str, Any]:
+    """Return the last line about a path, as an admin reads it."""
+    lines = host.root.json("--tenant", "*", "audit", "ls", "--format", "json")
+    return [line for line in lines if line["path"] == path and line["method"] == method][-1]
+
+
+def test_a_refused_caller_is_told_by_what_it_showed(host: Host) -> None:
+    nobody = replace(host.bob, name="nobody", uid=FIRST_UID + 5)
+    status, error = nobody.ask("GET", "/v1/containers")
+    assert (status, error["error"]["code"]) == (403, "denied")
+    line = last_of(host, "/v1/containers", method="GET")
+    assert (line["who"], line["uid"], line["decision"], line["result"]) == (
+        "", nobody.uid, "refused", "denied",
+    )  # fmt: skip
+    assert line["pid"] > 0
+
+
+def test_a_refusal_is_in_the_part_of_who_was_refused(host: Host) -> None:
+    assert host.alice.ask("GET", "/v1/users")[0] == 403
+    hers = host.alice.json("audit", "ls", "--format", "json")
+    refused = [line for line in hers if line["path"] == "/v1/users"][-1]
+    assert (refused["tenant"], refused["decision"]) == (host.alice.tenant, "refused")
+
+
+def test_a_tenant_that_may_not_be_seen_is_a_refusal_and_named(host: Host) -> None:
+    assert host.alice.ask("GET", f"/v1/containers?tenant={host.bob.tenant}")[0] == 404
+    line = last_of(host, "/v1/containers", method="GET")
+    assert (line["decision"], line["result"]) == ("refused", "not_found")
+    assert (line["tenant"], line["asked_tenant"]) == (host.alice.tenant, host.bob.tenant)
+    assert not [each for each in host.bob.json("audit", "ls", "--format", "json") if "asked_tenant" in each]
+
+
+def test_what_an_admin_does_to_ones_container_is_in_ones_part(host: Host) -> None:
+    host.alice("create", "--name", "hers", "box", "true")
+    assert host.root.ask("DELETE", "/v1/containers/hers?tenant=*")[0] == 204
+    hers = host.alice.json("audit", "ls", "--format", "json")
+    assert [line["who"] for line in hers if line["method"] == "DELETE"][-1] == "root"
+
+
+def test_what_was_made_is_named(host: Host) -> None:
+    host.alice("create", "--name", "hers", "box", "true")
+    made = last_of(host, "/v1/containers", method="POST")
+    assert (made["made"], made["made_name"]) == (host.alice.look("hers")["id"], "hers")
+    host.alice("volume", "create", "data")
+    assert last_of(host, "/v1/volumes", method="POST")["made"] == "data"
+    host.root("network", "create", "net")
+    assert last_of(host, "/v1/networks", method="POST")["made_name"] == "net"

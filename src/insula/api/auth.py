@@ -132,6 +132,14 @@ def _bearer(headers: Mapping[str, str]) -> str:
     return value[len(_BEARER) :].strip()
 
 
+def token_id(headers: Mapping[str, str]) -> str:
+    """Return the id of the token that a request shows, whether it is a right one or not; empty: none."""
+    try:
+        return identity.token_id_of(_bearer(headers))
+    except Unauthenticated:
+        return ""
+
+
 def identify(found: Shown, *, directory: Directory, admins: frozenset[str]) -> Principal:
     """Return who that is now.
 

@@ -16,6 +16,7 @@ from aiohttp import web
 
 from insula.api.bodies import Query
 from insula.api.changes import Changes
+from insula.api.deed import Deed
 from insula.api.gate import Gate
 from insula.api.lanes import Lanes, OneByOne
 from insula.api.standing import Judge, Standing
@@ -100,6 +101,8 @@ class Call:
     request: web.Request
     grant: Grant
     api: Api
+    deed: Deed
+    """What its line in the audit log will say."""
     judge: Judge
     """Asks again whether the caller may do this: for what outlives the request."""
     ref: str = ""

@@ -23,6 +23,7 @@ STATS_INTERVAL_S = 1.0
 async def create(call: Call) -> web.StreamResponse:
     spec = await call.body(Spec)
     record = await call.run(call.api.verbs.create, call.grant, spec)
+    call.deed.creates(record.id, name=record.name)
     return answer(Created(id=record.id, name=record.name), status=201)
 
 

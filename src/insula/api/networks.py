@@ -13,7 +13,9 @@ async def list_all(call: Call) -> web.StreamResponse:
 
 async def create(call: Call) -> web.StreamResponse:
     wish = await call.body(NetworkWish)
-    return answer(await call.run(call.api.verbs.create_network, call.grant, wish), status=201)
+    record = await call.run(call.api.verbs.create_network, call.grant, wish)
+    call.deed.creates(record.id, name=record.name)
+    return answer(record, status=201)
 
 
 async def inspect(call: Call) -> web.StreamResponse:

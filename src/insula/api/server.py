@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The HTTP application: who calls, may they, the handler, the answer, the audit.  One way for every route."""
 
-import asyncio
 import functools
 import logging
-import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from aiohttp import web
@@ -15,14 +14,22 @@ from insula.api import auth
 from insula.api.bodies import Failure
 from insula.api.call import MAX_BODY_BYTES, Api, Call, answer
 from insula.api.checkpoints import ACCEPTED
+from insula.api.deed import written_down
 from insula.api.errors import CODES, INTERNAL, body_of, status_of
 from insula.api.gate import Gate
 from insula.api.routes import ROUTES, Route
-from insula.model.errors import Denied, InsulaError, OperationNotFound, TooManyRequests, from_code
-from insula.model.grant import Action, Principal, scope
+from insula.model.errors import (
+    Conflict,
+    Denied,
+    InsulaError,
+    NotFound,
+    OperationNotFound,
+    TooManyRequests,
+    from_code,
+)
+from insula.model.grant import Action, scope
 from insula.model.span import TENANT, Attributes
 from insula.runtime.store import no_container
-from insula.tenant.audit import Entry
 from insula.tenant.redaction import NOTHING_HIDDEN, Redaction
 
 LOG = logging.getLogger(__name__)
@@ -69,37 +76,23 @@ def _pace(gate: Gate) -> Middleware:
 
 def _serve(route: Route, *, api: Api) -> Plain:
     async def handle(request: web.Request) -> web.StreamResponse:
-        principal = auth.NOBODY
-        tenant, result = "", "internal"
-        begun = time.monotonic()
-        process = auth.caller_process(request)
-        try:
+        with written_down(request, route.action, audit=api.audit) as deed:
             caller = auth.Caller.of(request, directory=api.store, admins=api.identity.admins)
-            principal = caller.now()
-            judge = functools.partial(caller.may, route.action, target_tenant=request.query.get("tenant", ""))
+            asked = request.query.get("tenant", "")
+            deed.by(principal := caller.now(), asked_tenant=asked)
+            judge = functools.partial(caller.may, route.action, target_tenant=asked)
             grant = judge(principal)
-            tenant = grant.tenant
-            request[_HIDDEN] = api.sight.of_reader(principal, tenant)
+            request[_HIDDEN] = api.sight.of_reader(principal, grant.tenant)
             if route.action not in _HARMLESS:
                 api.audit.require_room()
             named = request.match_info.get("ref", "")
-            call = Call(request=request, grant=grant, api=api, judge=judge, ref=named)
+            call = Call(request=request, grant=grant, api=api, judge=judge, deed=deed, ref=named)
             async with api.gate.passed(request, grant):
                 call = await _confined(call)
+                deed.may(grant)
+                await _note_owner(call)
                 with api.standing.hold(request, judge):
                     response = await _traced(call, route)
-            result = "ok"
-        except InsulaError as error:
-            result = error.code
-            raise
-        except asyncio.CancelledError:
-            result = "gone"
-            raise
-        finally:
-            entry = _entry(request, principal, route=route, tenant=tenant, result=result)
-            if process is not None:
-                entry = replace(entry, pid=process.pid, began=process.began)
-            _write_down(api, replace(entry, seconds=time.monotonic() - begun))
         return response
 
     return handle
@@ -134,31 +127,6 @@ def _attributes(call: Call, route: Route) -> Attributes:
     }
 
 
-def _entry(request: web.Request, principal: Principal, *, route: Route, tenant: str, result: str) -> Entry:
-    return Entry(
-        principal=principal,
-        action=route.action,
-        method=request.method,
-        path=request.path,
-        tenant=tenant,
-        result=result,
-        source=_source(request),
-    )
-
-
-def _source(request: web.Request) -> str:
-    peer = request.transport.get_extra_info("peername") if request.transport is not None else None
-    return str(peer[0]) if isinstance(peer, tuple) else "unix"
-
-
-def _write_down(api: Api, entry: Entry) -> None:
-    try:
-        api.audit.record(entry)
-    except OSError as error:
-        # What changes something was refused before (`require_room`); what only looks is served all the same.
-        LOG.error("the audit log cannot be written", extra={"fields": {"reason": str(error)}})
-
-
 async def _confined(call: Call) -> Call:
     """Hold a token that is for one container to that one, by its id, and to what is done with it.
 
@@ -179,6 +147,13 @@ async def _confined(call: Call) -> Call:
             raise OperationNotFound(f"cannot find operation `{call.ref}`")
         return call
     raise Denied("cannot use the token for this: it is for one container only")
+
+
+async def _note_owner(call: Call) -> None:
+    """Note whose container it is that the caller has named among all tenants': its owner reads of it, too."""
+    if scope(call.grant) is None and call.ref and call.request.path.startswith("/v1/containers/"):
+        with suppress(NotFound, Conflict):
+            call.deed.about((await call.find()).tenant)
 
 
 @web.middleware

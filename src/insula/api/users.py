@@ -38,7 +38,9 @@ async def list_users(call: Call) -> web.StreamResponse:
 
 async def add_user(call: Call) -> web.StreamResponse:
     wish = await call.body(UserWish)
-    return secret(await call.run(call.api.users.add_user, wish))
+    added = await call.run(call.api.users.add_user, wish)
+    call.deed.creates(added.user.name)
+    return secret(added)
 
 
 async def change_user(call: Call) -> web.StreamResponse:
@@ -57,7 +59,9 @@ async def list_tokens(call: Call) -> web.StreamResponse:
 
 async def create_token(call: Call) -> web.StreamResponse:
     wish = await call.body(TokenWish)
-    return secret(await call.run(call.api.users.create_token, call.grant, wish))
+    made = await call.run(call.api.users.create_token, call.grant, wish)
+    call.deed.creates(made.token.id)
+    return secret(made)
 
 
 async def delete_token(call: Call) -> web.StreamResponse:

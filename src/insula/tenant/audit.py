@@ -55,6 +55,13 @@ class Entry:
     """`ok`, or the code of the error."""
     tenant: str = ""
     """Whose things it was about."""
+    asked_tenant: str = ""
+    """The tenant that was named, where it was refused."""
+    is_granted: bool = True
+    """Whether the right to do it was there."""
+    made: str = ""
+    """Id of what came to be; its name where it has no other."""
+    made_name: str = ""
     source: str = ""
     """Where it came from: `unix`, or an address."""
     pid: int | None = None
@@ -66,7 +73,7 @@ class Entry:
     @property
     def is_allowed(self) -> bool:
         """Whether it was decided that it may be: what failed for another reason was allowed."""
-        return self.result not in _REFUSALS
+        return self.is_granted and self.result not in _REFUSALS
 
     def fields(self) -> Fields:
         """Return what its line says, without what chains it."""
@@ -83,6 +90,9 @@ class Entry:
             "method": self.method,
             "path": self.path,
             "tenant": self.tenant,
+            "asked_tenant": self.asked_tenant,
+            "made": self.made,
+            "made_name": self.made_name,
             "decision": "allowed" if self.is_allowed else "refused",
             "result": self.result,
             "ms": round(self.seconds * 1000, 1),
