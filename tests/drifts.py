@@ -32,7 +32,7 @@ class Events:
                     self.seen.append(json.loads(line))
 
     def drifts(self) -> list[str]:
-        return [each["detail"] for each in list(self.seen) if each["event"] == "profile_drift"]
+        return [each["detail"] for each in list(self.seen) if each.get("event") == "profile_drift"]
 
     def close(self) -> None:
         self._socket.shutdown(socket.SHUT_RDWR)

@@ -6,12 +6,39 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from insula.model.change import Change, change_of
+from insula.model.change import Change, ChangeLine, change_of
+from insula.model.monitor import Lost
 from insula.model.record import ContainerRecord
 
 Seen = asyncio.Queue[ContainerRecord | None]
 MAX_WAITING = 10_000
-"""Changes that wait for one reader; one that is slower misses the oldest."""
+"""Changes that wait for one reader; one that is slower misses the oldest, and is told how many."""
+
+
+class Reader:
+    """What waits for one reader of changes.  Belongs to the loop's thread."""
+
+    def __init__(self, *, tenant: str | None) -> None:
+        """tenant: whose changes; None: everybody's."""
+        self._tenant = tenant
+        self._waiting: asyncio.Queue[Change] = asyncio.Queue(MAX_WAITING)
+        self._lost = 0
+
+    def give(self, change: Change) -> None:
+        """Let a change wait, if it is the reader's to know."""
+        if self._tenant not in (None, change.tenant):
+            return
+        if self._waiting.full():
+            self._waiting.get_nowait()
+            self._lost += 1
+        self._waiting.put_nowait(change)
+
+    async def get(self) -> ChangeLine:
+        """Wait for the next one.  What was missed is told first."""
+        if self._lost:
+            lost, self._lost = self._lost, 0
+            return Lost(events=lost)
+        return await self._waiting.get()
 
 
 class Changes:
@@ -21,7 +48,7 @@ class Changes:
         self._loop = loop
         self._watchers: dict[str, set[Seen]] = {}
         self._known: dict[str, ContainerRecord] = {}
-        self._readers: set[asyncio.Queue[Change]] = set()
+        self._readers: set[Reader] = set()
         self._listeners: list[Callable[[Change], None]] = []
 
     def know(self, records: Iterable[ContainerRecord]) -> None:
@@ -56,14 +83,15 @@ class Changes:
         for listener in self._listeners:
             listener(change)
         for reader in self._readers:
-            if reader.full():
-                reader.get_nowait()
-            reader.put_nowait(change)
+            reader.give(change)
 
     @contextmanager
-    def read_all(self) -> Iterator[asyncio.Queue[Change]]:
-        """Collect what happens to any container, in order, while the block runs."""
-        reader: asyncio.Queue[Change] = asyncio.Queue(MAX_WAITING)
+    def read_all(self, *, tenant: str | None) -> Iterator[Reader]:
+        """Collect what happens to any container, in order, while the block runs.
+
+        tenant: to whose; None: to anybody's.
+        """
+        reader = Reader(tenant=tenant)
         self._readers.add(reader)
         try:
             yield reader

@@ -127,7 +127,7 @@ DESCRIBED: dict[str, Described] = {
     "GET /v1/audit": _get("the caller's part of the audit log", None, query=bodies.AuditQuery, **_LINES),
     "GET /v1/audit/verify": _get("whether the audit log is as it was written", bodies.AuditVerdict),
     "GET /metrics": _get("figures for Prometheus", None, form=Answer.TEXT),
-    "GET /v1/events": _get("what happens to containers, from now on", change.Change, **_LINES),
+    "GET /v1/events": _get("what happens to containers, from now on", change.ChangeLine, **_LINES),
     f"POST {_C}/profile/record": _do("record what it uses"),
     f"POST {_C}/profile/save": Described(words="end a recording and keep it", body=profile.SaveWish, example=profile.SaveWish(name="web"), answer=profile.Profile),
     f"POST {_C}/profile/apply": Described(words="hold it to a profile, from its next start on", body=profile.ApplyWish, example=profile.ApplyWish(profile="web"), answer=profile.Applied),

@@ -12,6 +12,7 @@ from aiohttp import web
 from insula.api.bodies import NoQuery, Query, StreamQuery
 from insula.api.call import Call, answer, line, lines
 from insula.api.watch import Counting
+from insula.model.change import Change
 from insula.model.errors import BadRequest
 from insula.model.grant import scope
 from insula.model.monitor import Began, Ended, EventKind, TraceWish
@@ -82,14 +83,13 @@ def _wish(query: TraceQuery) -> TraceWish:
 async def events(call: Call) -> web.StreamResponse:
     """What happens to the caller's containers, from now on."""
     call.query(NoQuery)
-    tenant = scope(call.grant)
-    with call.api.changes.read_all() as changes:
+    with call.api.changes.read_all(tenant=scope(call.grant)) as changes:
         response = await lines(call)
         while True:
-            change = await changes.get()
-            if tenant in (None, change.tenant):
-                hidden = call.redaction(change.tenant)
-                await response.write(line(hidden.change(change)))
+            told = await changes.get()
+            if isinstance(told, Change):
+                told = call.redaction(told.tenant).change(told)
+            await response.write(line(told))
 
 
 async def metrics(call: Call) -> web.StreamResponse:

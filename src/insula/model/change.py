@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `insula events` tells: a change in the life of a container.  Pure."""
 
+from typing import TypeAlias
+
 from insula.model.lifecycle import Status
-from insula.model.monitor import Event, in_words
+from insula.model.monitor import Event, Lost, in_words
 from insula.model.record import ContainerRecord, Fact
 
 #: Status before (None: there was none) and after → what has happened.  Other pairs are named after the status that they end in.
@@ -19,7 +21,7 @@ _NAMES = {
 }
 
 
-class Change(Fact, kw_only=True, frozen=True):
+class Change(Fact, kw_only=True, frozen=True, tag="change"):
     """Something has happened to a container."""
 
     at: float
@@ -74,6 +76,9 @@ def drift_of(whose: ContainerRecord | ProfileDrift, *, profile: str, seen: Event
         profile=profile,
         seen=seen,
     )
+
+
+ChangeLine: TypeAlias = Change | Lost
 
 
 def change_of(before: ContainerRecord | None, after: ContainerRecord | None, *, at: float) -> Change | None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 from insula.cli.commands.logs import stamp
 from insula.cli.options import add_count
@@ -13,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
-    from insula.client.http import Client
+    from insula.client.http import Client, Json
 
 HELP = "show what happens to containers, from now on"
 
@@ -29,18 +30,21 @@ def run(options: Namespace, client: Client) -> int:
     check_form(options.format)
     shown = 0
     for event in client.follow("/v1/events"):
-        if options.containers and not _is_meant(event["name"], event["container"], options.containers):
+        is_lost = event.get("type") == "lost"
+        if not is_lost and options.containers and not _is_meant(event, options.containers):
             continue
         if options.format == "json":
             print(json.dumps(event, ensure_ascii=False), flush=True)
+        elif is_lost:
+            print(f"insula: {event['events']} events were lost", file=sys.stderr, flush=True)
         else:
             words = (stamp(event["at"]), short(event["container"]), printable(event["name"]), event["event"])
             print(*words, printable(event["detail"]), flush=True)
-        shown += 1
+        shown += not is_lost
         if options.count and shown >= options.count:
             break
     return 0
 
 
-def _is_meant(name: str, container_id: str, words: list[str]) -> bool:
-    return any(word == name or container_id.startswith(word) for word in words)
+def _is_meant(event: Json, words: list[str]) -> bool:
+    return any(word == event["name"] or event["container"].startswith(word) for word in words)
