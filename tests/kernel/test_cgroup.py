@@ -274,3 +274,12 @@ def test_a_glance_says_what_stats_say(group: Group) -> None:
 def test_a_glance_at_a_group_that_is_gone_is_an_error() -> None:
     with pytest.raises(FileNotFoundError):
         Group(Hierarchies.detect(), "insula-test-none", "none").glance()
+
+
+def test_the_groups_directly_below_are_named(group: Group) -> None:
+    parent = Path(group.v2_directory()).parent.name
+    for name in ("one/two", "one/three/four"):
+        above, _, last = f"{parent}/{name}".rpartition("/")
+        Group(Hierarchies.detect(), above, last).create()
+    assert group.children() == ["three", "two"]
+    assert Group(Hierarchies.detect(), parent, "absent").children() == []

@@ -2,15 +2,22 @@
 """A layer from Debian's packages: some 10 seconds, and the package index of this machine's mirror."""
 
 import shutil
+import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from insula.image.debian import build_debian
 from insula.image.layers import Layers
 from insula.model.errors import Cancelled, InvalidSpec
+from insula.runtime.building import separated
+
+UID_BASE = 1 << 29
+"""Nobody's but tenants'."""
 
 
 @pytest.fixture
@@ -20,20 +27,36 @@ def layers() -> Iterator[Layers]:
     shutil.rmtree(folder)
 
 
+@contextmanager
+def start(
+    words: Sequence[str], *, environment: Mapping[str, str], log: IO[bytes]
+) -> Iterator[subprocess.Popen[bytes]]:
+    folder = Path(tempfile.mkdtemp(dir="/var/tmp", prefix="insula-test-"))
+    folder.chmod(0o1777)
+    try:
+        with separated(
+            words, uid_base=UID_BASE, folder=folder, group=None, environment=environment, log=log
+        ) as process:
+            yield process
+    finally:
+        shutil.rmtree(folder)
+
+
 def test_a_small_image_is_built(layers: Layers) -> None:
-    record = build_debian("bookworm", ["redis-server"], layers=layers)
+    record = build_debian("bookworm", ["redis-server"], layers=layers, start=start)
     folder = layers.folder(record.digest)
-    assert (folder / "usr/bin/redis-server").exists()
+    assert (folder / "usr/bin/redis-server").stat().st_uid == 0
+    assert {each.stat().st_uid for each in folder.rglob("*") if not each.is_symlink()} <= set(range(65536))
     assert list((folder / "var/lib/apt/lists").glob("*Packages*")) == []
 
 
 def test_a_package_that_debian_has_not_is_named(layers: Layers) -> None:
     with pytest.raises(InvalidSpec, match="cannot install `no-such-package`"):
-        build_debian("bookworm", ["no-such-package"], layers=layers)
+        build_debian("bookworm", ["no-such-package"], layers=layers, start=start)
     assert layers.list() == []
 
 
 def test_a_build_can_be_cancelled(layers: Layers) -> None:
     with pytest.raises(Cancelled):
-        build_debian("bookworm", [], layers=layers, is_cancelled=lambda: True)
+        build_debian("bookworm", [], layers=layers, start=start, is_cancelled=lambda: True)
     assert layers.list() == []

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from insula.api.errors import body_of
 from insula.api.verbs import Reporter, Result, Work
 from insula.model import span
-from insula.model.errors import Cancelled, InsulaError, OperationNotFound, WrongState
+from insula.model.errors import Cancelled, InsulaError, OperationNotFound, QuotaExceeded, WrongState
 from insula.model.record import ErrorBody, OperationRecord, OperationStatus, Progress
 from insula.model.span import Tracer
 from insula.runtime.ledger import Ledger
@@ -28,6 +28,10 @@ LOG = logging.getLogger(__name__)
 
 KEPT = 500
 """Ended operations that are remembered."""
+
+
+AT_ONCE = {"image-build": 2}
+"""Operations of a kind that one tenant may have under way at the same time."""
 
 
 @dataclass(kw_only=True)
@@ -100,7 +104,7 @@ class OperationRegistry:
         self._running: dict[str, _Running] = {}
 
     def start(self, work: Work, *, kind: str, tenant: str, subject: str, may_cancel: bool) -> OperationRecord:
-        """Begin an action in a thread of its own."""
+        """Begin an action in a thread of its own.  Raises: QuotaExceeded if its tenant has enough under way."""
         record = OperationRecord(
             id=secrets.token_hex(8),
             kind=kind,
@@ -112,12 +116,25 @@ class OperationRegistry:
         )
         running = _Running(record=record)
         with self.lock:
+            self._refuse_too_many(kind, tenant)
             self._store.save_operation(record)
             self._running[record.id] = running
         name = f"{kind} {record.id}"
         asked_by = span.origin()
         threading.Thread(target=self._run, args=(running, work, asked_by), name=name, daemon=True).start()
         return record
+
+    def _refuse_too_many(self, kind: str, tenant: str) -> None:
+        records = (each.record for each in self._running.values())
+        under_way = [
+            each.kind for each in records if each.tenant == tenant and each.status is OperationStatus.RUNNING
+        ]
+        most = AT_ONCE.get(kind)
+        if most is not None and under_way.count(kind) >= most:
+            raise QuotaExceeded(
+                f"cannot begin another `{kind}`: {under_way.count(kind)} of {most} are under way",
+                hint="wait for one, or cancel it; insula operation ls lists them",
+            )
 
     def _run(self, running: _Running, work: Work, asked_by: str) -> None:
         reporter: Reporter = OperationReporter(self, running)

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from insula.api.verbs import Reporter, Result
 from insula.image import gc
-from insula.image.debian import DEADLINE_S, build_debian
+from insula.image.debian import DEADLINE_S, Starter, build_debian
 from insula.image.layers import Filler
 from insula.image.store import Images, full_name
 from insula.image.tarball import Limits as TarLimits
@@ -39,6 +39,8 @@ class Things:
     allowance: Allowance
     filler_of: Callable[[str], Filler]
     """Tenant → what unpacks its uploads, at its own cost."""
+    starter_of: Callable[[str], Starter]
+    """Tenant → what starts the programs of its builds, at its own cost."""
     _making: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -125,6 +127,8 @@ class Things:
                     wish.debian,
                     wish.packages,
                     layers=self.images.layers,
+                    start=self.starter_of(grant.tenant),
+                    filler=self.filler_of(grant.tenant),
                     mirror=wish.mirror,
                     progress=tell,
                     is_cancelled=lambda: reporter.cancelled,

@@ -45,6 +45,8 @@ from insula.monitor.history import History
 from insula.network.attach import Networks
 from insula.network.names import NameServers
 from insula.runtime import init, quotas
+from insula.runtime.building import Building, remove_leftovers
+from insula.runtime.charged import end_leftovers
 from insula.runtime.context import Folders, Runtime
 from insula.runtime.disks import Disks
 from insula.runtime.finish import finish
@@ -199,6 +201,7 @@ def _verbs(ground: _Ground, runtime: Runtime, *, peers: PairedHosts, gate: Gate)
             runtime, ground.disks, count_streams=gate.open_of, count_requests=gate.requests_per_second
         ),
         filler_of=Unpacking(runtime).filler_of,
+        starter_of=Building(runtime).starter_of,
     )
 
 
@@ -300,6 +303,8 @@ def _runtime(options: Options, ground: _Ground) -> Runtime:
     held = spawner.connect()
     run_folder.claim(options.run, options.state, is_holding=bool(held))
     ground.images.layers.clean()
+    end_leftovers(runtime)
+    remove_leftovers(options.state)
     quotas.weigh_all(runtime)
     recover(runtime, held)
     return runtime

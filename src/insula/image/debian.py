@@ -1,27 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build a layer from Debian's packages, by mmdebstrap, streamed straight into a folder.
+"""Build a layer from Debian's packages, by mmdebstrap, streamed into a folder.
 
 The machine's own apt configuration (proxies, keys) is used, and its mirror unless another is named.  The words of a
-caller are checked against what Debian allows, so none can become an option.  Out of scope: other distributions.
+caller are checked against what Debian allows, so none can become an option.  Out of scope: other distributions; where and as whom
+mmdebstrap runs (`runtime/building.py`).
 Source: mmdebstrap(1); Debian policy 5.6.1 (package names).
 """
 
 import os
 import re
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
-from insula.image.layers import Layers
+from insula.image.layers import Filler, Layers, fill
 from insula.image.tarball import Limits
 from insula.kernel.readable import wait_readable
 from insula.model.errors import (
     Cancelled,
+    DiskFull,
     ImageTooLarge,
     InsulaError,
     InvalidImage,
@@ -41,7 +43,15 @@ _MACHINE_SOURCES = ("/etc/apt/sources.list.d/debian.sources", "/etc/apt/sources.
 _UNKNOWN_PACKAGE = re.compile(
     r"Unable to locate package (\S+)|Package '?([^' ]+)'? has no installation candidate"
 )
+_NO_ROOM = re.compile(r"No space left on device|Disk quota exceeded|You don't have enough free space")
 _ERROR_LINES = 12
+
+#: SOURCE_DATE_EPOCH bounds the times of files: two builds of the same packages are nearly the same.
+_ENVIRONMENT = {
+    "SOURCE_DATE_EPOCH": "1700000000",
+    "LC_ALL": "C.UTF-8",
+    "DEBIAN_FRONTEND": "noninteractive",
+}
 
 #: What a build leaves behind and no container needs.
 _DROPPED = ("/var/lib/apt/lists/*", "/var/cache/apt/*", "/var/log/*", "/var/cache/ldconfig/*")
@@ -89,20 +99,33 @@ def command(release: str, packages: Sequence[str], *, mirror: str) -> list[str]:
     return [*words, "--", release, "-", mirror or machine_mirror()]
 
 
+class Starter(Protocol):
+    """Starts the program of a build; at the end of the block it has ended, with all that it has started and written.
+
+    environment: beside the starter's own.  log: gets its standard error.
+    """
+
+    def __call__(
+        self, words: Sequence[str], *, environment: Mapping[str, str], log: IO[bytes]
+    ) -> AbstractContextManager[subprocess.Popen[bytes]]: ...
+
+
 def build_debian(
     release: str,
     packages: Sequence[str],
     *,
     layers: Layers,
+    start: Starter,
+    filler: Filler = fill,
     mirror: str = "",
     progress: Callable[[Progress], None] = lambda _: None,
     is_cancelled: Callable[[], bool] = lambda: False,
     deadline_s: float = DEADLINE_S,
     limits: Limits | None = None,
 ) -> LayerRecord:
-    """Build a layer.  limits: of what the build may put into it.
+    """Build a layer.  start: where mmdebstrap runs, as root.  filler: what unpacks.  limits: of what the build may put into it.
 
-    Raises: InvalidSpec for a word that is none or a package that Debian has not, Cancelled, InvalidImage with
+    Raises: InvalidSpec for a word that is none or a package that Debian has not, Cancelled, TookTooLong, InvalidImage with
     mmdebstrap's last words, Unsupported without mmdebstrap, DiskFull.  Nothing stays then.
     """
     check_words(release, packages, mirror=mirror)
@@ -112,41 +135,17 @@ def build_debian(
         )
     words = command(release, packages, mirror=mirror)
     started = time.monotonic()
-    with tempfile.TemporaryFile() as log, _started(words, log) as process:
+    with tempfile.TemporaryFile() as log, start(words, environment=_ENVIRONMENT, log=log) as process:
         source = _Output(process, deadline=started + deadline_s, is_cancelled=is_cancelled, progress=progress)
         try:
-            record = layers.unpack(source, media=f"debian {release}", limits=limits)
+            record = layers.unpack(source, media=f"debian {release}", limits=limits, filler=filler)
         except ImageTooLarge:
-            _stop(process)
             raise
         except InvalidImage as error:
             # An archive that ends early is mmdebstrap's failure; its words say more.
-            _stop(process)
             raise _explain(log, release) from error
-        except BaseException:
-            _stop(process)
-            raise
     progress(Progress(phase="done", message=f"{time.monotonic() - started:.1f} s"))
     return record
-
-
-def _started(words: list[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
-    # SOURCE_DATE_EPOCH bounds the times of files: two builds of the same packages are nearly the same.
-    environment = {
-        **os.environ,
-        "SOURCE_DATE_EPOCH": "1700000000",
-        "LC_ALL": "C.UTF-8",
-        "DEBIAN_FRONTEND": "noninteractive",
-    }
-    return subprocess.Popen(
-        words,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=log,
-        env=environment,
-        start_new_session=True,
-        bufsize=0,
-    )
 
 
 class _Output:
@@ -175,32 +174,23 @@ class _Output:
             self._progress(Progress(phase="unpack" if self._done else "packages", done=self._done))
             self._check()
         piece = os.read(pipe.fileno(), size)
-        if not piece and self._process.wait(timeout=max(1.0, self._deadline - time.monotonic())) != 0:
+        if not piece and self._wait() != 0:
             raise InvalidImage("cannot build: mmdebstrap failed")
         self._done += len(piece)
         return piece
+
+    def _wait(self) -> int:
+        while True:
+            try:
+                return self._process.wait(_STALL_CHECK_S)
+            except subprocess.TimeoutExpired:
+                self._check()
 
     def _check(self) -> None:
         if self._is_cancelled():
             raise Cancelled("cannot finish the build: it was cancelled")
         if time.monotonic() > self._deadline:
             raise TookTooLong("cannot finish the build: it took too long", hint="try a nearer --mirror")
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    # mmdebstrap unmounts and removes what it made on SIGTERM; its whole session follows if it does not.
-    if process.stdout is not None:
-        process.stdout.close()
-    for kind, patience_s in ((signal.SIGTERM, 20.0), (signal.SIGKILL, 20.0)):
-        try:
-            if process.poll() is None:
-                os.killpg(process.pid, kind)
-            process.wait(timeout=patience_s)
-            return
-        except subprocess.TimeoutExpired:
-            continue
-        except ProcessLookupError:
-            return
 
 
 def _explain(log: IO[bytes], release: str) -> InsulaError:
@@ -210,5 +200,9 @@ def _explain(log: IO[bytes], release: str) -> InsulaError:
         if match := _UNKNOWN_PACKAGE.search(line):
             name = match[1] or match[2]
             return InvalidSpec(f"cannot install `{name}`: Debian {release} has no such package")
+    if any(_NO_ROOM.search(line) for line in lines):
+        return DiskFull(
+            f"cannot build Debian `{release}`: there is no room for it", hint="give the tenant a larger disk"
+        )
     errors = [line for line in lines if line.startswith(("E:", "W: Failed", "Err:"))] or lines
     return InvalidImage(f"cannot build Debian `{release}`: " + "; ".join(errors[-_ERROR_LINES:])[:2000])

@@ -2,37 +2,29 @@
 """Unpack a tenant's upload in a process of the tenant's cgroup: its processors, its memory, its share.
 
 What unpacks in insulad takes the interpreter from everybody's requests.  The process is `image/unpack_worker.py`; it is
-moved before it gets its first byte, and its cgroup goes with it.  A tenant without containers gets its limits here, too.
+moved before it gets its first byte, and its cgroup (`charged.py`) goes with it.
 """
 
 import json
 import os
-import secrets
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO
 
-import insula
 from insula.image.layers import Filled, Filler
 from insula.image.tarball import Limits
 from insula.image.tarheader import ByteSource
-from insula.kernel.cgroup import Group
 from insula.model.errors import InsulaError, LimitRefused, from_code
-from insula.runtime import quotas
+from insula.runtime.charged import Charge, charged_group, worker_words
 from insula.runtime.context import Runtime
-from insula.runtime.undo import attempt
 
 CHUNK_BYTES = 1 << 18
 REST_S, MAX_REST_S = 1.0, 10.0
 """After each archive that was refused its tenant's next one waits so long; for all of them together at most."""
-LEAVING_SECONDS = 5.0
-"""For the kernel to let go of the cgroup."""
 
 
 class Unpacking:
@@ -78,7 +70,7 @@ class Rest:
 
 
 def _fill(runtime: Runtime, tenant: str, stream: ByteSource, *, root_fd: int, limits: Limits) -> Filled:
-    with _group(runtime, tenant) as group, _worker(root_fd, limits) as process:
+    with charged_group(runtime, tenant, charge=Charge.UNPACK) as group, _worker(root_fd, limits) as process:
         if group is not None:
             with suppress(ProcessLookupError):  # it has failed already
                 group.attach(process.pid)
@@ -91,31 +83,12 @@ def _fill(runtime: Runtime, tenant: str, stream: ByteSource, *, root_fd: int, li
 
 
 @contextmanager
-def _group(runtime: Runtime, tenant: str) -> Iterator[Group | None]:
-    if not runtime.spawner.knows_tenants:
-        yield None
-        return
-    quotas.ready_group(runtime, tenant)
-    group = Group(runtime.hierarchies(), runtime.tenant_parent(tenant), f"unpack-{secrets.token_hex(6)}")
-    try:
-        try:
-            group.create()
-        except OSError as error:
-            raise LimitRefused(
-                f"cannot unpack within the limits of tenant `{tenant}`: {error.strerror}"
-            ) from error
-        yield group
-    finally:
-        attempt(group.delete, time.monotonic() + LEAVING_SECONDS)
-
-
-@contextmanager
 def _worker(root_fd: int, limits: Limits) -> Iterator[subprocess.Popen[bytes]]:
-    folder = str(Path(insula.__file__).resolve().parents[1])
-    code = f"import sys; sys.path.insert(0, {folder!r}); from insula.image import unpack_worker as w; sys.exit(w.main())"
-    words = [sys.executable, "-I", "-c", code, str(root_fd), str(limits.entries), str(limits.size_bytes)]
     process = subprocess.Popen(
-        words,
+        [
+            *worker_words("insula.image.unpack_worker"),
+            *map(str, (root_fd, limits.entries, limits.size_bytes)),
+        ],
         bufsize=0,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -62,14 +62,18 @@ def key_of(text: str, key: str) -> int:
     return 0
 
 
+def groups_below(directory: str) -> list[str]:
+    """Return the names of the cgroups directly below one; none if it is not there."""
+    try:
+        return [entry.name for entry in os.scandir(directory) if entry.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
+        return []
+
+
 def remove_tree(directory: str) -> None:
     """Remove a cgroup and those below it, deepest first.  Raises: OSError: EBUSY if a process is in one."""
-    try:
-        children = [entry.path for entry in os.scandir(directory) if entry.is_dir(follow_symlinks=False)]
-    except FileNotFoundError:
-        return
-    for child in children:
-        remove_tree(child)
+    for name in groups_below(directory):
+        remove_tree(os.path.join(directory, name))
     try:
         os.rmdir(directory)
     except FileNotFoundError:

@@ -7,6 +7,7 @@ emptiness and killing always through v2 (findings: the v1 freezer with one stopp
 
 import contextlib
 import errno
+import itertools
 import os
 import select
 import time
@@ -76,6 +77,11 @@ class Group:
     def exists(self) -> bool:
         """Answer whether any part of the group is there."""
         return any(os.path.isdir(each) for each in self._everywhere())
+
+    def children(self) -> list[str]:
+        """Return the names of the groups directly below, in any hierarchy."""
+        names = (files.groups_below(each) for each in self._everywhere())
+        return sorted(set(itertools.chain.from_iterable(names)))
 
     def attach(self, pid: int) -> None:
         """Move a process, with its threads, into the group in every hierarchy.  Raises: OSError: ESRCH if it is gone."""
