@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from insula.kernel.cgroup import Group, Hierarchies, Limits, delete_parent
+from insula.kernel.cgroup import Device, Group, Hierarchies, Limits, delete_parent
 
 MEBIBYTE = 1 << 20
 
@@ -190,8 +190,8 @@ def device_group(request: pytest.FixtureRequest) -> Iterator[Group]:
 
 
 def test_only_harmless_devices_are_left(device_group: Group, tmp_path: Path) -> None:
-    device_group.deny_devices()
-    device_group.deny_devices()  # of a group that was there already
+    device_group.limit_devices()
+    device_group.limit_devices()  # of a group that was there already
 
     def child() -> None:
         for name in ("null", "zero", "full", "random", "urandom"):
@@ -215,6 +215,31 @@ def test_only_harmless_devices_are_left(device_group: Group, tmp_path: Path) -> 
         os._exit(40 + refused)
 
     assert os.waitstatus_to_exitcode(os.waitpid(start(device_group, child), 0)[1]) == 44
+
+
+def test_more_devices_may_be_opened_as_far_as_they_are_allowed(device_group: Group, tmp_path: Path) -> None:
+    device_group.limit_devices([Device("c", 1, 11, "w"), Device("b", 1, 3, "rm")])
+
+    def child() -> None:
+        os.mknod(tmp_path / "disk", stat.S_IFBLK | 0o600, os.makedev(1, 3))
+        os.close(os.open("/dev/kmsg", os.O_WRONLY))
+        refused = 0
+        for path, flags in (
+            ("/dev/kmsg", os.O_RDONLY),
+            ("/dev/kmsg", os.O_RDWR),
+            (tmp_path / "disk", os.O_WRONLY),
+        ):
+            try:
+                os.open(path, flags)
+            except PermissionError:
+                refused += 1
+        try:
+            os.open(tmp_path / "disk", os.O_RDONLY)
+        except OSError as error:  # there may be no such disk, but it was asked for
+            refused += 10 * (error.errno == errno.EPERM)
+        os._exit(40 + refused)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(start(device_group, child), 0)[1]) == 43
 
 
 def test_the_v2_id_is_the_inode_of_the_directory(group: Group) -> None:

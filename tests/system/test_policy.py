@@ -293,3 +293,62 @@ def test_a_restored_container_has_the_same_folder_with_the_same_rights(
     os.chown(share, BOB_UID, BOB_UID)
     share.chmod(0o700)
     assert "permission denied" in here.alice.fails("restore", "web")
+
+
+# devices
+
+NODE = Path("/dev/insula-test-kmsg")
+OPENED = "(: > {0}) 2>/dev/null && echo written; (: < {0}) 2>/dev/null && echo read; stat -c %u:%a {0}"
+
+
+@pytest.fixture
+def node() -> Iterator[Path]:
+    """A device of the host's that no container may open unasked: what is written into it is in the kernel's log."""
+    NODE.unlink(missing_ok=True)
+    os.mknod(NODE, stat.S_IFCHR | 0o600, os.makedev(1, 11))
+    yield NODE
+    NODE.unlink()
+
+
+def test_a_device_is_opened_as_far_as_it_was_asked_for(here: AccountsHost, node: Path) -> None:
+    def run(device: str, at: Path = node) -> list[str]:
+        return here.root("run", "--rm", "--device", device, "box", "sh", "-c", OPENED.format(at)).split()
+
+    assert run(f"{node}:w") == ["written", "0:600"]
+    assert run(f"{node}:/dev/log/kernel:wm", Path("/dev/log/kernel")) == ["written", "0:600"]
+    assert here.root("run", "--rm", "box", "sh", "-c", "mknod /tmp/n c 1 11 || echo refused").split() == [
+        "refused"
+    ]
+
+
+def test_a_device_is_only_for_whom_the_policy_grants_it(here: AccountsHost, node: Path) -> None:
+    command = ("create", "--name", "one", "--device", f"{node}:w", "box", "sh", "-c", OPENED.format(node))
+    said = here.alice.fails(*command, code=125)
+    assert f"cannot use device `{node}`: the policy does not grant it" in said
+    grant(here, '[user.alice]\ndevices = ["/dev/insula-test-*"]\n')
+    here.alice(*command)
+    assert "cannot use device `/dev/kmsg`" in here.alice.fails(
+        "run", "--rm", "--device", "/dev/kmsg", "box", "true", code=125
+    )
+    assert here.alice("start", "-a", "one").split() == ["written", "0:600"]
+    grant(here, "[user.alice]\ndevices = []\n")
+    assert "the policy does not grant it" in here.alice.fails("start", "one")
+
+
+@pytest.mark.parametrize(
+    ("device", "reason"),
+    [
+        ("/etc/passwd", "not a path below /dev"),
+        ("/dev/../etc/passwd", "not a path below /dev"),
+        ("/dev/null:/etc/null", "not a path below /dev"),
+        ("/dev/insula-test-none", "no such file"),
+        ("/dev/fd:/dev/x", "symbolic links"),
+        ("/dev/pts:/dev/x", "it is no device"),
+        ("/dev/full:/dev/null", "something else is there"),
+        ("/dev/full:/dev/full2:x", "`x` is no access"),
+        ("/dev/full:r:w", "cannot use device `/dev/full:r:w`"),
+    ],
+)
+def test_what_is_no_device_is_refused(here: AccountsHost, device: str, reason: str) -> None:
+    said = here.root.give("create", "--device", device, "box", "true")
+    assert said.code in {2, 125} and reason in said.err, said

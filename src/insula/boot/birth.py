@@ -25,7 +25,7 @@ from insula.boot.loop import Task, Wait
 from insula.boot.protocol import Failure, LimitsPlan, Message, ProgramPlan, StartPlan
 from insula.boot.stdio import Log, Stdio, make_pipes
 from insula.kernel import idmap, namespace, netlink, seccomp
-from insula.kernel.cgroup import Group, Limits
+from insula.kernel.cgroup import Device, Group, Limits
 from insula.model import stream
 
 #: What a verb of the spawner answers: fields and descriptors.
@@ -82,7 +82,9 @@ def make_group(host: Host, plan: StartPlan) -> Group:
         try:
             group.create()
             group.set_limits(limits_of(plan.limits))
-            group.deny_devices()
+            group.limit_devices(
+                [Device(each.kind, each.major, each.minor, each.access) for each in plan.devices]
+            )
         except ValueError as error:
             _delete_empty(group)
             raise OSError(errno.EINVAL, str(error)) from None

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from insula.boot import root_parts
 from insula.boot.program import StepFailed
-from insula.boot.protocol import FilePlan, MountPlan, StartPlan
+from insula.boot.protocol import DevicePlan, FilePlan, MountPlan, StartPlan
 from insula.kernel import idmap, libc, mount, overlay, paths
 
 ID_COUNT = 65536
@@ -117,7 +117,7 @@ def prepare(plan: StartPlan, maps: IdMaps) -> Prepared:
     userns = maps.descriptor(plan.uid_base)
     with contextlib.ExitStack() as made:
         root = _keep(made, prepare_root(plan, userns))
-        devices = _keep(made, prepare_devices(plan.uid_base))
+        devices = _keep(made, prepare_devices(plan))
         mounts = tuple(
             _keep(made, _prepare_mount(each, maps, uid_base=plan.uid_base)) for each in plan.mounts
         )
@@ -166,8 +166,9 @@ def prepare_root(plan: StartPlan, userns: int) -> int:
         )
 
 
-def prepare_devices(uid_base: int) -> int:
+def prepare_devices(plan: StartPlan) -> int:
     """Make a container's /dev: a tmpfs of the host's, since only that may hold device nodes that open."""
+    uid_base = plan.uid_base
     device_mount = mount.tmpfs(
         size_bytes=65536, mode=0o755, inodes=256, uid=uid_base, gid=uid_base, source="dev",
         attributes=mount.MOUNT_ATTR_NOSUID | mount.MOUNT_ATTR_NOEXEC,
@@ -180,12 +181,24 @@ def prepare_devices(uid_base: int) -> int:
             os.symlink(target, name, dir_fd=device_mount)
         for name in ("pts", "shm", "mqueue", _EMPTY):
             os.mkdir(name, 0o755, dir_fd=device_mount)
+        for device in plan.devices:
+            _make_node(device, device_mount, owner=uid_base)
     except OSError:
         os.close(device_mount)
         raise
     finally:
         os.umask(before)
     return device_mount
+
+
+def _make_node(plan: DevicePlan, device_mount: int, *, owner: int) -> None:
+    *folders, _ = plan.target.split("/")
+    for depth in range(1, len(folders) + 1):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir("/".join(folders[:depth]), 0o755, dir_fd=device_mount)
+    kind = stat.S_IFBLK if plan.kind == "b" else stat.S_IFCHR
+    os.mknod(plan.target, kind | plan.mode, os.makedev(plan.major, plan.minor), dir_fd=device_mount)
+    os.chown(plan.target, owner, owner, dir_fd=device_mount, follow_symlinks=False)
 
 
 @contextlib.contextmanager

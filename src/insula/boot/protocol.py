@@ -96,6 +96,22 @@ class LimitsPlan:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DevicePlan:
+    """A device of the host's that the container may open."""
+
+    target: str
+    """Its node, below the container's /dev."""
+    kind: str
+    """`c` or `b`."""
+    major: int
+    minor: int
+    mode: int
+    """Permission bits of the node, which belongs to the container's root."""
+    access: str
+    """Of `r`, `w`, `m`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ProgramPlan:
     """What is executed, and as whom."""
 
@@ -135,6 +151,7 @@ class StartPlan:
     log_bytes: int = 0
     """How much of the log is kept, the older half included; 0: the usual (`stdio.py`).  Since version 3."""
     mounts: tuple[MountPlan, ...] = ()
+    devices: tuple[DevicePlan, ...] = ()
     files: tuple[FilePlan, ...] = ()
     network: NetworkPlan | None = None
 

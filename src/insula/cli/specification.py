@@ -95,6 +95,13 @@ def _add_files_and_network(parser: ArgumentParser) -> None:
         metavar="TARGET[:size=N]",
         help="mount an empty folder in memory",
     )
+    add(
+        "--device",
+        action="append",
+        default=[],
+        metavar="/dev/…[:/dev/…][:rwm]",
+        help="let it open a device of the host that the policy grants",
+    )
     add("--read-only", action="store_true", help="no writes to the root file system")
     add(
         "-p",
@@ -169,6 +176,7 @@ def build(options: Namespace) -> Json:
         "stdin_open": options.interactive,
         "system": options.init,
         "mounts": mounts(options),
+        "devices": [_device(text) for text in options.device],
         "read_only": options.read_only,
         "ports": [parse_ports(text) for text in options.publish],
         "network": options.network,
@@ -264,6 +272,19 @@ def _tmpfs(text: str) -> Json:
                 f"cannot mount `{text}`: unknown option `{word}`", hint="for example /tmp:size=64m"
             )
     return mount
+
+
+def _device(text: str) -> Json:
+    """Read `SOURCE[:TARGET][:ACCESS]`, as docker does: what does not begin with / is the access."""
+    source, *words = text.split(":")
+    device: Json = {"source": source}
+    if words and words[0].startswith("/"):
+        device["target"] = words.pop(0)
+    if words:
+        device["access"] = words.pop(0)
+    if words:
+        raise InvalidSpec(f"cannot use device `{text}`", hint="/dev/fuse, or /dev/sdc:/dev/xvdc:r")
+    return device
 
 
 def _pair(text: str) -> tuple[str, str]:

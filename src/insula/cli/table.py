@@ -127,9 +127,8 @@ FOREIGN: dict[str, str] = {
 }
 FOREIGN_OPTIONS: dict[str, str] = {
     "--add-host": "containers of a network find each other by name",
-    "--device": "no container has devices of the host",
     "--dns": "names are asked of this host, which asks its own servers",
-    "--gpus": "no container has devices of the host",
+    "--gpus": "name the nodes: --device /dev/dri/card0",
     "--platform": "a container's programs are of this host's processor",
     "--privileged": "nobody gets that; `--cap-add` gives what counts inside, `--init` a whole system",
     "--publish-all": "`-p PORT` publishes one on a port that is picked",

@@ -10,8 +10,8 @@ union bpf_attr); BPF_PROG_TYPE_CGROUP_DEVICE since Linux 4.15.
 
 import os
 import struct
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple, Protocol
 
 from insula.kernel import libc
 
@@ -20,19 +20,25 @@ BPF_PROG_ATTACH = 8
 BPF_PROG_TYPE_CGROUP_DEVICE = 15
 BPF_CGROUP_DEVICE = 6
 BPF_DEVCG_ACC_MKNOD = 1
+BPF_DEVCG_ACC_READ = 2
+BPF_DEVCG_ACC_WRITE = 4
+BPF_DEVCG_DEV_BLOCK = 1
 BPF_DEVCG_DEV_CHAR = 2
+
+_KINDS = {"b": BPF_DEVCG_DEV_BLOCK, "c": BPF_DEVCG_DEV_CHAR}
+_ACCESSES = {"m": BPF_DEVCG_ACC_MKNOD, "r": BPF_DEVCG_ACC_READ, "w": BPF_DEVCG_ACC_WRITE}
+_ALL_ACCESS = 7
 
 _LOAD_WORD = 0x61
 _MOVE_REGISTER = 0xBF
 _MOVE = 0xB7
 _AND = 0x57
 _SHIFT_RIGHT = 0x77
-_JUMP_IF_EQUAL = 0x15
 _JUMP_UNLESS_EQUAL = 0x55
 _EXIT = 0x95
 
 #: Registers: the answer; what the kernel gives us; what we keep.
-_R0, _CONTEXT, _KIND, _ACCESS, _MAJOR, _MINOR = range(6)
+_R0, _CONTEXT, _KIND, _ACCESS, _MAJOR, _MINOR, _BEYOND = range(7)
 
 
 class Instruction(NamedTuple):
@@ -48,12 +54,24 @@ class Instruction(NamedTuple):
         return struct.pack("=BBhi", self.code, self.target | self.source << 4, self.offset, self.value)
 
 
-def device_filter(allowed: Sequence[tuple[int, int | None]]) -> bytes:
-    """Assemble a filter that allows character devices by major and minor number (None: any), and mknod of every device.
+class Allowed(Protocol):
+    """A device that a filter lets through: `cgroup/values.Device`."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def major(self) -> int: ...
+    @property
+    def minor(self) -> int | None: ...
+    @property
+    def access(self) -> str: ...
+
+
+def device_filter(allowed: Iterable[Allowed]) -> bytes:
+    """Assemble a filter that allows these devices, and mknod of every device.
 
     A node alone gives nothing without the right to open it.
     """
-    answer_yes = [Instruction(_MOVE, _R0, value=1), Instruction(_EXIT)]
     program = [
         # struct bpf_cgroup_dev_ctx { __u32 access_type; /* access << 16 | type */ __u32 major; __u32 minor; }
         Instruction(_LOAD_WORD, _KIND, _CONTEXT, 0),
@@ -62,20 +80,26 @@ def device_filter(allowed: Sequence[tuple[int, int | None]]) -> bytes:
         Instruction(_MOVE_REGISTER, _ACCESS, _KIND),
         Instruction(_SHIFT_RIGHT, _ACCESS, value=16),
         Instruction(_AND, _KIND, value=0xFFFF),
-        Instruction(_JUMP_UNLESS_EQUAL, _ACCESS, offset=len(answer_yes), value=BPF_DEVCG_ACC_MKNOD),
-        *answer_yes,
-        Instruction(_JUMP_IF_EQUAL, _KIND, offset=2, value=BPF_DEVCG_DEV_CHAR),
-        Instruction(_MOVE, _R0, value=0),
-        Instruction(_EXIT),
+        *_only_if((_ACCESS, BPF_DEVCG_ACC_MKNOD)),
     ]
-    for major, minor in allowed:
-        same_minor = (
-            [Instruction(_JUMP_UNLESS_EQUAL, _MINOR, offset=2, value=minor)] if minor is not None else []
-        )
-        matched = [*same_minor, *answer_yes]
-        program += [Instruction(_JUMP_UNLESS_EQUAL, _MAJOR, offset=len(matched), value=major), *matched]
+    for each in allowed:
+        tests = [(_KIND, _KINDS[each.kind]), (_MAJOR, each.major)]
+        if each.minor is not None:
+            tests.append((_MINOR, each.minor))
+        # What is asked for beyond what is allowed has to be nothing.
+        beyond = _ALL_ACCESS & ~sum(_ACCESSES[letter] for letter in each.access)
+        asked = [Instruction(_MOVE_REGISTER, _BEYOND, _ACCESS), Instruction(_AND, _BEYOND, value=beyond)]
+        program += [*asked, *_only_if((_BEYOND, 0), *tests)]
     program += [Instruction(_MOVE, _R0, value=0), Instruction(_EXIT)]
     return b"".join(each.packed() for each in program)
+
+
+def _only_if(*tests: tuple[int, int]) -> list[Instruction]:
+    """Return what answers yes if all these registers have these values, and else goes on behind."""
+    block = [Instruction(_MOVE, _R0, value=1), Instruction(_EXIT)]
+    for register, value in reversed(tests):
+        block.insert(0, Instruction(_JUMP_UNLESS_EQUAL, register, offset=len(block), value=value))
+    return block
 
 
 def load_device_filter(program: bytes) -> int:
@@ -111,7 +135,7 @@ def attach_to_cgroup(directory: str, program_fd: int) -> None:
         os.close(group)
 
 
-def limit_devices(directory: str, allowed: Sequence[tuple[int, int | None]]) -> None:
+def limit_devices(directory: str, allowed: Iterable[Allowed]) -> None:
     """Forbid every device but those allowed to a cgroup v2.  Raises: OSError naming bpf."""
     program = load_device_filter(device_filter(allowed))
     try:

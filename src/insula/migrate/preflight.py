@@ -51,6 +51,11 @@ def describe(runtime: Runtime, record: ContainerRecord) -> Offer:
                 f"cannot migrate `{record.name}`: it uses the host folder `{each.source}`",
                 hint="use a volume instead",
             )
+    for device in record.spec.devices:
+        raise Unsupported(
+            f"cannot migrate `{record.name}`: it uses the device `{device.source}` of this host",
+            hint="a container without --device",
+        )
     _refuse_shared_volumes(runtime, record)
     pids = runtime.group(record).pids()
     refuse_obstacles(record.name, pids, init=record.pid, verb="migrate")

@@ -43,6 +43,8 @@ class Permit:
     opens_as: FileUser | None = None
     """None: no account of this host, so no bind mounts."""
     capabilities: frozenset[str] = DEFAULT_CAPABILITIES
+    devices: frozenset[str] = frozenset()
+    """Patterns of paths below /dev: devices of the host that may be opened."""
     low_ports: frozenset[int] = frozenset()
     """Ports below 1024 that may be published."""
     uplinks: frozenset[str] = frozenset()

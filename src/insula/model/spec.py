@@ -89,6 +89,17 @@ class MountWish(Wish, kw_only=True, frozen=True):
     """tmpfs only."""
 
 
+class DeviceWish(Wish, kw_only=True, frozen=True):
+    """A device of the host's that the container may open."""
+
+    source: str
+    """Its node on the host, below /dev."""
+    target: str = ""
+    """Where the container finds it, below /dev; empty: as on the host."""
+    access: str = "rwm"
+    """What is allowed: r read, w write, m make nodes of it."""
+
+
 class PortMapping(Wish, kw_only=True, frozen=True):
     """One range of ports: host_port + i → container_port + i, for i < count."""
 
@@ -121,6 +132,7 @@ class Spec(Wish, kw_only=True, frozen=True):
     system: bool = False
     """--init: the image's own init (or the command) is pid 1, without insula's small init before it."""
     mounts: tuple[MountWish, ...] = ()
+    devices: tuple[DeviceWish, ...] = ()
     read_only: bool = False
     ports: tuple[PortMapping, ...] = ()
     network: str = "default"

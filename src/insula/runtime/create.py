@@ -20,6 +20,7 @@ from insula.model.spec import MountKind, MountWish, RestartKind, Spec, VolumeWis
 from insula.runtime import own_disk, quotas
 from insula.runtime.binds import check_binds
 from insula.runtime.context import Runtime
+from insula.runtime.devices import check_devices, device_plans
 from insula.runtime.own_disk import remove_folder
 from insula.runtime.permitted import check_permitted
 from insula.runtime.plan import arguments_of, capabilities_of
@@ -58,6 +59,7 @@ def create(grant: Grant, runtime: Runtime, spec: Spec) -> ContainerRecord:
         permit = runtime.permits.of_caller(grant)
         check_permitted(spec, permit)
         check_binds(spec.mounts, permit)
+        device_plans(spec.devices)
         spec = replace(spec, mounts=tuple(_resolved(each, permit) for each in spec.mounts))
         attachment = _lease(runtime, tenant, spec=spec, container_id=container_id)
         undo.callback(runtime.networks.release, container_id)
@@ -125,6 +127,7 @@ def check_spec(spec: Spec) -> None:
         signal_number(spec.stop_signal)
     capabilities_of(spec)
     check_applied(spec.profile)
+    check_devices(spec.devices)
     for port in spec.ports:
         if not 1 <= port.container_port <= 65535 or not 0 <= port.host_port <= 65535 or port.count < 1:
             raise InvalidSpec(f"cannot publish port {port.container_port}: not within 1 to 65535")

@@ -7,6 +7,7 @@ way (create, start, restart, restore, arrival from another host) calls `check_pe
 
 import os
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from insula.model.errors import NotPermitted
@@ -32,6 +33,12 @@ def check_permitted(spec: Spec, permit: Permit) -> None:
             hint="an admin may, and can grant it: `capabilities` in the policy",
         )
     check_ports(spec.ports, permit)
+    for device in spec.devices:
+        if not any(fnmatchcase(device.source, granted) for granted in permit.devices):
+            raise NotPermitted(
+                f"cannot use device `{device.source}`: the policy does not grant it",
+                hint="an admin may, and can grant it: `devices` in the policy",
+            )
     for mount in spec.mounts:
         if mount.kind is MountKind.BIND:
             ceiling_of(mount, permit)

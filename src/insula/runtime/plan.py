@@ -31,6 +31,7 @@ from insula.model.spec import AppliedProfile, Enforce, ExecSpec, MountKind, Moun
 from insula.network.hosts import hosts_entries
 from insula.runtime import init
 from insula.runtime.context import Runtime
+from insula.runtime.devices import device_plans
 
 __all__ = ["StartPlan", "arguments_of", "capabilities_of", "exec_plan", "start_plan"]
 
@@ -70,6 +71,7 @@ def start_plan(runtime: Runtime, record: ContainerRecord) -> StartPlan:
         mounts=tuple(
             _mount_plan(runtime, record.tenant, limited(each, folders_written)) for each in spec.mounts
         ),
+        devices=device_plans(spec.devices),
         files=network_files(attachment, hostname=hostname, nameservers=_nameservers(runtime, record)),
         network=network_plan(attachment),
     )

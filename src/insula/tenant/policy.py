@@ -60,6 +60,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     binds: tuple[str, ...] | None = None
     capabilities: tuple[str, ...] | None = None
+    devices: tuple[str, ...] | None = None
     low_ports: tuple[int, ...] | None = None
     uplinks: tuple[str, ...] | None = None
     subnets: tuple[str, ...] | None = None
@@ -173,6 +174,7 @@ def permit(rules: Rules, asker: Asker) -> Permit:
         binds=tuple(sorted(pick("binds", (HOME,)))),
         opens_as=asker.opens_as,
         capabilities=pick("capabilities", DEFAULT_CAPABILITIES),
+        devices=pick("devices", ()),
         low_ports=pick("low_ports", ()),
         uplinks=pick("uplinks", ()),
         subnets=pick("subnets", ()),
@@ -200,6 +202,9 @@ def _check(text: str, section: tuple[str, ...], *, rule: Rule, known_capabilitie
     for name in rule.capabilities or ():
         if name not in known_capabilities:
             raise _wrong(text, (*section, "capabilities"), f"there is no capability `{name}`")
+    for path in rule.devices or ():
+        if not path.startswith("/dev/") or ".." in path.split("/") or "\0" in path:
+            raise _wrong(text, (*section, "devices"), f"`{path}` is not a path below /dev")
     for port in rule.low_ports or ():
         if port not in LOW_PORTS:
             raise _wrong(text, (*section, "low_ports"), f"{port} is not between 1 and {FIRST_HIGH_PORT - 1}")

@@ -21,7 +21,7 @@ from insula.model.grant import Action, Grant, Principal
 from insula.model.lifecycle import Status
 from insula.model.permit import DEFAULT_CAPABILITIES, EVERYTHING, FileUser, Permit
 from insula.model.record import ContainerRecord, ImageConfig
-from insula.model.spec import MountKind, MountWish, PortMapping, RestoreWish, Spec
+from insula.model.spec import DeviceWish, MountKind, MountWish, PortMapping, RestoreWish, Spec
 from insula.runtime.create import create
 from insula.runtime.permitted import ceiling_of, check_permitted, check_subnet, check_uplink
 from insula.runtime.restore import restore
@@ -55,6 +55,7 @@ OVER = {
         ports=(PortMapping(host_address="127.0.0.1", host_port=22, container_port=1),)
     ),
     "udp port": spec(ports=(PortMapping(host_port=53, container_port=53, protocol="udp"),)),
+    "device": spec(devices=(DeviceWish(source="/dev/fuse"),)),
     "folder of others": bind("/etc"),
     "root folder": bind("/"),
     "folder with the home's name before": bind("/home/alice2"),
@@ -274,7 +275,7 @@ def test_an_admin_may_all_of_it(field: str) -> None:
 
 #: Fields of a wish, and whether a policy restricts them; a new field has to be thought about.
 FIELDS = {
-    "restricted": "mounts ports capabilities_add",
+    "restricted": "mounts devices ports capabilities_add",
     "only ever less": "capabilities_drop read_only profile",
     "the tenant's own": "image name network address labels max_pause_ms restart auto_remove stop_signal stop_timeout_s",
     "within the container": "command entrypoint environment working_directory user hostname tty stdin_open system rlimits",
@@ -287,9 +288,7 @@ def test_each_field_of_a_wish_was_thought_about() -> None:
     assert sorted(thought) == sorted(Spec.__struct_fields__)
 
 
-@pytest.mark.parametrize(
-    "field", ["privileged", "devices", "pid", "ipc", "userns", "cgroup_parent", "security_opt"]
-)
+@pytest.mark.parametrize("field", ["privileged", "pid", "ipc", "userns", "cgroup_parent", "security_opt"])
 def test_there_is_no_word_for_what_nobody_gets(field: str) -> None:
     with pytest.raises(msgspec.ValidationError, match="unknown field"):
         msgspec.json.decode(b'{"image": "host", "%s": true}' % field.encode(), type=Spec)

@@ -4,8 +4,8 @@
 from insula.kernel.cgroup.group import Doors, Group, delete_parent
 from insula.kernel.cgroup.hierarchy import Hierarchies, Hierarchy
 from insula.kernel.cgroup.share import enter, leave, own_name, weigh
-from insula.kernel.cgroup.values import Limits, Stats
+from insula.kernel.cgroup.values import Device, Limits, Stats
 
 __all__ = [
-    "Doors", "Group", "Hierarchies", "Hierarchy", "Limits", "Stats", "delete_parent", "enter", "leave", "own_name", "weigh",
+    "Device", "Doors", "Group", "Hierarchies", "Hierarchy", "Limits", "Stats", "delete_parent", "enter", "leave", "own_name", "weigh",
 ]  # fmt: skip

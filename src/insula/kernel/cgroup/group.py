@@ -11,12 +11,22 @@ import itertools
 import os
 import select
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from insula.kernel import bpf
 from insula.kernel.cgroup import files, pressure, v1, v2
 from insula.kernel.cgroup.hierarchy import Hierarchies
-from insula.kernel.cgroup.values import HARMLESS_DEVICES, CpuStats, Glance, Limits, MemoryStats, Stats, check
+from insula.kernel.cgroup.values import (
+    HARMLESS_DEVICES,
+    CpuStats,
+    Device,
+    Glance,
+    Limits,
+    MemoryStats,
+    Stats,
+    check,
+)
 
 #: How often a removal is tried again while the kernel still counts a dead process.
 _RETRY_MS = 1
@@ -164,15 +174,16 @@ class Group:
         """Wait until no process is left.  deadline: monotonic seconds.  Raises: TimeoutError."""
         v2.wait_event(self.v2_directory(), key="populated", value=0, deadline=deadline)
 
-    def deny_devices(self) -> None:
-        """Forbid all but the harmless devices: by the v1 controller, or on v2 by an eBPF program.
+    def limit_devices(self, more: Sequence[Device] = ()) -> None:
+        """Forbid all devices but the harmless and these: by the v1 controller, or on v2 by an eBPF program.
 
         Raises: OSError: ENOTSUP where neither is; EPERM if this process may not load programs.
         """
+        allowed = (*HARMLESS_DEVICES, *more)
         if "devices" in self._directories:
-            v1.deny_devices(self._directories["devices"])
+            v1.limit_devices(self._directories["devices"], allowed)
         else:
-            bpf.limit_devices(self.v2_directory(), HARMLESS_DEVICES)
+            bpf.limit_devices(self.v2_directory(), allowed)
 
     def delete(self, deadline: float) -> None:
         """Remove the group, and those made below it, everywhere; no group is no error.

@@ -5,19 +5,16 @@ Source: `Documentation/admin-guide/cgroup-v1/{memory,pids,cpusets,devices}.rst`,
 """
 
 import os
+from collections.abc import Iterable
 
 from insula.kernel.cgroup import files
-from insula.kernel.cgroup.values import CPU_PERIOD_US, HARMLESS_DEVICES, CpuStats, Limits, MemoryStats
+from insula.kernel.cgroup.values import CPU_PERIOD_US, CpuStats, Device, Limits, MemoryStats
 
 #: Those that every group gets.  cpuset comes when a limit asks for it; freezing is v2's.
 CONTROLLERS = ("cpu", "cpuacct", "memory", "pids", "devices")
 
 #: mknod of any device gives nothing without the right to open it.
-_ALLOWED_DEVICES = (
-    "c *:* m",
-    "b *:* m",
-    *(f"c {major}:{'*' if minor is None else minor} rwm" for major, minor in HARMLESS_DEVICES),
-)
+_NODES = ("c *:* m", "b *:* m")
 
 
 def limit_memory(directory: str, limits: Limits) -> None:
@@ -69,10 +66,14 @@ def create_cpuset(base: str, relative: str) -> str:
     return directory
 
 
-def deny_devices(directory: str) -> None:
-    """Allow the harmless devices and no others."""
+def limit_devices(directory: str, allowed: Iterable[Device]) -> None:
+    """Allow these devices and no others."""
     files.write(directory, "devices.deny", value="a")
-    for rule in _ALLOWED_DEVICES:
+    rules = (
+        f"{each.kind} {each.major}:{'*' if each.minor is None else each.minor} {each.access}"
+        for each in allowed
+    )
+    for rule in (*_NODES, *rules):
         files.write(directory, "devices.allow", value=rule)
 
 

@@ -63,11 +63,24 @@ class MemoryStats(NamedTuple):
     oom_kills: int
 
 
-#: Character devices that hold nothing of the host, by major and minor number (None: all): null zero full random urandom
-#: tty console ptmx pts.
-HARMLESS_DEVICES: tuple[tuple[int, int | None], ...] = (
-    (1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (136, None),
-)  # fmt: skip
+class Device(NamedTuple):
+    """What may be done with a device, or with all of a kind."""
+
+    kind: str
+    """`c` or `b`: character or block."""
+    major: int
+    minor: int | None = None
+    """None: all of them."""
+    access: str = "rwm"
+    """r read, w write, m make nodes: the words of the v1 controller."""
+
+
+#: Devices that hold nothing of the host: null zero full random urandom tty console ptmx pts.
+HARMLESS_DEVICES = (
+    *(Device("c", 1, minor) for minor in (3, 5, 7, 8, 9)),
+    *(Device("c", 5, minor) for minor in (0, 1, 2)),
+    Device("c", 136),
+)
 
 #: Linux's default, and docker's.
 CPU_PERIOD_US = 100_000
