@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import hosted
+from accounts import AccountsHost
 from leftovers import take_snapshot, wait_until_gone
 
 FOLDER = Path(__file__).parent
@@ -75,6 +76,24 @@ def the_host(program: Path, image: bytes) -> Iterator[hosted.Host]:
     with hosted.host(program, image) as made:
         yield made
     assert wait_until_gone(before) == []
+
+
+@pytest.fixture(scope="session")
+def the_ruled(program: Path, image: bytes) -> Iterator[AccountsHost]:
+    """A host with accounts: alice and bob have homes there, and a policy says what they may ask for."""
+    with hosted.host(program, image, kind=AccountsHost) as made:
+        assert isinstance(made, AccountsHost)
+        yield made
+
+
+@pytest.fixture
+def ruled(the_ruled: AccountsHost) -> Iterator[AccountsHost]:
+    """The host with accounts, without containers, and with the usual policy afterwards."""
+    for _ in hosted.emptied_after(the_ruled):
+        yield the_ruled
+        if the_ruled.policy.exists():
+            the_ruled.policy.unlink()
+            the_ruled.root("policy", "reload")
 
 
 @pytest.fixture

@@ -4,40 +4,155 @@
 import json
 import os
 import socket
+import stat
 import subprocess
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from hosted import Host, Person, wait_until
+from accounts import AccountsHost
+from hosted import ALICE_UID, Host, Person, wait_until
 from insula.api.routes import ROUTES, Route
 from insula.model.grant import Action
 from security.asking import create, name_of, target
-from security.trees import fingerprint
+from security.trees import exchange, fingerprint
 
-BINDS = ("/", "/etc", "/etc/shadow", "/proc", "/sys", "/dev", "/dev/null", "/root", "/var/lib", "/run", "STATE", "STATE/pki", "RUN", "RUN/api.sock", "LINK", "LINK/shadow", "/proc/self/root/etc", "/proc/1/root", "relative", "/home/../etc", "//etc", "")  # fmt: skip
+ATTEMPTS_SECONDS = 3.0
+MOST_ATTEMPTS = 400
+"""Of starts while names change places; as many as both outcomes need."""
+
+#: HOME is alice's own; LINK leads out of it, BOB is another's, READABLE is root's and everybody's to read.
+BINDS = (
+    "/", "/etc", "/etc/shadow", "/proc", "/sys", "/dev", "/dev/null", "/root", "/var/lib", "/run", "STATE", "STATE/pki", "RUN", "RUN/api.sock", "LINK", "LINK/shadow",
+    "HOME/proc", "HOME/up", "HOME/self", "HOME/absolute", "HOME/../bob", "HOME/roots", "HOME/roots/x", "HOME/fifo", "HOME/none", "HOME/..", "BOB", "BOB/x", "HOMEx",
+    "/proc/self/root/etc", "/proc/1/root", "relative", "/home/../etc", "//etc", "",
+)  # fmt: skip
+
+
+def _owned(path: Path, uid: int) -> Path:
+    os.lchown(path, uid, uid)
+    return path
+
+
+@pytest.fixture
+def home(ruled: AccountsHost) -> Path:
+    """Alice's home, with what she could put there to be led out of it."""
+    home = ruled.home("alice")
+    if not (home / "mine").exists():
+        (home / "mine").mkdir()
+        _owned(home / "mine", ALICE_UID)
+        (home / "mine/x").write_text("mine")
+        _owned(home / "mine/x", ALICE_UID)
+        links = {
+            "out": "/etc",
+            "up": "../..",
+            "proc": "/proc",
+            "self": "/proc/self/root",
+            "absolute": str(ruled.home("bob")),
+        }
+        for name, to in links.items():
+            (home / name).symlink_to(to)
+            _owned(home / name, ALICE_UID)
+        os.mkfifo(home / "fifo", 0o666)
+        (home / "roots").mkdir(mode=0o700)
+        (home / "roots/x").write_text("root's")
+        (ruled.home("bob") / "x").write_text("bob's")
+    return home
+
+
+@pytest.mark.parametrize("read_only", [True, False], ids=["ro", "rw"])
+def test_t1_bind_mount_of_what_is_the_tenants_own(ruled: AccountsHost, home: Path, read_only: bool) -> None:
+    """What makes the refusals below worth something: this user may mount, by the same request."""
+    for source in (home, home / "mine", home / "mine/x"):
+        mount = {"kind": "bind", "source": str(source), "target": "/host", "read_only": read_only}
+        status, error = create(ruled.alice, mounts=[mount])
+        assert status == 201, (source, error)
+        ruled.alice("start", "c")
+        ruled.alice("rm", "-f", "c")
 
 
 @pytest.mark.parametrize("source", BINDS)
 @pytest.mark.parametrize("read_only", [True, False], ids=["ro", "rw"])
 def test_t1_bind_mount_of_what_is_not_the_tenants(
-    host: Host, alice: Person, source: str, read_only: bool
+    ruled: AccountsHost, home: Path, source: str, read_only: bool
 ) -> None:
-    link = host.folder / "alice-link"
-    if not link.is_symlink():
-        link.symlink_to("/etc")
-        os.lchown(link, alice.uid, 100)
-    place = (
-        source.replace("STATE", str(host.folder / "state"))
-        .replace("RUN", str(host.folder / "run"))
-        .replace("LINK", str(link))
-    )
+    place = source
+    for word, path in {"STATE": ruled.folder / "state", "RUN": ruled.folder / "run", "LINK": home / "out", "HOME": home, "BOB": ruled.home("bob")}.items():  # fmt: skip
+        place = place.replace(word, str(path))
     before = fingerprint()
     mount = {"kind": "bind", "source": place, "target": "/host", "read_only": read_only}
-    status, error = create(alice, mounts=[mount])
+    status, error = create(ruled.alice, mounts=[mount])
     assert status in (400, 403), (status, error)
-    assert host.remains() == []
+    assert ruled.remains() == []
     assert fingerprint() == before
+
+
+class _Exchanged:
+    """Two entries of a folder whose names change places as often as they can, for as long as the block lasts."""
+
+    def __init__(self, one: Path, other: Path) -> None:
+        self._paths = (os.fsencode(one), os.fsencode(other))
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._exchange)
+        self.count = 0
+
+    def _exchange(self) -> None:
+        while not self._over.is_set():
+            exchange(*self._paths)
+            self.count += 1
+
+    def __enter__(self) -> "_Exchanged":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+@pytest.mark.parametrize("part", ["last", "middle"])
+def test_t1_path_that_is_exchanged_while_it_is_bound(ruled: AccountsHost, home: Path, part: str) -> None:
+    """A folder of alice's and a link to bob's home change names during her starts: mounted is hers, or nothing."""
+    folder, link = home / f"{part}-folder", home / f"{part}-link"
+    inner = folder if part == "last" else folder / "deep"
+    inner.mkdir(parents=True, exist_ok=True)
+    (inner / "x").write_text("mine")
+    for each in (folder, inner, inner / "x"):
+        _owned(each, ALICE_UID)
+    aim = ruled.home("bob")
+    if part == "middle":
+        (aim / "deep").mkdir(exist_ok=True)
+        (aim / "deep/x").write_text("bob's")
+        for each in (aim / "deep", aim / "deep/x"):
+            each.chmod(0o777)
+    if not link.is_symlink():
+        link.symlink_to(aim)
+        _owned(link, ALICE_UID)
+    aim.chmod(0o755)  # so that only the link itself stands in the way
+    ruled.alice(
+        "run", "-d", "--name", "c", "-v", f"{inner}:/host:ro", "box", "sh", "-c", "cat /host/x; sleep 1000"
+    )
+    bound, refused = 0, 0
+    try:
+        with _Exchanged(folder, link) as exchanged:
+            end = time.monotonic() + ATTEMPTS_SECONDS
+            while time.monotonic() < end or not (bound and refused):
+                assert bound + refused < MOST_ATTEMPTS, (bound, refused)
+                ruled.alice.ask("POST", "/v1/containers/c/stop", body=b'{"timeout_s": 0}')
+                status, answer = ruled.alice.ask("POST", "/v1/containers/c/start", body=b"{}")
+                if status < 300:
+                    bound += 1
+                    assert ruled.alice.give("exec", "c", "cat", "/host/x").out in ("mine", "")
+                else:
+                    refused += 1
+                    assert status == 403, answer
+        assert exchanged.count > bound + refused
+        assert "bob's" not in ruled.alice("logs", "c")
+    finally:
+        aim.chmod(0o700)
+    assert (aim / "x").read_text() == "bob's"
 
 
 def test_t1_path_that_is_exchanged_after_the_check(host: Host, root: Person, tmp_path: Path) -> None:
@@ -73,18 +188,64 @@ def test_t2_setuid_file_of_a_volume_is_out_of_reach_on_the_host(host: Host, alic
         assert done.returncode != 0 and "uid" not in done.stdout, done
 
 
-def test_t2_files_that_a_container_makes_in_an_administrators_folder_stay_its_own_kind(
+def test_t2_files_that_a_container_makes_in_its_makers_folder_are_the_makers(
+    ruled: AccountsHost, home: Path
+) -> None:
+    """No file of root's, no capability and no device, whoever the container's program is; and what was root's stays so."""
+    folder = home / "shared"
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0o777)
+    _owned(folder, ALICE_UID)
+    (folder / "roots").write_text("root's")
+    (folder / "roots").chmod(0o666)
+    script = (
+        "cp /bin/busybox /host/sh; chmod 6755 /host/sh; chown 0:0 /host/sh; mkdir /host/deep; chmod 7777 /host/deep; "
+        "touch /host/ones; chown 1:1 /host/ones; ln -s /etc /host/link; ln /host/roots /host/twin; chown 0 /host/roots; chmod 4777 /host/roots; "
+        "mknod /host/disk b 8 0; mknod /host/null c 1 3; mknod /host/gone c 0 0; mkfifo /host/fifo; su guest -c 'touch /host/guest'; true"
+    )
+    ruled.alice("run", "--rm", "-v", f"{folder}:/host", "box", "sh", "-c", script)
+    found = {path.name: path.lstat() for path in folder.rglob("*")}
+    assert {"sh", "deep", "fifo"} <= found.keys(), "nothing was made: this shows nothing"
+    for name, each in found.items():
+        is_device = stat.S_ISBLK(each.st_mode) or stat.S_ISCHR(each.st_mode)
+        assert not is_device or each.st_rdev == 0, name  # 0:0 is none; anybody may make it
+        if name in ("roots", "twin"):
+            assert (each.st_uid, stat.S_IMODE(each.st_mode)) == (0, 0o666), name
+            continue
+        assert (each.st_uid, each.st_gid) == (ALICE_UID, ALICE_UID), (name, each)
+        assert stat.S_ISLNK(each.st_mode) or not os.listxattr(folder / name), name
+    words = [
+        "setpriv",
+        "--reuid",
+        "65534",
+        "--regid",
+        "65534",
+        "--clear-groups",
+        str(folder / "sh"),
+        "id",
+        "-u",
+    ]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() in ("", "65534", str(ALICE_UID)), done
+
+
+def test_t2_files_that_a_container_makes_in_an_administrators_folder_are_what_root_gave(
     root: Person, host: Host
 ) -> None:
+    """Of a folder that an administrator gave it a container may make what is root's; still no device."""
     folder = host.folder / "shared"
     folder.mkdir(exist_ok=True)
-    script = "cp /bin/busybox /host/sh; chmod 4755 /host/sh; mknod /host/disk b 8 0; true"
-    root("run", "--rm", "-v", f"{folder}:/host", "box", "sh", "-c", script)
-    assert not (folder / "disk").exists()
-    mount = next(
-        line for line in Path("/proc/self/mountinfo").read_text().splitlines() if line.split()[4] == "/"
+    root(
+        "run",
+        "--rm",
+        "-v",
+        f"{folder}:/host",
+        "box",
+        "sh",
+        "-c",
+        "echo x > /host/made; mknod /host/disk b 8 0; true",
     )
-    assert mount  # what a container's own root made is root's, since an administrator gave it this folder
+    assert [each.name for each in folder.iterdir()] == ["made"]
 
 
 RESTRICTED: dict[str, dict[str, object]] = {

@@ -148,6 +148,7 @@ REFUSED: dict[str, Callable[[Path], object]] = {
     "filters-in-a-circle": _filters(lambda place, fields: put(fields, 2, place)),
     "filter-of-one-thread-alone": _filters(lambda _, fields: put(fields, 3, 0)),
     "mount-of-a-part-above": _mount("/sys/firmware", root="/../../../../../.."),
+    "mount-of-a-folder-of-the-host": _mount("/sys/firmware", root="/../../../../../../var/tmp"),
     "mount-of-a-part-in-the-middle": _mount("/proc/sys", root="/sys/../../../../.."),
     "mount-of-roots-own-part": lambda folder: _mount("/sys/firmware", root="/var", device=_device(folder, "/"), kind=OVERLAY_KIND)(folder),
     "mount-of-a-link-in-proc": _mount("/proc/sys", root="/self/root"),

@@ -3,23 +3,11 @@
 
 import json
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-import hosted
 from accounts import AccountsHost
 from hosted import Host, Person
-
-
-@pytest.fixture(scope="module")
-def ruled(program: Path, image: bytes) -> Iterator[AccountsHost]:
-    with hosted.host(program, image, kind=AccountsHost) as made:
-        assert isinstance(made, AccountsHost)
-        yield made
-        made.policy.unlink(missing_ok=True)
-        made.root("policy", "reload")
 
 
 def test_f3_right_that_was_taken_back_is_not_restored(ruled: AccountsHost) -> None:

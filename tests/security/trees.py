@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What of the host must be the same before and after an attempt: files, their owners and modes, and nothing new by a name."""
 
+import ctypes
 import hashlib
 import os
 import stat
 from pathlib import Path
 
 from leftovers import SHARED
+
+_LIBC = ctypes.CDLL(None)
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 #: Of the host, where an escape would write first; little enough to be read whole, and nobody else's to change meanwhile.
 PLACES = (
@@ -62,3 +66,8 @@ def found_on_host(name: str) -> list[str]:
     places = [os.path.join(folder, name) for folder in SEARCHED]
     found = [path for path in places if os.path.lexists(path)]
     return found + [str(path) for path in Path("/sys/fs/cgroup").glob(f"*/**/{name}")]
+
+
+def exchange(one: bytes, other: bytes) -> None:
+    """Let two names change places at once.  See renameat2(2); nothing happens if one is away for a moment."""
+    _LIBC.renameat2(_AT_FDCWD, one, _AT_FDCWD, other, _RENAME_EXCHANGE)
