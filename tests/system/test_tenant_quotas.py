@@ -4,6 +4,7 @@
 import contextlib
 import io
 import socket
+import subprocess
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
@@ -198,6 +199,22 @@ def test_what_is_used_is_counted_also_without_limits(alice: Person) -> None:
     wait_until(lambda: use(alice, "log")["used"] >= 100_000, what="its log is told")
     assert use(alice, "requests")["used"] >= 1
     assert use(alice, "build-time")["used"] == 0
+
+
+def test_streams_are_counted_after_a_kill_as_before(host: Host, alice: Person) -> None:
+    alice("run", "-d", "--name", "talks", "box", "sleep", "1000")
+    with alice.begin("exec", "-i", "talks", "cat", stdin=subprocess.PIPE) as open_one:
+        assert open_one.stdin is not None and open_one.stdout is not None
+        open_one.stdin.write(b"hello\n")
+        open_one.stdin.flush()
+        assert open_one.stdout.readline() == b"hello\n"
+        assert use(alice, "streams")["used"] == 2  # and the one that asks
+        host.kill()
+        host.start()
+        assert use(alice, "streams")["used"] == 2
+        open_one.stdin.close()
+        open_one.wait(timeout=hosted.DEADLINE_S)
+    wait_until(lambda: use(alice, "streams")["used"] == 1, what="it has gone")
 
 
 def test_an_image_bomb_is_refused_with_the_figures_and_leaves_nothing(

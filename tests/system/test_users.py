@@ -170,6 +170,17 @@ def test_what_a_user_has_open_ends_with_its_right(here: AccountsHost) -> None:
     assert here.root.json("--tenant", "alice", "inspect", "web")[0]["status"] == "running"
 
 
+def test_what_was_open_before_a_kill_ends_with_its_right(here: AccountsHost) -> None:
+    here.alice("run", "-d", "--name", "web", "box", "sleep", "1000")
+    with here.alice.begin("exec", "web", "sleep", "1001") as entered:
+        wait_until(lambda: "sleep 1001" in here.alice("top", "web"), what="entered")
+        here.kill()
+        here.start()
+        assert entered.poll() is None
+        here.root("user", "rm", "alice")
+        assert entered.wait(hosted.DEADLINE_S) != 0
+
+
 def test_what_a_token_has_open_ends_with_it(here: AccountsHost) -> None:
     here.alice("run", "-d", "--name", "web", "box", "sleep", "1000")
     token = here.alice("token", "create", "--scope", "read,logs")

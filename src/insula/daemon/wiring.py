@@ -10,7 +10,7 @@ from insula.api.call import Api, HostIdentity
 from insula.api.changes import Changes
 from insula.api.gate import Gate
 from insula.api.standing import Standing
-from insula.daemon import exporting, run_folder
+from insula.daemon import exporting, held_streams, run_folder
 from insula.daemon.arrivals import Arrivals
 from insula.daemon.containers import Containers
 from insula.daemon.draining import Draining
@@ -164,6 +164,7 @@ def build(options: Options, *, loop: asyncio.AbstractEventLoop) -> Daemon:
         sight=sight,
         loop=loop,
     )
+    held_streams.take_up(api, runtime.spawner.connections(), run=options.run)
     arrivals = Arrivals(
         ground.pki.server_context(),
         find_host=ground.store.find_host_by_fingerprint,

@@ -9,10 +9,11 @@ import errno
 import os
 import re
 import socket
+from collections.abc import Iterator
 
 from insula.kernel import libc
 
-__all__ = ["held", "inode_of", "shut_down"]
+__all__ = ["copies", "held", "inode_of", "shut_down"]
 
 _SOCKET = re.compile(r"socket:\[([0-9]+)\]")
 
@@ -26,6 +27,25 @@ def held(pid: int) -> frozenset[int]:
     """Return the inodes of all sockets that a process has open."""
     found = (_SOCKET.fullmatch(_target(pid, name)) for name in _names(pid))
     return frozenset(int(each[1]) for each in found if each)
+
+
+def copies(pid: int) -> Iterator[socket.socket]:
+    """Yield a duplicate of each socket that a process has open; the caller closes it.
+
+    Raises: OSError: EPERM without the right to trace the process.
+    """
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        for name in _names(pid):
+            found = _SOCKET.fullmatch(_target(pid, name))
+            copy = _copy(pidfd, int(name), inode=int(found[1])) if found else None
+            if copy is not None:
+                yield copy
+    finally:
+        os.close(pidfd)
 
 
 def shut_down(pid: int, inode: int) -> bool:
@@ -62,14 +82,22 @@ def _target(pid: int, name: str) -> str:
 
 
 def _shut_one(pidfd: int, number: int, *, inode: int) -> bool:
+    found = _copy(pidfd, number, inode=inode)
+    if found is None:
+        return False
+    with found:
+        found.shutdown(socket.SHUT_RDWR)
+        return True
+
+
+def _copy(pidfd: int, number: int, *, inode: int) -> socket.socket | None:
     try:
         descriptor = libc.pidfd_getfd(pidfd, number, 0)
     except OSError as error:
         if isinstance(error, ProcessLookupError) or error.errno == errno.EBADF:
-            return False
+            return None
         raise
-    with socket.socket(fileno=descriptor) as found:
-        if inode_of(descriptor) != inode:  # the number was taken by something else meanwhile
-            return False
-        found.shutdown(socket.SHUT_RDWR)
-        return True
+    if inode_of(descriptor) != inode:  # the number was taken by something else meanwhile
+        os.close(descriptor)
+        return None
+    return socket.socket(fileno=descriptor)

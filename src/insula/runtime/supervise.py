@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -185,6 +185,10 @@ class SpawnerClient:
     def held(self) -> frozenset[int]:
         """Return the sockets that the spawner has, by their inodes."""
         return held_sockets.held(self._pid)
+
+    def connections(self) -> Iterator[socket.socket]:
+        """Yield a duplicate of each socket that the spawner has; the caller closes it."""
+        return held_sockets.copies(self._pid)
 
     def hang_up(self, inode: int) -> None:
         """Cut a connection that the spawner has; nothing happens if it has ended."""
