@@ -28,6 +28,7 @@ from insula.model.monitor import Event, EventKind, Lost, TraceLine, TraceWish, i
 from insula.model.record import ContainerRecord
 from insula.model.spec import CheckpointWish
 from insula.monitor.collect import Collector
+from insula.monitor.drift import is_power_of_ten
 from insula.monitor.rule_text import read_rules, warnings_of
 from insula.monitor.rules import Rule, RuleAction, RulesJudged, kinds_of, wish_of
 from insula.monitor.shapes import OUTGOING
@@ -39,6 +40,8 @@ from insula.runtime.stop import kill
 LOG = logging.getLogger(__name__)
 
 WEBHOOK_S = 10.0
+MAX_ADDRESSES = 10_000
+"""That are remembered of a container, some 1 MB."""
 
 
 class Silent:
@@ -55,6 +58,9 @@ class _Memory:
     acted: dict[str, float] = field(default_factory=dict)
     """Rule → when it acted last, monotonic seconds."""
     addresses: set[str] = field(default_factory=set)
+    """At most MAX_ADDRESSES: what is not among them is new each time."""
+    not_remembered: int = 0
+    """How often there was no room for one."""
 
 
 class Guard:
@@ -159,8 +165,8 @@ class Guard:
         for rule in rules:
             if rule.matches(event) and (is_new or not rule.is_new):
                 self._alarm(record, rule, event=event, memory=memory)
-        if event.call in OUTGOING:
-            memory.addresses.add(event.address)
+        if is_new and event.call in OUTGOING and any(rule.is_new for rule in rules):
+            _remember(record, event.address, memory=memory)
 
     def _alarm(self, record: ContainerRecord, rule: Rule, *, event: Event, memory: _Memory) -> None:
         now = time.monotonic()
@@ -200,6 +206,19 @@ class Guard:
     def close(self) -> None:
         """Watch no more."""
         self._following.close()
+
+
+def _remember(record: ContainerRecord, address: str, *, memory: _Memory) -> None:
+    if len(memory.addresses) < MAX_ADDRESSES:
+        memory.addresses.add(address)
+        return
+    memory.not_remembered += 1
+    if is_power_of_ten(memory.not_remembered):
+        fields = {"container": record.name, "known": MAX_ADDRESSES, "others": memory.not_remembered}
+        LOG.warning(
+            "too many addresses: the others are new each time",
+            extra={"fields": fields, "tenant": record.tenant},
+        )
 
 
 def _judged(rules: tuple[Rule, ...]) -> RulesJudged:

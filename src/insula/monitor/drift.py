@@ -151,7 +151,7 @@ class Ledger:
             if known is None
             else replace(known, count=count, last_at=event.at)
         )  # fmt: skip
-        is_told = _is_power_of_ten(count)
+        is_told = is_power_of_ten(count)
         return Telling(count, is_told=is_told, is_announced=is_told and self._may_announce())
 
     def _may_announce(self) -> bool:
@@ -174,7 +174,8 @@ class Ledger:
         return Drifts(drifts=tuple(found), not_remembered=self.not_remembered, lost_events=self.lost_events)
 
 
-def _is_power_of_ten(count: int) -> bool:
+def is_power_of_ten(count: int) -> bool:
+    """Tell whether what has been seen so often is to be told: the first, the 10th, the 100th …"""
     return str(count).strip("0") == "1"
 
 
