@@ -145,7 +145,7 @@ class Call:
         """
         hints = typing.get_type_hints(kind)
         words = {
-            name: "true" if value == "" and hints.get(name) is bool else value
+            name: self._said(name, value, hint=hints.get(name))
             for name, value in self.request.query.items()
             if name != "tenant"
         }
@@ -153,6 +153,11 @@ class Call:
             return msgspec.convert(words, kind, strict=False)
         except msgspec.ValidationError as error:
             raise BadRequest(f"cannot read the query `{self.request.query_string}`: {error}") from error
+
+    def _said(self, name: str, value: str, *, hint: object) -> str | list[str]:
+        if typing.get_origin(hint) is tuple:  # that may be said several times
+            return self.request.query.getall(name)
+        return "true" if value == "" and hint is bool else value
 
     async def body(self, kind: type[Body], *, may_be_empty: bool = False) -> Body:
         """Decode the JSON body, strictly.

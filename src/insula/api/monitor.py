@@ -27,14 +27,19 @@ MAX_LINES = 500
 
 
 class TraceQuery(Query, kw_only=True, frozen=True):
-    """A `TraceWish`; several words with commas between."""
+    """A `TraceWish`; each may be said several times, and of the first four several words with commas between."""
 
-    kinds: str = ""
-    calls: str = ""
-    errors: str = ""
-    commands: str = ""
-    paths: str = ""
-    addresses: str = ""
+    kinds: tuple[str, ...] = ()
+    calls: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
+    pids: tuple[str, ...] = ()
+    commands: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()
+
+
+_PLAIN = ("kinds", "calls", "errors", "pids")
+"""In these words there are no commas."""
 
 
 async def trace(call: Call) -> web.StreamResponse:
@@ -70,14 +75,13 @@ async def _tell(call: Call, wish: TraceWish) -> web.StreamResponse:
 
 
 def _wish(query: TraceQuery) -> TraceWish:
-    words = {
-        name: tuple(filter(None, getattr(query, name).split(","))) for name in TraceQuery.__struct_fields__
-    }
+    words = {name: getattr(query, name) for name in TraceQuery.__struct_fields__}
+    words |= {name: [word for one in words[name] for word in one.split(",") if word] for name in _PLAIN}
     try:
-        return msgspec.convert(words, TraceWish)
-    except msgspec.ValidationError:
+        return msgspec.convert(words, TraceWish, strict=False)
+    except msgspec.ValidationError as error:
         kinds = ", ".join(EventKind)
-        raise BadRequest(f"cannot trace kinds `{query.kinds}`", hint=f"known are {kinds}") from None
+        raise BadRequest(f"cannot trace that: {error}", hint=f"kinds are {kinds}; pids are numbers") from None
 
 
 async def events(call: Call) -> web.StreamResponse:

@@ -17,12 +17,13 @@ from insula.model.errors import BadRequest, DaemonUnreachable, InsulaError, Prot
 
 TYPE_CHECKING = False  # typing itself costs milliseconds
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from typing import Any
 
     from insula.client.tls import Door
 
     Json = dict[str, Any]
+    Query = Mapping[str, str | Sequence[str]]
 else:
     Json = dict
 
@@ -39,9 +40,10 @@ def quote(text: str) -> str:
     return "".join(chr(byte) if byte in _SAFE else f"%{byte:02X}" for byte in data)
 
 
-def target(path: str, query: dict[str, str] | None = None) -> str:
-    """Join path and query.  Empty values are left out."""
-    words = "&".join(f"{key}={quote(value)}" for key, value in (query or {}).items() if value)
+def target(path: str, query: Query | None = None) -> str:
+    """Join path and query: of several values of a parameter each by itself.  Empty values are left out."""
+    said = {key: [value] if isinstance(value, str) else value for key, value in (query or {}).items()}
+    words = "&".join(f"{key}={quote(value)}" for key, values in said.items() for value in values if value)
     return f"{path}?{words}" if words else path
 
 
@@ -220,13 +222,11 @@ class Client:
         else:
             self.path = socket_path(host)
 
-    def get(self, path: str, query: dict[str, str] | None = None) -> Any:
+    def get(self, path: str, query: Query | None = None) -> Any:
         """Return the decoded answer of a GET."""
         return self.call("GET", path, query=query)
 
-    def call(
-        self, method: str, path: str, *, query: dict[str, str] | None = None, body: object = None
-    ) -> Any:
+    def call(self, method: str, path: str, *, query: Query | None = None, body: object = None) -> Any:
         """Send a request, return the decoded answer, None if it has no body.
 
         Raises: the InsulaError that the daemon named; DaemonUnreachable.
@@ -235,22 +235,20 @@ class Client:
             data = answer.body()
         return json.loads(data) if data else None
 
-    def follow(self, path: str, query: dict[str, str] | None = None) -> Iterator[Any]:
+    def follow(self, path: str, query: Query | None = None) -> Iterator[Any]:
         """Yield the JSON values of a streamed answer, one a line, as they come."""
         with self.open("GET", path, query=query) as answer:
             for line in answer.lines():
                 if line.strip():
                     yield json.loads(line)
 
-    def open(
-        self, method: str, path: str, *, query: dict[str, str] | None = None, body: object = None
-    ) -> Answer:
+    def open(self, method: str, path: str, *, query: Query | None = None, body: object = None) -> Answer:
         """Send a request and return the answer with its body unread.  A body of bytes is JSON already."""
         data = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
         head = self._head(method, path, query=query, length=len(data), is_json=body is not None)
         return self._exchange([head + data])
 
-    def upload(self, method: str, path: str, *, query: dict[str, str], parts: Iterable[bytes]) -> Any:
+    def upload(self, method: str, path: str, *, query: Query, parts: Iterable[bytes]) -> Any:
         """Send a body of unknown length (a tar), return the decoded answer."""
         head = self._head(method, path, query=query, length=None, is_json=False)
 
@@ -265,7 +263,7 @@ class Client:
             data = answer.body()
         return json.loads(data) if data else None
 
-    def upgrade(self, path: str, *, query: dict[str, str], body: object = None) -> Stream:
+    def upgrade(self, path: str, *, query: Query, body: object = None) -> Stream:
         """POST and take the connection over as a stream of frames."""
         data = b"" if body is None else json.dumps(body).encode()
         head = self._head(
@@ -287,7 +285,7 @@ class Client:
         method: str,
         path: str,
         *,
-        query: dict[str, str] | None,
+        query: Query | None,
         length: int | None,
         is_json: bool,
         upgrade: str = "",

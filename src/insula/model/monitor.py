@@ -99,14 +99,17 @@ class Began(Fact, kw_only=True, frozen=True, tag="began"):
 TraceLine: TypeAlias = Event | Lost | Ended | Began
 
 
-class TraceWish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TraceWish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What of a container's events is wanted; empty: all."""
 
     kinds: tuple[EventKind, ...] = ()
     calls: tuple[str, ...] = ()
     errors: tuple[str, ...] = ()
     """As `ENOENT`; `any`: whatever failed."""
+    pids: tuple[int, ...] = ()
+    """In the container's pid namespace."""
     commands: tuple[str, ...] = ()
+    """Shell patterns of a thread's name."""
     paths: tuple[str, ...] = ()
     """Shell patterns of a path."""
     addresses: tuple[str, ...] = ()

@@ -136,7 +136,8 @@ class Subscription:
             (not wish.kinds or event.kind in wish.kinds)
             and (not wish.calls or event.call in wish.calls)
             and (not wish.errors or event.error in wish.errors)
-            and (not wish.commands or event.command in wish.commands)
+            and (not wish.pids or event.pid in wish.pids)
+            and (not wish.commands or _matches((event.command,), wish.commands))
         )
 
     def on_close(self, closer: Callable[[], None]) -> None:
@@ -181,7 +182,9 @@ class Subscription:
             return None
         if wish.errors and not self._has_failed_as_wished(raw):
             return None
-        if wish.commands and text_of(raw.command) not in wish.commands:
+        if wish.pids and raw.pid not in wish.pids:
+            return None
+        if wish.commands and not _matches((text_of(raw.command),), wish.commands):
             return None
         subject = self.subject
         return describe(

@@ -23,6 +23,7 @@ _QUERY = {
     "kinds": "kind",
     "calls": "call",
     "errors": "error",
+    "pids": "pid",
     "commands": "command",
     "paths": "path",
     "addresses": "address",
@@ -45,7 +46,8 @@ def arguments(parser: ArgumentParser) -> None:
     )
     add("-p", "--path", action="append", metavar="PATTERN", help="only paths like '/etc/*'")
     add("-a", "--address", action="append", metavar="PATTERN", help="only addresses like '*:5432'")
-    add("--command", action="append", metavar="NAME", help="only threads of that name")
+    add("--pid", action="append", metavar="PID", help="only that process, by its number in the container")
+    add("--command", action="append", metavar="PATTERN", help="only threads of names like 'nginx*'")
     add_count(parser)
     add("--format", default="text", metavar="FORMAT", help="text or json: one object a line")
     parser.epilog = "Options that are given several times mean any of them; different ones must all hold."
@@ -54,7 +56,7 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(options: Namespace, client: Client) -> int:
     check_form(options.format)
-    query = {name: ",".join(getattr(options, option) or ()) for name, option in _QUERY.items()}
+    query = {name: getattr(options, option) or () for name, option in _QUERY.items()}
     shown = 0
     for line in client.follow(f"/v1/containers/{quote(options.container)}/trace", query):
         kind = line["type"]

@@ -44,7 +44,7 @@ LABEL_WIDTH = 18
 MAX_EVENTS = 200
 MS_END, US_END = len("12:00:00.000"), len("12:00:00.000000")
 #: Not those of files and forks: there are too many to read.
-EVENT_KINDS = "exec,exit,signal,oom,capability,seccomp,network,mount,identity,kernel,throttle"
+EVENT_KINDS = "exec,exit,signal,oom,capability,seccomp,network,mount,identity,kernel,throttle,drift"
 HELP = "esc back  q quit"
 HEADS = {
     "calls": f"{'CALL':<18}{'/s':>7}{'%':>6}{'MEAN':>8}{'P99':>8}{'ERR/s':>7}  ERRORS",
