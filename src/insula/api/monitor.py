@@ -102,7 +102,8 @@ async def metrics(call: Call) -> web.StreamResponse:
 
     def scrape() -> bytes:
         # Sinks are the host's business: their names tell where it sends what.
-        sinks = call.api.exports.counts() if call.grant.principal.is_admin else ()
+        is_admin = call.grant.principal.is_admin
+        sinks = (*call.api.exports.counts(), *call.api.rules.counts()) if is_admin else ()
         return exposition(
             call.api.verbs.all_stats(call.grant),
             call.api.monitor.counts(call.grant),

@@ -1,54 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules at work: which containers are watched because of them, and what follows an alarm.
+"""Rules at work: which containers are watched because of them, and what is an alarm.
 
     rules.d/*.toml ─ read at the start and at SIGHUP; a wrong file is refused and what counted before stays ─► rules
     a container is about to run ─► watched for what the rules about it ask (`following.py`) ─► does one match? ─► its action
 
-Every alarm is logged and told by `insula events`; `pause`, `checkpoint`, `kill` and `webhook` come on top, in threads of
-their own, because they take their time.
+Every alarm is logged and told by `insula events`; `pause`, `checkpoint`, `kill` and `webhook` come on top
+(`reactions.py`).
 """
 
-import json
 import logging
-import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from insula.daemon.following import Following
+from insula.daemon.reactions import Reactions
 from insula.daemon.sight import Sight
 from insula.daemon.watching import WATCHABLE, Watching
 from insula.kernel.bpf_object import knows_tracepoint
 from insula.model.change import Change, alarm_of
-from insula.model.errors import InsulaError, InvalidRule
-from insula.model.grant import Action, Grant, Principal, Role
+from insula.model.errors import InvalidRule
+from insula.model.export import SinkCounts
 from insula.model.monitor import Event, EventKind, Lost, TraceLine, TraceWish, in_words
 from insula.model.record import ContainerRecord
-from insula.model.spec import CheckpointWish
 from insula.monitor.collect import Collector
 from insula.monitor.drift import is_power_of_ten
 from insula.monitor.rule_text import read_rules, warnings_of
-from insula.monitor.rules import Rule, RuleAction, RulesJudged, kinds_of, wish_of
+from insula.monitor.rules import Rule, RulesJudged, kinds_of, wish_of
 from insula.monitor.shapes import OUTGOING
-from insula.runtime.checkpoint import checkpoint
 from insula.runtime.context import Runtime
-from insula.runtime.pause import pause
-from insula.runtime.stop import kill
 
 LOG = logging.getLogger(__name__)
 
-WEBHOOK_S = 10.0
 MAX_ADDRESSES = 10_000
 """That are remembered of a container, some 1 MB."""
-
-
-class Silent:
-    """The `Reporter` of `runtime/checkpoint.py` that nobody hears."""
-
-    def check(self) -> None: ...
-    def phase(self, name: str) -> None: ...
 
 
 @dataclass
@@ -82,6 +68,7 @@ class Guard:
         self._folder = folder
         self._announce = announce
         self._memories: dict[str, _Memory] = {}
+        self._reactions = Reactions(runtime)
         self._rules = self._read()
         _log_warnings(_judged(self._rules))
         self._following = Following(
@@ -106,6 +93,10 @@ class Guard:
         """Those that count."""
         return self._rules
 
+    def counts(self) -> tuple[SinkCounts, ...]:
+        """Return what became of the calls of webhooks."""
+        return self._reactions.counts()
+
     def check(self, text: str, *, file: str) -> RulesJudged:
         """Judge rules, and change nothing.  Raises: InvalidRule."""
         return _judged(read_rules(text, file=file))
@@ -113,6 +104,7 @@ class Guard:
     def reload(self) -> RulesJudged:
         """Read the rules anew.  Raises: InvalidRule; what counted before stays then."""
         self._rules = self._read()
+        self._reactions.keep(self._rules)
         for record in self._runtime.store.list_containers():
             self._following.note(record.id, record)
         return _judged(self._rules)
@@ -178,34 +170,12 @@ class Guard:
         fields = {"rule": rule.name, "container": record.name, "event": what}
         LOG.warning("alarm", extra={"fields": fields, "tenant": record.tenant})
         self._announce(alarm_of(record, rule=rule.name, seen=event))
-        if rule.action is not RuleAction.LOG:
-            name = f"rule {rule.name}"
-            threading.Thread(target=self._act, args=(rule, record, told), name=name, daemon=True).start()
-
-    def _act(self, rule: Rule, record: ContainerRecord, event: Event) -> None:
-        grant = Grant(
-            principal=Principal(name=f"rule {rule.name}", role=Role.ADMIN, uid=0),
-            action=Action.CONTROL,
-            tenant=record.tenant,
-        )
-        try:
-            match rule.action:
-                case RuleAction.PAUSE:
-                    pause(grant, self._runtime, record.id)
-                case RuleAction.KILL:
-                    kill(grant, self._runtime, record.id, signal="KILL")
-                case RuleAction.CHECKPOINT:
-                    wish = CheckpointWish(name=f"{rule.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}")
-                    checkpoint(grant, self._runtime, record.id, wish=wish, reporter=Silent())
-                case RuleAction.WEBHOOK:
-                    _post(rule, record, event=event)
-        except (InsulaError, OSError) as error:
-            fields = {"rule": rule.name, "container": record.name, "reason": str(error)}
-            LOG.error("a rule could not act", extra={"fields": fields, "tenant": record.tenant})
+        self._reactions.begin(rule, record, event=told)
 
     def close(self) -> None:
         """Watch no more."""
         self._following.close()
+        self._reactions.close()
 
 
 def _remember(record: ContainerRecord, address: str, *, memory: _Memory) -> None:
@@ -239,20 +209,3 @@ def _untold(rules: Iterable[Rule]) -> frozenset[EventKind]:
 def _log_warnings(judged: RulesJudged) -> None:
     for warning in judged.warnings:
         LOG.warning("a rule is doubtful", extra={"fields": {"reason": warning}})
-
-
-def _post(rule: Rule, record: ContainerRecord, *, event: Event) -> None:
-    alarm = {
-        "rule": rule.name,
-        "description": rule.description,
-        "container": record.id,
-        "name": record.name,
-        "tenant": record.tenant,
-        "at": event.at,
-        "event": in_words(event),
-    }
-    request = urllib.request.Request(  # http or https: `monitor/rules.py` has looked
-        rule.url, data=json.dumps(alarm).encode(), headers={"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=WEBHOOK_S):
-        pass
