@@ -64,6 +64,11 @@ async def _begin(
         return verb(call.grant, record.id, wish=wish, reporter=reporter)
 
     operation = call.api.operations.start(
-        work, kind=kind, tenant=record.tenant, subject=record.name, may_cancel=may_cancel
+        work,
+        kind=kind,
+        tenant=record.tenant,
+        asker=call.grant.principal.tenant,
+        subject=record.name,
+        may_cancel=may_cancel,
     )
     return answer(operation, status=ACCEPTED)

@@ -60,7 +60,7 @@ async def undrain(call: Call) -> web.StreamResponse:
 def _begin(call: Call, work: Work, *, kind: str) -> web.StreamResponse:
     tenant = call.grant.principal.tenant
     started = call.api.operations.start(
-        work, kind=kind, tenant=tenant, subject=call.api.identity.name, may_cancel=True
+        work, kind=kind, tenant=tenant, asker=tenant, subject=call.api.identity.name, may_cancel=True
     )
     return answer(started, status=202)
 

@@ -52,6 +52,11 @@ async def build(call: Call) -> web.StreamResponse:
         return call.api.verbs.build_image(call.grant, wish, reporter=reporter)
 
     operation = call.api.operations.start(
-        work, kind="image-build", tenant=call.grant.tenant, subject=wish.name, may_cancel=True
+        work,
+        kind="image-build",
+        tenant=call.grant.tenant,
+        asker=call.grant.principal.tenant,
+        subject=wish.name,
+        may_cancel=True,
     )
     return answer(operation, status=202)

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from insula.api.errors import body_of
 from insula.api.verbs import Reporter, Result, Work
+from insula.daemon.tenant_use import BUILD
 from insula.model import span
 from insula.model.errors import Cancelled, InsulaError, OperationNotFound, QuotaExceeded, WrongState
 from insula.model.record import ErrorBody, OperationRecord, OperationStatus, Progress
@@ -27,16 +28,18 @@ from insula.runtime.ledger import Ledger
 LOG = logging.getLogger(__name__)
 
 KEPT = 500
-"""Ended operations that are remembered."""
-
-
-AT_ONCE = {"image-build": 2}
-"""Operations of a kind that one tenant may have under way at the same time."""
+"""Ended operations of a tenant that are remembered: nobody's displace another's."""
+AT_ONCE = 64
+"""Operations that users of one tenant may have under way at the same time: each is a thread."""
+AT_ONCE_OF = {BUILD: 2}
+"""As AT_ONCE, of one kind."""
 
 
 @dataclass(kw_only=True)
 class _Running:
     record: OperationRecord
+    asker: str
+    """The tenant of who asked."""
     cancelled: threading.Event = field(default_factory=threading.Event)
     followers: set[asyncio.Event] = field(default_factory=set)
     """Only touched in the loop's thread."""
@@ -103,8 +106,14 @@ class OperationRegistry:
         self.lock = threading.RLock()
         self._running: dict[str, _Running] = {}
 
-    def start(self, work: Work, *, kind: str, tenant: str, subject: str, may_cancel: bool) -> OperationRecord:
-        """Begin an action in a thread of its own.  Raises: QuotaExceeded if its tenant has enough under way."""
+    def start(
+        self, work: Work, *, kind: str, tenant: str, asker: str, subject: str, may_cancel: bool
+    ) -> OperationRecord:
+        """Begin an action in a thread of its own.
+
+        asker: the tenant of who asks; its bound counts, so that no tenant keeps an administrator out.
+        Raises: QuotaExceeded if the asker has enough under way.
+        """
         record = OperationRecord(
             id=secrets.token_hex(8),
             kind=kind,
@@ -114,9 +123,9 @@ class OperationRegistry:
             may_cancel=may_cancel,
             created_at=time.time(),
         )
-        running = _Running(record=record)
+        running = _Running(record=record, asker=asker)
         with self.lock:
-            self._refuse_too_many(kind, tenant)
+            self._refuse_too_many(kind, asker)
             self._store.save_operation(record)
             self._running[record.id] = running
         name = f"{kind} {record.id}"
@@ -124,17 +133,21 @@ class OperationRegistry:
         threading.Thread(target=self._run, args=(running, work, asked_by), name=name, daemon=True).start()
         return record
 
-    def _refuse_too_many(self, kind: str, tenant: str) -> None:
-        records = (each.record for each in self._running.values())
+    def _refuse_too_many(self, kind: str, asker: str) -> None:
         under_way = [
-            each.kind for each in records if each.tenant == tenant and each.status is OperationStatus.RUNNING
+            each.record.kind
+            for each in self._running.values()
+            if each.asker == asker and each.record.status is OperationStatus.RUNNING
         ]
-        most = AT_ONCE.get(kind)
-        if most is not None and under_way.count(kind) >= most:
-            raise QuotaExceeded(
-                f"cannot begin another `{kind}`: {under_way.count(kind)} of {most} are under way",
-                hint="wait for one, or cancel it; insula operation ls lists them",
-            )
+        for what, count, most in (
+            ("operation", len(under_way), AT_ONCE),
+            (f"`{kind}`", under_way.count(kind), AT_ONCE_OF.get(kind, AT_ONCE)),
+        ):
+            if count >= most:
+                raise QuotaExceeded(
+                    f"cannot begin another {what}: {count} of {most} are under way",
+                    hint="wait for one, or cancel it; insula operation ls lists them",
+                )
 
     def _run(self, running: _Running, work: Work, asked_by: str) -> None:
         reporter: Reporter = OperationReporter(self, running)
@@ -203,10 +216,14 @@ class OperationRegistry:
             self._loop.call_soon_threadsafe(_wake, running)
 
     def _persist(self, record: OperationRecord) -> bool:
-        """Write a record down, and forget the oldest.  On a full disk it is remembered in memory alone: the action goes on."""
+        """Write a record down, and forget its tenant's oldest when it has ended.
+
+        On a full disk it is remembered in memory alone: the action goes on.
+        """
         try:
             self._store.save_operation(record)
-            self._store.prune_operations(keep=KEPT)
+            if record.status is not OperationStatus.RUNNING:
+                self._store.prune_operations(record.tenant, keep=KEPT)
         except InsulaError as error:
             LOG.warning(
                 "an operation was not written down",

@@ -94,6 +94,9 @@ MIGRATIONS: tuple[str, ...] = (
         json_set(CAST(record AS TEXT), '$.creator', 'root', '$.creator_uid', 0, '$.creator_is_admin', json('true')) AS BLOB
     );
     """,
+    """
+    CREATE INDEX operations_tenant ON operations (tenant, created_at);
+    """,
 )
 
 

@@ -126,13 +126,12 @@ class Ledger(People):
             status.value if status else None,
         )
 
-    def prune_operations(self, *, keep: int) -> int:
-        """Forget all but the newest ended operations.  Returns how many went."""
+    def prune_operations(self, tenant: str, *, keep: int) -> int:
+        """Forget all but the newest ended operations of a tenant.  Returns how many went."""
         return self.write(
-            "DELETE FROM operations WHERE status != ?1 AND id NOT IN"
-            " (SELECT id FROM operations WHERE status != ?1 ORDER BY created_at DESC LIMIT ?2)",
-            OperationStatus.RUNNING.value,
-            keep,
+            "DELETE FROM operations WHERE tenant = ?1 AND status != ?2 AND id NOT IN"
+            " (SELECT id FROM operations WHERE tenant = ?1 AND status != ?2 ORDER BY created_at DESC LIMIT ?3)",
+            *(tenant, OperationStatus.RUNNING.value, keep),
         )
 
     # tenants

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from insula.api.verbs import Reporter, Result
-from insula.daemon.operations import OperationRegistry
+from insula.daemon.operations import AT_ONCE, AT_ONCE_OF, OperationRegistry
 from insula.daemon.recover import recover_operations
-from insula.model.errors import MigrationFailed, OperationNotFound, WrongState
+from insula.daemon.tenant_use import BUILD
+from insula.model.errors import MigrationFailed, OperationNotFound, QuotaExceeded, WrongState
 from insula.model.record import OperationRecord, OperationStatus
 from insula.runtime.store import Store
 
@@ -33,8 +34,17 @@ def run(test: Callable[[OperationRegistry], Any], tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def begin(operations: OperationRegistry, work: Callable[[Reporter], Result]) -> OperationRecord:
-    return operations.start(work, kind="migrate", tenant="alice", subject="web", may_cancel=True)
+def begin(
+    operations: OperationRegistry,
+    work: Callable[[Reporter], Result],
+    *,
+    tenant: str = "alice",
+    asker: str = "",
+    kind: str = "migrate",
+) -> OperationRecord:
+    return operations.start(
+        work, kind=kind, tenant=tenant, asker=asker or tenant, subject="web", may_cancel=True
+    )
 
 
 async def end_of(operations: OperationRegistry, record: OperationRecord) -> OperationRecord:
@@ -114,6 +124,49 @@ def test_cancel_stops_it_before_the_point_of_no_return_only(tmp_path: Path) -> N
         assert (await end_of(operations, record)).status is OperationStatus.DONE
         with pytest.raises(WrongState, match="done"):
             operations.cancel("alice", record.id)
+
+    run(test, tmp_path)
+
+
+def test_ended_operations_of_a_tenant_displace_nobody_elses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("insula.daemon.operations.KEPT", 3)
+
+    async def test(operations: OperationRegistry) -> None:
+        bobs = await end_of(operations, begin(operations, lambda _: {}, tenant="bob"))
+        for _ in range(5):
+            last = await end_of(operations, begin(operations, lambda _: {}))
+        assert operations.list("bob") == [bobs]
+        assert len(operations.list("alice")) == 3
+        assert operations.list("alice")[-1] == last
+
+    run(test, tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "most"), [("restore", AT_ONCE), (BUILD, AT_ONCE_OF[BUILD])])
+def test_operations_at_once_are_bounded_for_each_who_asks(tmp_path: Path, kind: str, most: int) -> None:
+    async def test(operations: OperationRegistry) -> None:
+        go = threading.Event()
+
+        def work(_: Reporter) -> Result:
+            go.wait()
+            return {}
+
+        try:
+            under_way = [begin(operations, work, kind=kind) for _ in range(most)]
+            with pytest.raises(QuotaExceeded, match=f"{most} of {most} are under way"):
+                begin(operations, work, kind=kind)
+            others = [
+                begin(operations, work, kind=kind, tenant="bob"),
+                begin(operations, work, kind=kind, tenant="alice", asker="root"),
+            ]
+        finally:
+            go.set()
+        for each in (*under_way, *others):
+            await end_of(operations, each)
+        assert len(operations.list("alice")) == most + 1
+        await end_of(operations, begin(operations, work, kind=kind))
 
     run(test, tmp_path)
 

@@ -220,13 +220,25 @@ def test_tenants_get_places_in_order_and_keep_them(store: Store) -> None:
     assert [tenant.name for tenant in store.list_tenants()] == ["a", "b", "c"]
 
 
-def test_pruning_keeps_running_and_the_newest_operations(store: Store) -> None:
+def save_operation(store: Store, number: int, *, tenant: str, status: OperationStatus) -> None:
+    store.save_operation(
+        OperationRecord(
+            id=f"{tenant}{number}", kind="k", tenant=tenant, subject="s", status=status, created_at=number
+        )
+    )
+
+
+def test_pruning_keeps_running_and_the_newest_operations_of_a_tenant(store: Store) -> None:
     for number in range(5):
         status = OperationStatus.RUNNING if number == 0 else OperationStatus.DONE
-        store.save_operation(
-            OperationRecord(
-                id=str(number), kind="k", tenant="t", subject="s", status=status, created_at=number
-            )
-        )
-    assert store.prune_operations(keep=2) == 2
-    assert [operation.id for operation in store.list_operations()] == ["0", "3", "4"]
+        save_operation(store, number, tenant="t", status=status)
+    assert store.prune_operations("t", keep=2) == 2
+    assert [operation.id for operation in store.list_operations()] == ["t0", "t3", "t4"]
+
+
+def test_pruning_leaves_other_tenants_operations(store: Store) -> None:
+    save_operation(store, 0, tenant="bob", status=OperationStatus.DONE)
+    for number in range(1, 5):
+        save_operation(store, number, tenant="alice", status=OperationStatus.FAILED)
+    assert store.prune_operations("alice", keep=1) == 3
+    assert [operation.id for operation in store.list_operations()] == ["bob0", "alice4"]
