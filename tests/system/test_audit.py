@@ -3,11 +3,12 @@
 
 import contextlib
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import Any
 
-from hosted import Host
+from hosted import Host, wait_until
 from insula.kernel.unix_peer import process
 from insula.tenant.idmap import FIRST_UID
 
@@ -41,12 +42,36 @@ def test_each_request_is_a_line_and_ones_own_part_is_readable(host: Host) -> Non
     assert {host.alice.tenant, host.bob.tenant} <= {line.get("tenant") for line in both}
 
 
-def test_a_long_list_is_whole(host: Host) -> None:
-    for _ in range(450):
-        assert host.root.ask("GET", "/v1/containers")[0] == 200
-    numbers = [line["n"] for line in host.root.json("--tenant", "*", "audit", "ls", "--format", "json")]
-    assert len(numbers) > 400
-    assert numbers == [*range(numbers[0], numbers[-1] + 1)]
+def test_a_flood_is_counted_and_leaves_room_for_others(host: Host) -> None:
+    since = str(time.time())
+    for number in range(450):
+        assert host.root.ask("GET", f"/v1/containers/no{number}")[0] == 404
+    seen: list[Any] = []
+
+    def is_told() -> bool:
+        seen[:] = host.root.json("--tenant", "*", "audit", "ls", "--since", since, "--format", "json")
+        told = [line.get("times", 1) for line in seen if line["result"] == "container_not_found"]
+        return sum(told) == 450 and len(told) < 400
+
+    wait_until(is_told, what=lambda: f"450 requests: {seen[-3:]}")
+    assert next(line["path"] for line in seen if line.get("times", 1) > 1) == "*"
+    assert "as they were written" in host.root("audit", "verify")
+
+
+def test_what_nobody_looks_at_is_counted(host: Host) -> None:
+    for word in ("one", "two"):
+        assert host.alice.ask("GET", f"/v1/{word}")[0] == 404
+    seen: list[Any] = []
+
+    def is_told() -> bool:
+        lines = host.root.json("--tenant", "*", "audit", "ls", "--format", "json")
+        seen[:] = [line for line in lines if line.get("uid") == host.alice.uid and "action" not in line]
+        return sum(line.get("times", 1) for line in seen) == 2
+
+    wait_until(is_told, what=lambda: f"two unknown paths: {seen}")
+    assert {(line["who"], line["decision"], line["result"]) for line in seen} == {
+        ("", "refused", "not_found")
+    }
 
 
 def test_a_changed_line_is_found(host: Host) -> None:

@@ -18,7 +18,8 @@ from insula.api import auth
 from insula.kernel import unix_peer
 from insula.model.errors import InsulaError
 from insula.model.grant import EVERY_TENANT, Action, Grant, Principal
-from insula.tenant.audit import Audit, Entry
+from insula.tenant.audit import Audit
+from insula.tenant.audit_entry import Entry
 
 LOG = logging.getLogger(__name__)
 
@@ -77,6 +78,21 @@ def written_down(request: web.Request, action: Action, *, audit: Audit) -> Itera
         if process is not None:
             entry = replace(entry, pid=process.pid, began=process.began)
         _write(audit, entry)
+
+
+def counted(request: web.Request, result: str, *, audit: Audit) -> None:
+    """Have a request counted that nobody looks at: it came too soon, or there is no such path."""
+    audit.count(
+        Entry(
+            principal=_unknown(request),
+            action=None,
+            method=request.method,
+            path=request.path,
+            is_granted=False,
+            result=result,
+            source=_source(request),
+        )
+    )
 
 
 def _entry(request: web.Request, action: Action, deed: Deed) -> Entry:

@@ -14,7 +14,7 @@ from insula.api import auth
 from insula.api.bodies import Failure
 from insula.api.call import MAX_BODY_BYTES, Api, Call, answer
 from insula.api.checkpoints import ACCEPTED
-from insula.api.deed import written_down
+from insula.api.deed import counted, written_down
 from insula.api.errors import CODES, INTERNAL, body_of, status_of
 from insula.api.gate import Gate
 from insula.api.routes import ROUTES, Route
@@ -30,6 +30,7 @@ from insula.model.errors import (
 from insula.model.grant import Action, scope
 from insula.model.span import TENANT, Attributes
 from insula.runtime.store import no_container
+from insula.tenant.audit import Audit
 from insula.tenant.redaction import NOTHING_HIDDEN, Redaction
 
 LOG = logging.getLogger(__name__)
@@ -52,7 +53,9 @@ Plain = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 def build(api: Api, *, routes: Sequence[Route] = ROUTES) -> web.AppRunner:
     """Return the application, ready for sites (unix socket, TLS) to be added."""
-    application = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_explain, _pace(api.gate)])
+    application = web.Application(
+        client_max_size=MAX_BODY_BYTES, middlewares=[_explain, _pace(api.gate, audit=api.audit)]
+    )
     for route in routes:
         application.router.add_route(route.method, route.path, _serve(route, api=api))
     return web.AppRunner(
@@ -65,10 +68,16 @@ def build(api: Api, *, routes: Sequence[Route] = ROUTES) -> web.AppRunner:
     )
 
 
-def _pace(gate: Gate) -> Middleware:
+def _pace(gate: Gate, *, audit: Audit) -> Middleware:
     @web.middleware
     async def pace(request: web.Request, handler: Plain) -> web.StreamResponse:
-        await gate.wait_turn(request)
+        try:
+            await gate.wait_turn(request)
+        except TooManyRequests as error:
+            counted(request, error.code, audit=audit)
+            raise
+        if (unknown := request.match_info.http_exception) is not None:
+            counted(request, CODES.get(unknown.status, "bad_request"), audit=audit)
         return await handler(request)
 
     return pace

@@ -21,7 +21,8 @@ from insula.model.errors import InsulaError, TargetRefused
 from insula.model.grant import Action, Grant, Kind, Principal
 from insula.model.migration import PROTOCOL, Refuse, Welcome
 from insula.model.record import HostRecord
-from insula.tenant.audit import Audit, Entry
+from insula.tenant.audit import Audit
+from insula.tenant.audit_entry import Entry
 from insula.tenant.check import check
 
 LOG = logging.getLogger(__name__)

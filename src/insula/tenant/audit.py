@@ -5,6 +5,7 @@ Each line has a number and, as `prev`, the SHA-256 of the line before, also acro
 or put in is found by `verify` (`audit_chain.py`), lines cut off at either end by the head (`audit_files.py`).  Who has root's
 rights can write all of it anew: `insula daemon --syslog` sends each line away as well.
 
+Of a flood the lines beyond a budget are counted (`audit_folding.py`), so that no tenant turns over others' traces.
 A crash costs no line that was whole: it is taken up at the next start.  What is torn is cut, and a line says so.
 
 Bodies, queries, environments and tokens never come here: a line holds names, ids and codes.  A file beside holds room on
@@ -21,83 +22,23 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-from insula.model.errors import AuditUnavailable, Denied, QuotaExceeded, TooManyRequests, codes_below
-from insula.model.grant import Action, Principal
+from insula.model.errors import AuditUnavailable
 from insula.tenant import audit_files
 from insula.tenant.audit_chain import HEAD_LOST, taken_up
+from insula.tenant.audit_entry import Entry, Fields
 from insula.tenant.audit_files import HEAD, Log, Mark
+from insula.tenant.audit_folding import WINDOW_S, Folding
 
 LOG = logging.getLogger(__name__)
 
 MAX_BYTES = 64 << 20
 RESERVED_BYTES = 1 << 20
 """So much may still be written after the disk is full."""
-_ALWAYS = ("who", "tenant")
-"""Fields that stand there also when they are empty."""
-_REFUSALS = codes_below(Denied, QuotaExceeded, TooManyRequests)
-Fields = dict[str, str | int | float | None]
 _RESERVE = "audit.reserve"
 TORN = "torn_line_cut"
 """Result of the line that says that the last one was cut off in a crash."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    principal: Principal
-    action: Action
-    method: str
-    path: str
-    """Without the query."""
-    result: str
-    """`ok`, or the code of the error."""
-    tenant: str = ""
-    """Whose things it was about."""
-    asked_tenant: str = ""
-    """The tenant that was named, where it was refused."""
-    is_granted: bool = True
-    """Whether the right to do it was there."""
-    made: str = ""
-    """Id of what came to be; its name where it has no other."""
-    made_name: str = ""
-    source: str = ""
-    """Where it came from: `unix`, or an address."""
-    pid: int | None = None
-    """The process that connected, on this host."""
-    began: int | None = None
-    """When that process began, in clock ticks after boot: with the pid it is nobody else until the next boot."""
-    seconds: float = 0.0
-
-    @property
-    def is_allowed(self) -> bool:
-        """Whether it was decided that it may be: what failed for another reason was allowed."""
-        return self.is_granted and self.result not in _REFUSALS
-
-    def fields(self) -> Fields:
-        """Return what its line says, without what chains it."""
-        who = self.principal
-        every: Fields = {
-            "who": who.name,
-            "kind": who.kind.value,
-            "uid": who.uid,
-            "token": who.token,
-            "from": self.source,
-            "pid": self.pid,
-            "pid_began": self.began,
-            "action": self.action.value,
-            "method": self.method,
-            "path": self.path,
-            "tenant": self.tenant,
-            "asked_tenant": self.asked_tenant,
-            "made": self.made,
-            "made_name": self.made_name,
-            "decision": "allowed" if self.is_allowed else "refused",
-            "result": self.result,
-            "ms": round(self.seconds * 1000, 1),
-        }
-        return {key: value for key, value in every.items() if value not in ("", None) or key in _ALWAYS}
 
 
 class Audit:
@@ -114,6 +55,8 @@ class Audit:
         self._reserve_fd = os.open(path.with_name(_RESERVE), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._has_room = self._hold_room()
         self._tell = tell
+        self._folding = Folding()
+        self._timer: threading.Timer | None = None
         self._open()
         self._go_on()
 
@@ -160,8 +103,36 @@ class Audit:
                 )
 
     def record(self, entry: Entry) -> None:
-        """Append one line.  Raises: OSError."""
-        self._write(entry.fields())
+        """Append one line; of a flood, have it counted.  Raises: OSError."""
+        with self._lock:
+            if not self._folding.takes(entry, now=time.monotonic()):
+                self._write(entry.fields())
+                return
+        self._settle_soon()
+
+    def count(self, entry: Entry) -> None:
+        """Have counted what is not worth a line each time: one a second of each result and source."""
+        with self._lock:
+            self._folding.add(entry)
+        self._settle_soon()
+
+    def _settle_soon(self) -> None:
+        with self._lock:
+            if self._timer is not None:
+                return
+            self._timer = threading.Timer(WINDOW_S, self.settle)
+            self._timer.daemon = True
+        self._timer.start()
+
+    def settle(self) -> None:
+        """Append the lines of what has been counted."""
+        with self._lock:
+            self._timer = None
+            try:
+                for entry in self._folding.taken_out():
+                    self._write(entry.fields())
+            except OSError as error:
+                LOG.error("the audit log cannot be written", extra={"fields": {"reason": str(error)}})
 
     def _note(self, result: str, note: str) -> None:
         """Append a line of insulad's own, about the log."""
@@ -169,14 +140,14 @@ class Audit:
         self._write({"who": "insulad", "kind": "daemon", **about, "result": result, "note": note})
 
     def _write(self, fields: Fields) -> None:
-        with self._lock:
-            if self._size >= self._max_bytes:
-                self._rotate()
-            number, at = self._head.last.number + 1, round(time.time(), 3)
-            line = json.dumps({"n": number, "at": at, **fields, "prev": self._head.last.digest}).encode()
-            self._append(line + b"\n")
-            self._head = self._head._replace(last=Mark(number, hashlib.sha256(line).hexdigest()))
-            self._keep_head()
+        """Append a line.  The lock is held."""
+        if self._size >= self._max_bytes:
+            self._rotate()
+        number, at = self._head.last.number + 1, round(time.time(), 3)
+        line = json.dumps({"n": number, "at": at, **fields, "prev": self._head.last.digest}).encode()
+        self._append(line + b"\n")
+        self._head = self._head._replace(last=Mark(number, hashlib.sha256(line).hexdigest()))
+        self._keep_head()
         if self._tell is not None:
             self._tell(line.decode())
 
@@ -214,6 +185,9 @@ class Audit:
         self._open()
 
     def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self.settle()
         os.close(self._descriptor)
         os.close(self._head_fd)
         os.close(self._reserve_fd)

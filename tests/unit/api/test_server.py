@@ -192,7 +192,7 @@ def test_bodies_are_read_strictly_and_errors_are_json(tmp_path: Path) -> None:
 
     run(test, tmp_path)
     audit = [json.loads(line) for line in (tmp_path / "audit.log").read_text().splitlines()]
-    assert {line["result"] for line in audit} == {"invalid_spec", "bad_request", "internal"}
+    assert {line["result"] for line in audit} == {"invalid_spec", "bad_request", "internal", "not_found"}
 
 
 def test_wait_answers_when_the_container_has_ended(tmp_path: Path) -> None:

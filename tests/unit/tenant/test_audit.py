@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from insula.model.errors import AuditUnavailable, Denied
 from insula.model.grant import Action, Principal
-from insula.tenant.audit import TORN, Audit, Entry
+from insula.tenant.audit import TORN, Audit
 from insula.tenant.audit_chain import Verdict
 from insula.tenant.audit_chain import verify as verify_log
+from insula.tenant.audit_entry import Entry
 from insula.tenant.audit_files import BLOCK, KEPT_FILES, files_of, opened
 from insula.tenant.audit_reading import Wanted, found_backwards
 

@@ -11,7 +11,8 @@ import pytest
 from insula.model.errors import UidRangeExhausted
 from insula.model.grant import Action, Kind, Principal, Role
 from insula.tenant import idmap
-from insula.tenant.audit import Audit, Entry
+from insula.tenant.audit import Audit
+from insula.tenant.audit_entry import Entry
 
 ALICE = Principal(name="alice", uid=1000)
 ROOT = Principal(name="root", uid=0, role=Role.ADMIN)

@@ -14,6 +14,7 @@ from insula.model.errors import Conflict
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
+    from typing import Any
 
     from insula.client.http import Client
 
@@ -21,11 +22,19 @@ HELP = "who did what, and how it ended: ls, verify"
 
 LAST = 1000
 """So many lines are shown if nobody says how many."""
+
+
+def what(row: dict[str, Any]) -> str:
+    """Return what was asked for, and how often, if a line tells of several."""
+    times = row.get("times", 1)
+    return f"{row['method']} {row['path']}" + (f" ({times} times)" if times > 1 else "")
+
+
 COLUMNS = (
     Column("WHEN", lambda row: stamp(row["at"])[:19]),
     Column("WHO", lambda row: str(row.get("who", "-")), shrink=1),
     Column("FROM", lambda row: str(row.get("from", "-")), shrink=2),
-    Column("WHAT", lambda row: f"{row['method']} {row['path']}", shrink=3),
+    Column("WHAT", what, shrink=3),
     Column("TENANT", lambda row: str(row.get("tenant", "-")), shrink=1),
     Column("RESULT", lambda row: str(row["result"])),
     Column("MS", lambda row: str(row.get("ms", "-"))),
