@@ -80,6 +80,22 @@ def test_a_rule_keeps_the_evidence(web: Host) -> None:
     assert "evil" in web.root("exec", "web", "ls", "/tmp")
 
 
+def test_a_rule_without_kinds_takes_nothing_from_the_others(web: Host) -> None:
+    text = '[[rule]]\nname = "shot"\nkinds = ["signal"]\n[[rule]]\nname = "tracing"\ncalls = ["ptrace"]\n'
+    with ruled(web, text), listening(web.root) as events:
+        web.root.give("exec", "web", "sh", "-c", "kill -USR1 $$")
+        ((_, event, detail),) = events.read(1)
+    assert (event, detail.split(":")[0]) == ("alarm", "shot")
+
+
+def test_what_is_doubtful_is_said_and_taken(web: Host, tmp_path: Path) -> None:
+    file = tmp_path / "doubtful.toml"
+    file.write_text(SHELL.replace('"/bin/id"', '"bin/id"'))
+    done = web.root.give("rule", "check", str(file))
+    assert (done.code, done.out) == (0, f"{file}: right\n")
+    assert "warning: rule `shell`: `bin/id` begins with no `/`" in done.err
+
+
 def test_a_rule_sees_the_first_program_of_a_container(host: Host) -> None:
     with ruled(host, SHELL), listening(host.root) as events:
         host.root("run", "--name", "short", "box", "id")
