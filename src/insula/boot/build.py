@@ -42,10 +42,12 @@ DEVICE_LINKS = (
     ("stderr", "/proc/self/fd/2"),
     ("ptmx", "pts/ptmx"),
 )
-#: Covered by /dev/null (files) or an empty folder; those that this kernel does not have are passed over.
+#: Covered by /dev/null (files) or an empty folder; those that this kernel does not have are passed over.  Disks: how much others
+#: write is in their figures, and a tenant's disk may be one of its own.
 MASKED = (
-    "proc/acpi", "proc/asound", "proc/interrupts", "proc/kcore", "proc/keys", "proc/latency_stats", "proc/sched_debug",
-    "proc/scsi", "proc/timer_list", "proc/timer_stats", "sys/firmware", "sys/devices/virtual/powercap",
+    "proc/acpi", "proc/asound", "proc/diskstats", "proc/interrupts", "proc/kcore", "proc/keys", "proc/latency_stats", "proc/partitions",
+    "proc/sched_debug", "proc/scsi", "proc/timer_list", "proc/timer_stats", "sys/firmware", "sys/devices/virtual/block",
+    "sys/devices/virtual/powercap", "sys/block", "sys/class/block", "sys/dev/block", "sys/fs/ext4",
 )  # fmt: skip
 READ_ONLY = ("proc/bus", "proc/fs", "proc/irq", "proc/sys", "proc/sysrq-trigger")
 _EMPTY = ".empty"

@@ -23,6 +23,7 @@ MASKED = (
     "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/sched_debug",
     "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/proc/kmsg", "/proc/slabinfo", "/proc/vmallocinfo",
     "/proc/kpagecount", "/proc/kpageflags", "/proc/kpagecgroup", "/proc/page_owner", "/proc/mem", "/sys/firmware",
+    "/proc/diskstats", "/proc/partitions", "/sys/block", "/sys/class/block", "/sys/dev/block", "/sys/devices/virtual/block", "/sys/fs/ext4",
     "/sys/devices/virtual/powercap", "/sys/kernel/debug", "/sys/kernel/tracing",
     "/sys/kernel/security", "/sys/fs/bpf", "/sys/fs/pstore", "/sys/fs/cgroup", "/sys/hypervisor/uuid",
 )  # fmt: skip
