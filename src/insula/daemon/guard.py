@@ -18,6 +18,7 @@ from insula.daemon.following import Following
 from insula.daemon.reactions import Reactions
 from insula.daemon.sight import Sight
 from insula.daemon.watching import WATCHABLE, Watching
+from insula.kernel import call_functions
 from insula.kernel.bpf_object import knows_tracepoint
 from insula.model.change import Change, alarm_of
 from insula.model.errors import InvalidRule
@@ -27,7 +28,7 @@ from insula.model.record import ContainerRecord
 from insula.monitor.collect import Collector
 from insula.monitor.drift import is_power_of_ten
 from insula.monitor.rule_text import read_rules, warnings_of
-from insula.monitor.rules import Rule, RulesJudged, kinds_of, wish_of
+from insula.monitor.rules import Rule, RulesJudged, call_kinds_of, cost_of, kinds_of, wish_of
 from insula.monitor.shapes import OUTGOING
 from insula.runtime.context import Runtime
 
@@ -70,7 +71,7 @@ class Guard:
         self._memories: dict[str, _Memory] = {}
         self._reactions = Reactions(runtime)
         self._rules = self._read()
-        _log_warnings(_judged(self._rules))
+        _log(_warnings(self._rules))
         self._following = Following(
             runtime, collector, watching, wish_of=self._wish_of, take=self._judge, name="guard"
         )
@@ -112,7 +113,7 @@ class Guard:
     def reload_or_keep(self) -> None:
         """As `reload`, for a signal: a wrong file is logged."""
         try:
-            _log_warnings(self.reload())
+            _log(self.reload().warnings)
         except InvalidRule as error:
             LOG.error("rules stay as they were", extra={"fields": {"reason": error.message}})
 
@@ -192,7 +193,20 @@ def _remember(record: ContainerRecord, address: str, *, memory: _Memory) -> None
 
 
 def _judged(rules: tuple[Rule, ...]) -> RulesJudged:
-    return RulesJudged(rules=rules, warnings=warnings_of(rules, untold=_untold(rules)))
+    cost = cost_of(rules, can_hook=not call_kinds_of(rules) or _can_hook())
+    return RulesJudged(rules=rules, warnings=_warnings(rules), cost=cost)
+
+
+def _can_hook() -> bool:
+    try:
+        call_functions.try_hook()
+    except OSError:
+        return False
+    return True
+
+
+def _warnings(rules: Sequence[Rule]) -> tuple[str, ...]:
+    return warnings_of(rules, untold=_untold(rules))
 
 
 def _untold(rules: Iterable[Rule]) -> frozenset[EventKind]:
@@ -206,6 +220,6 @@ def _untold(rules: Iterable[Rule]) -> frozenset[EventKind]:
     return frozenset() if is_told else frozenset({EventKind.CAPABILITY})
 
 
-def _log_warnings(judged: RulesJudged) -> None:
-    for warning in judged.warnings:
+def _log(warnings: Iterable[str]) -> None:
+    for warning in warnings:
         LOG.warning("a rule is doubtful", extra={"fields": {"reason": warning}})

@@ -9,7 +9,7 @@ from insula.model.errors import InvalidRule
 from insula.model.monitor import Event, EventKind
 from insula.monitor import rules
 from insula.monitor.rule_text import read_rules, warnings_of
-from insula.monitor.rules import Rule, RuleAction, wish_of
+from insula.monitor.rules import Rule, RuleAction, cost_of, wish_of
 
 STARTER = Path(rules.__file__).parent / "starter.toml"
 
@@ -150,6 +150,15 @@ def test_a_pattern_of_a_path_that_does_not_begin_at_the_root_is_doubtful() -> No
     )
     (doubt,) = warnings_of(found)
     assert "`bin/sh` begins with no `/`" in doubt
+
+
+def test_what_they_cost_is_said() -> None:
+    cheap, dear = rules_of(
+        "name='a'\nkinds=['exec', 'oom', 'drift']", "name='b'\ncalls=['connect', 'ptrace']"
+    )
+    assert cost_of([cheap], can_hook=False) == "only what happens in containers costs something"
+    assert "of kind `kernel`, `network` become a little slower" in cost_of([cheap, dear], can_hook=True)
+    assert "every system call of the host" in cost_of([dear], can_hook=False)
 
 
 def test_the_starter_set_is_without_doubt() -> None:

@@ -53,12 +53,13 @@ def run(options: Namespace, client: Client) -> int:
             show(client.get("/v1/rules"), COLUMNS, options=options, key="name")
         case "check":
             body = {"text": read(options.file), "file": options.file}
-            _warn(client.call("POST", "/v1/rules/check", body=body))
-            print(f"{options.file}: right")
+            judged = client.call("POST", "/v1/rules/check", body=body)
+            _warn(judged)
+            print(f"{options.file}: right; {judged['cost']}")
         case _:
             judged = client.call("POST", "/v1/rules/reload")
             _warn(judged)
-            print(f"{len(judged['rules'])} rules count now")
+            print(f"{len(judged['rules'])} rules count now; {judged['cost']}")
     return 0
 
 
