@@ -12,6 +12,7 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import documented
 from hosted import Host, Person
 from insula.api.document import document
 
@@ -48,8 +49,15 @@ def send(person: Person, case: Any) -> int:
         answer.begin()
         if answer.status >= 400:
             assert set(json.loads(answer.read())["error"]) == {"code", "message", "hint"}
+        elif is_one_value(answer) and documented.is_told(key := f"{case.method.upper()} {case.path}"):
+            assert not documented.faults(key, json.loads(answer.read()))
         answer.close()
         return answer.status
+
+
+def is_one_value(answer: http.client.HTTPResponse) -> bool:
+    """Tell whether an answer is JSON that ends; of lines only the head is read."""
+    return (answer.getheader("Content-Type") or "").startswith("application/json")
 
 
 def memory_kb(host: Host) -> int:

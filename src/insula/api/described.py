@@ -83,7 +83,7 @@ _RULES = '[[rule]]\nname = "shell"\nkinds = ["exec"]\npaths = ["/bin/sh"]\n'
 DESCRIBED: dict[str, Described] = {
     "GET /openapi.json": _get("this document", None),
     "GET /v1/version": _get("what runs here", bodies.Version),
-    "GET /v1/whoami": _get("who the caller is, and may do", None),
+    "GET /v1/whoami": _get("who the caller is, and may do", users.Identity),
     "GET /v1/users": _get("users that are known", list[users.UserRecord]),
     "POST /v1/users": _make("give a user a role, or make a remote one", users.UserWish, users.UserAdded, users.UserWish(name="alice")),
     "PATCH /v1/users/{ref}": Described(words="change a user", body=users.UserChange, example=users.UserChange(), answer=users.UserRecord),
@@ -93,7 +93,7 @@ DESCRIBED: dict[str, Described] = {
     "DELETE /v1/tokens/{ref}": _do("take a token back"),
     "GET /v1/policy": _get("what users may ask for", bodies.PolicyView),
     "POST /v1/policy/check": _do("judge a policy", bodies.PolicyText, bodies.PolicyText(text="")),
-    "POST /v1/policy/reload": _get("read the policy again", None),
+    "POST /v1/policy/reload": _get("read the policy again", bodies.PolicyView),
     "GET /v1/host": _get("this host", bodies.HostFacts),
     "POST /v1/host/drain": _begin("carry everything that runs off this host", spec.DrainWish, may_be_empty=True),
     "POST /v1/host/undrain": _begin("bring back what a drain carried off", spec.UndrainWish, may_be_empty=True),

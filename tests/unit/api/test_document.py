@@ -42,6 +42,11 @@ def test_the_form_of_an_answer_is_told(key: str) -> None:
     assert "default" in responses
 
 
+def test_the_type_of_an_answer_is_told() -> None:
+    untold = {key for key, each in DESCRIBED.items() if each.form is Answer.JSON and each.answer is None}
+    assert untold == {"GET /openapi.json"}
+
+
 def test_the_right_that_a_route_needs_is_told() -> None:
     for route in ROUTES:
         method, path = key_of(route).split()
