@@ -117,7 +117,7 @@ def test_t3_thing_of_another_cannot_be_used(the_host: Host, hidden: Secrets, way
         assert name not in json.dumps(error)
 
 
-#: Events never end; the audit log repeats what the caller itself has asked for here.
+#: Events never end; the audit log repeats what the caller itself has asked for here: each has a test of its own.
 _APART = ("/v1/events", "/v1/audit")
 _LISTS = [
     each for each in ROUTES if each.method == "GET" and "{" not in each.path and each.path not in _APART
@@ -133,6 +133,31 @@ def test_t7_list_tells_nothing_of_others(the_host: Host, hidden: Secrets, route:
         if "tenant=" in query and status != 200:  # an error quotes the question
             found = [word for word in found if word not in query]
         assert not found, (query, answer)
+
+
+@pytest.mark.parametrize("query", ["", "?since=0", "?tail=10000"])
+def test_t7_audit_tells_nothing_of_others(the_host: Host, hidden: Secrets, query: str) -> None:
+    asked = ("path", "asked_tenant")
+    the_host.bob.ask("GET", f"/v1/containers/{hidden.refs['containers']}")
+    the_host.bob.ask("GET", f"/v1/containers?tenant={the_host.alice.tenant}")
+    status, answer = text_of(the_host.bob, f"/v1/audit{query}")
+    assert status == 200
+    lines = [
+        json.loads(line) for line in answer.splitlines() if line.startswith("{")
+    ]  # between chunks' sizes
+    assert lines
+    for line in lines:
+        assert line["tenant"] == the_host.bob.tenant
+        assert not {"n", "prev"} & line.keys(), "they count everybody's requests"
+        told = json.dumps({key: value for key, value in line.items() if key not in asked})
+        assert not [word for word in (*hidden.words, the_host.alice.tenant) if word in told], line
+
+
+def test_t7_audit_of_another_is_like_none_at_all(the_host: Host, hidden: Secrets) -> None:
+    theirs = the_host.bob.ask("GET", f"/v1/audit?tenant={the_host.alice.tenant}")
+    none = the_host.bob.ask("GET", "/v1/audit?tenant=nobody-at-all")
+    assert theirs[0] == none[0] == 404
+    assert the_host.bob.ask("GET", "/v1/audit/verify")[0] == 403
 
 
 def test_t7_events_tell_nothing_of_others(the_host: Host, hidden: Secrets) -> None:

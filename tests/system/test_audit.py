@@ -155,6 +155,14 @@ def test_what_an_admin_does_to_ones_container_is_in_ones_part(host: Host) -> Non
     assert [line["who"] for line in hers if line["method"] == "DELETE"][-1] == "root"
 
 
+def test_how_much_others_ask_is_not_told(host: Host) -> None:
+    host.alice("ps")
+    for person, is_told in ((host.alice, False), (host.root, True)):
+        lines = person.json("audit", "ls", "--format", "json")
+        assert lines
+        assert {("n" in line, "prev" in line) for line in lines} == {(is_told, is_told)}
+
+
 def test_what_was_made_is_named(host: Host) -> None:
     host.alice("create", "--name", "hers", "box", "true")
     made = last_of(host, "/v1/containers", method="POST")

@@ -25,7 +25,8 @@ Block = list[bytes]
 
 async def read(call: Call) -> web.StreamResponse:
     query = call.query(AuditQuery)
-    wanted = Wanted(tenant=scope(call.grant), since=query.since)
+    is_admin = call.grant.principal.is_admin
+    wanted = Wanted(tenant=scope(call.grant), since=query.since, chained=is_admin)
     async with call.api.readings.of(call.grant.principal):
         found = await _last(call, wanted, count=query.tail)
         response = await lines(call)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from insula.tenant.audit_files import Log, blocks_backwards
 
+_CHAIN = frozenset({"n", "prev"})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
@@ -20,6 +22,8 @@ class Wanted:
     """Only lines about this one; None: all."""
     since: float = 0.0
     """UTC seconds."""
+    chained: bool = True
+    """With the numbers and hashes: they tell how much others ask."""
 
 
 def found_backwards(log: Log, wanted: Wanted) -> Iterator[list[bytes]]:
@@ -32,7 +36,8 @@ def found_backwards(log: Log, wanted: Wanted) -> Iterator[list[bytes]]:
         if part.changed_at < wanted.since:
             return
         for block in blocks_backwards(part):
-            yield _found(block, needle, since=wanted.since)
+            lines = _found(block, needle, since=wanted.since)
+            yield lines if wanted.chained else [_unchained(line) for line in lines]
             if wanted.since and _at(block[: block.find(b"\n")]) < wanted.since:
                 return
 
@@ -42,6 +47,14 @@ def _found(block: bytes, needle: bytes, *, since: float) -> list[bytes]:
         return []
     lines = reversed(block.splitlines(keepends=True))
     return [line for line in lines if needle in line and (not since or _at(line) >= since)]
+
+
+def _unchained(line: bytes) -> bytes:
+    try:
+        fields = json.loads(line)
+    except ValueError:
+        return b""
+    return json.dumps({key: value for key, value in fields.items() if key not in _CHAIN}).encode() + b"\n"
 
 
 def _at(line: bytes) -> float:

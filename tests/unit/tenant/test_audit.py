@@ -167,6 +167,17 @@ def test_who_wants_the_last_minute_does_not_read_the_day(tmp_path: Path) -> None
     assert len(read) == 2
 
 
+def test_who_is_not_to_know_how_much_others_ask_gets_no_numbers(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    with opened(path) as log:
+        (lines,) = found_backwards(log, Wanted(tenant="alice", chained=False))
+        (chained,) = found_backwards(log, Wanted(tenant="alice"))
+    whole = [json.loads(line) for line in chained]
+    assert [json.loads(line) for line in lines] == [
+        {key: value for key, value in each.items() if key not in ("n", "prev")} for each in whole
+    ]
+
+
 @given(words=st.lists(st.text(max_size=20), min_size=1, max_size=5))
 def test_a_tenants_name_in_a_path_is_no_line_of_the_tenant(
     tmp_path_factory: pytest.TempPathFactory, words: list[str]
