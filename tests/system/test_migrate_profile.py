@@ -109,3 +109,17 @@ def test_it_goes_along_and_holds_elsewhere(pair: Pair) -> None:
         assert run(PLANT) == "EROFS"
     for host in ("alpha", "beta"):
         pair.client(host).call("DELETE", f"/v1/profiles/{PROFILE}")
+
+
+def test_a_recording_ends_with_a_move_and_is_kept(pair: Pair) -> None:
+    address = create(pair, "c", host="alpha")
+    client = pair.client("alpha")
+    client.call("POST", "/v1/containers/c/profile/record")
+    with started(pair, "c", address, host="alpha") as run:
+        assert run(WRITE.format("a")) == "done"
+        pair.migrate("c", "alpha", "beta")
+        wait_until(lambda: [each["name"] for each in client.get("/v1/profiles")] == ["c"])
+    kept = client.get("/v1/profiles/c")
+    assert "/var/tmp" in kept["written"]
+    assert kept["incomplete_because"] == "it moved to host beta"
+    client.call("DELETE", "/v1/profiles/c")

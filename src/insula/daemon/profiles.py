@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Profiles of containers: recordings under way, and those that are kept, a JSON file each.
+"""Profiles of containers that are kept, a JSON file each, and what containers are held to.
 
-A recording of a container that does not run begins with its next start: the container's groups are made beforehand, so
-that nothing of it is missed.  It ends when it is saved, with insulad, or when the container is removed.
+Recordings under way: `recordings.py`.
 """
 
+import itertools
 import logging
 import os
 import re
@@ -12,20 +12,19 @@ import threading
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
-from insula.daemon.drifting import home_of
+from insula.daemon.recordings import Recordings
 from insula.daemon.sight import Sight
 from insula.daemon.watching import Watching
 from insula.kernel import caps, syscalls
-from insula.model.errors import InvalidSpec, NameTaken, ProfileNotFound, Unsupported, WrongState
+from insula.model.errors import InvalidSpec, NameTaken, ProfileNotFound
 from insula.model.grant import EVERY_TENANT, Grant
-from insula.model.lifecycle import ALIVE, Status
+from insula.model.lifecycle import ALIVE
 from insula.model.profile import VERSION, Applied, ApplyWish, Profile, applied
 from insula.model.profile_text import Words, read_profile
-from insula.model.record import ContainerRecord
 from insula.model.spec import PROFILE_NAME
 from insula.monitor.collect import Collector
-from insula.monitor.recording import Recording
 from insula.runtime.confine import confine
 from insula.runtime.context import Runtime
 
@@ -43,82 +42,32 @@ class ProfileDesk:
     ) -> None:
         self._sight = sight
         self._runtime = runtime
-        self._collector = collector
-        self._watching = watching
         self._folder = folder
-        self._recordings: dict[str, Recording] = {}
-        self._armed: set[str] = set()
-        """Containers whose next start is recorded."""
         self._lock = threading.Lock()
+        self.recordings = Recordings(
+            runtime, collector, watching, folder=folder.with_name("recordings"), keep=self._keep_somehow
+        )
 
     def record(self, grant: Grant, ref: str) -> None:
         """Begin to record.  Raises: ContainerNotFound; WrongState if it is recorded already; Unsupported."""
-        record = self._runtime.find(grant, ref)
-        with self._lock:
-            if record.id in self._recordings or record.id in self._armed:
-                raise WrongState(
-                    f"cannot record `{record.name}`: it is being recorded",
-                    hint=f"insula profile stop {record.name} ends that",
-                )
-            if record.status in ALIVE:
-                self._recordings[record.id] = self._begin(record, is_from_birth=False)
-            else:
-                self._armed.add(record.id)
-
-    def _begin(self, record: ContainerRecord, *, is_from_birth: bool) -> Recording:
-        subject = self._watching.subject(record)
-        return Recording(self._collector, subject, is_from_birth=is_from_birth, home=home_of(record))
-
-    def before_start(self, record: ContainerRecord) -> None:
-        """Begin the recording of a container that is about to start."""
-        with self._lock:
-            if record.id not in self._armed:
-                return
-            group = self._runtime.group(record)
-            group.create()
-            try:
-                self._recordings[record.id] = self._begin(record, is_from_birth=True)
-            except Unsupported as error:
-                LOG.warning("a start is not recorded", extra={"fields": {"reason": str(error)}})
-            self._armed.discard(record.id)
-
-    def note(self, container_id: str, record: ContainerRecord | None) -> None:
-        """Take a change of a container: with it goes its recording."""
-        if record is None or record.status is Status.MOVED:
-            with self._lock:
-                self._armed.discard(container_id)
-                recording = self._recordings.pop(container_id, None)
-            if recording is not None:
-                recording.close()
+        self.recordings.begin(self._runtime.find(grant, ref))
 
     def recorded(self, grant: Grant, ref: str) -> Profile:
         """Return what has been recorded of a container so far.  Raises: WrongState if it is not recorded."""
         record = self._runtime.find(grant, ref)
-        return self._told(grant, record.tenant, self._recording(record).profile(record.name))
-
-    def _recording(self, record: ContainerRecord) -> Recording:
-        with self._lock:
-            if record.id in self._armed:
-                raise WrongState(
-                    f"nothing is recorded of `{record.name}` yet: its recording begins when it starts",
-                    hint=f"insula start {record.name}",
-                )
-            if record.id not in self._recordings:
-                raise WrongState(
-                    f"`{record.name}` is not being recorded", hint=f"insula profile record {record.name}"
-                )
-            return self._recordings[record.id]
+        return self._told(grant, record.tenant, self.recordings.profile(record, name=record.name))
 
     def save(self, grant: Grant, ref: str, *, name: str) -> Profile:
         """End a recording and keep it.  Raises: WrongState, NameTaken."""
         record = self._runtime.find(grant, ref)
-        recording = self._recording(record)
-        profile = recording.profile(name)
+        profile = self.recordings.profile(record, name=name)
         self._keep(record.tenant, profile)
-        with self._lock:
-            self._recordings.pop(record.id, None)
-        recording.close()
+        self.recordings.end(record.id)
         return self._told(grant, record.tenant, profile)
+
+    def close(self) -> None:
+        """Write recordings down, for the next insulad to go on with."""
+        self.recordings.close()
 
     def _told(self, grant: Grant, tenant: str, profile: Profile) -> Profile:
         """Return what the caller may see of a profile."""
@@ -211,6 +160,20 @@ class ProfileDesk:
                 )
             part.write_bytes(msgspec.json.format(msgspec.json.encode(profile), indent=1))
             part.replace(path)
+
+    def _keep_somehow(self, tenant: str, profile: Profile) -> str:
+        """Keep a profile that nobody waits for under the first free name: its own, or that with a number."""
+        names = itertools.chain(
+            (profile.name,), (f"{profile.name}-{number}" for number in itertools.count(2))
+        )
+        return next(name for name in names if self._is_kept(tenant, replace(profile, name=name)))
+
+    def _is_kept(self, tenant: str, profile: Profile) -> bool:
+        try:
+            self._keep(tenant, profile)
+        except NameTaken:
+            return False
+        return True
 
 
 def _not_found(name: str) -> ProfileNotFound:

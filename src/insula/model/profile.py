@@ -5,7 +5,7 @@ Names only, no numbers: a profile recorded on one host, or processor, holds on a
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -50,6 +50,8 @@ class Profile(Fact, kw_only=True, frozen=True):
     """It was recorded from the container's start on: what a start needs is in it."""
     lost_events: int = 0
     """Paths and addresses may be missing then; calls and capabilities are counted without loss."""
+    incomplete_because: str = ""
+    """Why something was done while it was recorded, or wished to be, that is not in it; empty: nothing that is known of."""
     is_redacted: bool = False
     """Whether folders or programs were hidden from who reads this (`tenant/redaction.py`)."""
 
@@ -119,6 +121,37 @@ class ContainerDrifts(Fact, kw_only=True, frozen=True):
         for each in drifts:
             counts[each.is_refused][each.part] += each.count
         return cls(id=container_id, name=name, refused=dict(counts[True]), done=dict(counts[False]))
+
+
+_COUNTED = (
+    "calls", "written", "outgoing", "listening",
+    "refused_calls", "refused_capabilities", "refused_programs", "refused_folders",
+)  # fmt: skip
+
+
+def joined(lives: Sequence[Profile]) -> Profile:
+    """Return what was seen in one life or more of a container, the last one at the end, as one."""
+    first, *others = lives
+    for last in others:
+        parts = {part: _sum(getattr(first, part), getattr(last, part)) for part in _COUNTED}
+        first = msgspec.structs.replace(
+            last,
+            seconds=round(first.seconds + last.seconds, 3),
+            capabilities=_sum_if_known(first.capabilities, last.capabilities),
+            programs=_sum_if_known(first.programs, last.programs),
+            is_from_birth=first.is_from_birth or last.is_from_birth,
+            lost_events=first.lost_events + last.lost_events,
+            **parts,
+        )
+    return first
+
+
+def _sum(first: dict[str, int], last: dict[str, int]) -> dict[str, int]:
+    return dict(sorted((Counter(first) + Counter(last)).items()))
+
+
+def _sum_if_known(first: dict[str, int] | None, last: dict[str, int] | None) -> dict[str, int] | None:
+    return None if first is None or last is None else _sum(first, last)
 
 
 def applied(profile: Profile, *, enforce: Enforce) -> AppliedProfile:

@@ -233,12 +233,17 @@ def test_migrate_shows_phases_and_the_failure(tmp_path: Path) -> None:
     bad = [
         record("failed", "transfer", error={"code": "target_full", "message": "cannot move", "hint": "space"})
     ]
+    not_recorded = {"error": {"code": "wrong_state", "message": "it is not being recorded"}}
     with serve(tmp_path / "s") as double:
+        double.answers["GET /v1/containers/web/profile"] = (409, {}, not_recorded)
         double.answers["POST /v1/containers/web/migrate"] = (202, {}, record("running", "preflight"))
         double.answers["GET /v1/operations/7/follow"] = (200, {}, "\n".join(map(json.dumps, good)).encode())
         moved = insula(double, "migrate", "web", "beta")
         double.answers["GET /v1/operations/7/follow"] = (200, {}, "\n".join(map(json.dumps, bad)).encode())
         failed = insula(double, "migrate", "web", "beta")
+        double.answers["GET /v1/containers/web/profile"] = (200, {}, {})
+        warned = insula(double, "migrate", "web", "beta")
+    assert warned.stderr.startswith("insula: warning: the recording of `web` ends with the move")
     assert moved.stderr == "migrate web: preflight\nmigrate web: freeze\nmigrate web: cleanup\n"
     assert moved.stdout == "web: now on beta: frozen 100 ms, moved 1.0 MB, 1.0 s\n"
     assert failed.returncode == 1

@@ -20,7 +20,8 @@ def test_a_profile_without_a_start_is_warned_of(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], is_from_birth: bool, enforce: str, warns: bool
 ) -> None:
     with serve(tmp_path / "s") as double:
-        double.answers["GET /v1/profiles/p"] = (200, {}, {"is_from_birth": is_from_birth})
+        profile = {"name": "p", "is_from_birth": is_from_birth, "incomplete_because": ""}
+        double.answers["GET /v1/profiles/p"] = (200, {}, profile)
         applied = {"is_running": False, "is_root_writable": False, "is_old": False}
         double.answers["POST /v1/containers/c/profile/apply"] = (200, {}, applied)
         assert main(["-H", double.host, "profile", "apply", "--enforce", enforce, "p", "c"]) == 0

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import json
+import sys
 
 from insula.cli.progress import watch
 from insula.client.http import quote
-from insula.model.errors import InvalidSpec
+from insula.model.errors import Denied, InvalidSpec, WrongState
 from insula.model.units import parse_duration
 
 TYPE_CHECKING = False
@@ -62,6 +63,8 @@ def run(options: Namespace, client: Client) -> int:
         raise InvalidSpec(
             f"cannot migrate `{options.container}`: no host is named", hint="insula host ls lists them"
         )
+    if not options.plan:
+        _warn_of_recording(options.container, client)
     where = f"/v1/containers/{quote(options.container)}/migrate"
     wish: dict[str, object] = {"target": options.host, "mode": options.mode, "plan": options.plan}
     if options.max_pause:
@@ -74,6 +77,18 @@ def run(options: Namespace, client: Client) -> int:
     else:
         print((planned if options.plan else summary)(options.container, result))
     return 0
+
+
+def _warn_of_recording(container: str, client: Client) -> None:
+    """Say what comes of a recording: it does not go along."""
+    try:
+        client.get(f"/v1/containers/{quote(container)}/profile")
+    except (WrongState, Denied):  # it is not recorded, or that is not for the caller to know
+        return
+    print(
+        f"insula: warning: the recording of `{container}` ends with the move: what was seen is kept here as a profile",
+        file=sys.stderr,
+    )
 
 
 CARRIED = ("memory", "shared", "file", "tmpfs")

@@ -148,7 +148,8 @@ def _summary(profile: Json) -> str:
         if profile["lost_events"]
         else ""
     )
-    return f"{profile['name']}: {counts}, in {profile['seconds']:.0f} s{lost}"
+    missing = f"; incomplete: {profile['incomplete_because']}" if profile["incomplete_because"] else ""
+    return f"{profile['name']}: {counts}, in {profile['seconds']:.0f} s{lost}{missing}"
 
 
 def _profile_or_recording(client: Client, name: str) -> Json:
@@ -195,17 +196,24 @@ def _diff(old: Json, new: Json) -> int:
 def _apply(options: Namespace, client: Client) -> int:
     if options.enforce not in ("deny", "log"):
         raise UsageError(f"cannot enforce by `{options.enforce}`", hint="deny or log")
-    if options.enforce == "deny" and not _profile(client, options.name)["is_from_birth"]:
-        print(
-            f"insula: warning: `{options.name}` was not recorded from a start on: a start may need what it lacks;"
-            " `--enforce log` tells what",
-            file=sys.stderr,
-        )
+    if options.enforce == "deny":
+        _warn(_profile(client, options.name))
     wish = {"profile": options.name, "enforce": options.enforce}
     return on_each(
         options.containers,
         lambda name: _tell(name, client.call("POST", f"{_container(name)}/apply", body=wish)),
     )
+
+
+def _warn(profile: Json) -> None:
+    """Say why what is enforced may refuse what is needed."""
+    reasons = []
+    if not profile["is_from_birth"]:
+        reasons.append("was not recorded from a start on: a start may need what it lacks")
+    if profile["incomplete_because"]:
+        reasons.append(f"is incomplete: {profile['incomplete_because']}")
+    for reason in reasons:
+        print(f"insula: warning: `{profile['name']}` {reason}; `--enforce log` tells what", file=sys.stderr)
 
 
 def _tell(name: str, applied: Json) -> None:

@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recordings under way: from `insula profile record` until what was seen is saved, through as many starts as there are.
+
+    asked for ──► waits for a start ──► a life is watched ──► another start: the next life is, and both are added up
+                                     └─► insulad ends: what was seen is written down; the next insulad goes on
+
+A container that does not run is recorded from its next start on: its groups are made beforehand, so that nothing of it is
+missed.  What is missing all the same stands in the profile (`incomplete_because`).  A recording ends when it is saved, when
+the container is removed, and when it moves to another host: then what was seen is kept here.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import msgspec
+from msgspec.structs import replace
+
+from insula.daemon.drifting import home_of
+from insula.daemon.watching import Watching
+from insula.model.errors import ContainerNotFound, Unsupported, WrongState
+from insula.model.lifecycle import ALIVE, Status
+from insula.model.profile import Profile, joined
+from insula.model.record import ContainerRecord
+from insula.monitor.collect import Collector
+from insula.monitor.recording import Recording
+from insula.runtime.context import Runtime
+
+LOG = logging.getLogger(__name__)
+
+Keep = Callable[[str, Profile], str]
+"""Keeps a tenant's profile under a name that is free.  Returns: the name."""
+
+
+class _Life(StrEnum):
+    """What of the life under way stands in the file."""
+
+    NONE = "none"
+    """There is none: everything does."""
+    SAVED = "saved"
+    """What was seen until insulad ended."""
+    OPEN = "open"
+    """Nothing."""
+
+
+_MISSING = {
+    _Life.NONE: "",
+    _Life.SAVED: "insulad was restarted: what was done meanwhile is missing",
+    _Life.OPEN: "insulad was killed: what it had seen since the last start is missing",
+}
+
+
+class _Written(msgspec.Struct, frozen=True, kw_only=True):
+    """A file."""
+
+    past: Profile | None = None
+    life: _Life = _Life.NONE
+    incomplete_because: str = ""
+
+
+@dataclass(kw_only=True)
+class _UnderWay:
+    """A recording.  Touched under the lock only."""
+
+    past: Profile | None = None
+    """Of the lives before."""
+    current: Recording | None = None
+    """Of the last life, also when it is over."""
+    incomplete_because: str = ""
+
+    def profile(self, name: str) -> Profile | None:
+        """Return what has been seen; None: the first life is still to come."""
+        lives = (self.past, None if self.current is None else self.current.profile(name))
+        seen = [each for each in lives if each is not None]
+        if not seen:
+            return None
+        return replace(joined(seen), name=name, incomplete_because=self.incomplete_because)
+
+    def end_life(self, name: str) -> None:
+        """Add the last life to those before."""
+        self.past = self.profile(name)
+        if self.current is not None:
+            self.current.close()
+            self.current = None
+
+    def written(self, life: _Life) -> _Written:
+        return _Written(past=self.past, life=life, incomplete_because=self.incomplete_because)
+
+
+class Recordings:
+    """All recordings of this host.  From any thread."""
+
+    def __init__(
+        self, runtime: Runtime, collector: Collector, watching: Watching, *, folder: Path, keep: Keep
+    ) -> None:
+        self._runtime = runtime
+        self._collector = collector
+        self._watching = watching
+        self._folder = folder
+        self._keep = keep
+        self._lock = threading.Lock()
+        self._under_way: dict[str, _UnderWay] = {}
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in sorted(folder.glob("*.json")):
+            self._take_up(path)
+
+    def _take_up(self, path: Path) -> None:
+        """Go on with a recording of the insulad before this one."""
+        try:
+            record = self._runtime.store.get_container(path.stem)
+            written = msgspec.json.decode(path.read_bytes(), type=_Written)
+        except (ContainerNotFound, msgspec.DecodeError) as error:
+            LOG.warning("a recording is given up", extra={"fields": {"reason": str(error)}})
+            path.unlink()
+            return
+        missing = dict.fromkeys(filter(None, (written.incomplete_because, _MISSING[written.life])))
+        made = _UnderWay(past=written.past, incomplete_because="; ".join(missing))
+        self._under_way[record.id] = made
+        if record.status in ALIVE:
+            self._begin_or_wait(made, record, is_from_birth=False)
+        self._write(record.id, made, life=_Life.OPEN if made.current else _Life.NONE)
+
+    def begin(self, record: ContainerRecord) -> None:
+        """Begin to record.  Raises: WrongState if it is recorded already; Unsupported."""
+        with self._lock:
+            if record.id in self._under_way:
+                raise WrongState(
+                    f"cannot record `{record.name}`: it is being recorded",
+                    hint=f"insula profile stop {record.name} ends that",
+                )
+            made = _UnderWay()
+            if record.status in ALIVE:
+                made.current = self._watch(record, is_from_birth=False)
+            self._under_way[record.id] = made
+            self._write(record.id, made, life=_Life.OPEN if made.current else _Life.NONE)
+
+    def before_start(self, record: ContainerRecord) -> None:
+        """Watch the life that is about to begin."""
+        with self._lock:
+            made = self._under_way.get(record.id)
+            if made is None:
+                return
+            made.end_life(record.name)
+            self._runtime.group(record).create()
+            self._begin_or_wait(made, record, is_from_birth=True)
+            self._write(record.id, made, life=_Life.OPEN if made.current else _Life.NONE)
+
+    def _begin_or_wait(self, made: _UnderWay, record: ContainerRecord, *, is_from_birth: bool) -> None:
+        try:
+            made.current = self._watch(record, is_from_birth=is_from_birth)
+        except (Unsupported, WrongState) as error:
+            LOG.warning("a life is not recorded", extra={"fields": {"reason": str(error)}})
+
+    def _watch(self, record: ContainerRecord, *, is_from_birth: bool) -> Recording:
+        subject = self._watching.subject(record)
+        return Recording(self._collector, subject, is_from_birth=is_from_birth, home=home_of(record))
+
+    def note(self, container_id: str, record: ContainerRecord | None) -> None:
+        """Take a change of a container: its recording goes with it."""
+        if record is not None and record.status is not Status.MOVED:
+            return
+        with self._lock:
+            made = self._under_way.pop(container_id, None)
+        if made is None:
+            return
+        if record is None:
+            self._forget(container_id, made)
+        else:
+            # Whoever tells this has a move to end.
+            name = f"keep recording {container_id[:12]}"
+            threading.Thread(target=self._end_moved, args=(record, made), name=name, daemon=True).start()
+
+    def _end_moved(self, record: ContainerRecord, made: _UnderWay) -> None:
+        made.incomplete_because = "; ".join(
+            filter(None, (made.incomplete_because, f"it moved to host {record.owner}"))
+        )
+        seen = made.profile(record.name)
+        if seen is not None:
+            name = self._keep(record.tenant, seen)
+            fields = {"container": record.name, "profile": name, "host": record.owner}
+            LOG.warning("a recording ended: its container moved", extra={"fields": fields})
+        self._forget(record.id, made)
+
+    def profile(self, record: ContainerRecord, *, name: str) -> Profile:
+        """Return what has been seen so far.  Raises: WrongState if nothing has, or it is not recorded."""
+        with self._lock:
+            made = self._under_way.get(record.id)
+            if made is None:
+                raise WrongState(
+                    f"`{record.name}` is not being recorded", hint=f"insula profile record {record.name}"
+                )
+            seen = made.profile(name)
+        if seen is None:
+            raise WrongState(
+                f"nothing is recorded of `{record.name}` yet: its recording begins when it starts",
+                hint=f"insula start {record.name}",
+            )
+        return seen
+
+    def end(self, container_id: str) -> None:
+        """Record no more: what was seen is kept elsewhere."""
+        with self._lock:
+            made = self._under_way.pop(container_id, None)
+        if made is not None:
+            self._forget(container_id, made)
+
+    def close(self) -> None:
+        """Write down what was seen, for the next insulad."""
+        with self._lock:
+            for container_id, made in self._under_way.items():
+                made.end_life("unnamed")
+                self._write(container_id, made, life=self._life_of(container_id))
+            self._under_way.clear()
+
+    def _life_of(self, container_id: str) -> _Life:
+        try:
+            record = self._runtime.store.get_container(container_id)
+        except ContainerNotFound:
+            return _Life.NONE
+        return _Life.SAVED if record.status in ALIVE else _Life.NONE
+
+    def _path(self, container_id: str) -> Path:
+        return self._folder / f"{container_id}.json"
+
+    def _write(self, container_id: str, made: _UnderWay, *, life: _Life) -> None:
+        path = self._path(container_id)
+        part = path.with_suffix(".part")
+        part.write_bytes(msgspec.json.encode(made.written(life)))
+        part.replace(path)
+
+    def _forget(self, container_id: str, made: _UnderWay) -> None:
+        if made.current is not None:
+            made.current.close()
+        self._path(container_id).unlink(missing_ok=True)
