@@ -11,6 +11,7 @@ import pytest
 
 import hosted
 from hosted import Host, wait_until
+from insula.daemon.strangers import MAX_OF_ADDRESS
 
 PORT = 18643
 SOFT, HARD = 256, 20000
@@ -52,6 +53,29 @@ def descriptors(host: Host) -> int:
     return len(os.listdir(f"/proc/{host.daemon.pid}/fd"))
 
 
+def test_who_has_been_served_as_somebody_stays(host: Host) -> None:
+    token, context = host.root("token", "create"), anonymous()
+    ask = f"GET /v1/events HTTP/1.1\r\nHost: insula\r\nAuthorization: Bearer {token}\r\n\r\n"
+    with context.wrap_socket(host.connect("127.0.0.1", PORT)) as events, contextlib.ExitStack() as held:
+        events.sendall(ask.encode())
+        assert events.recv(65536).startswith(b"HTTP/1.1 200")
+        for _ in range(MAX_OF_ADDRESS + 1):
+            held.enter_context(context.wrap_socket(host.connect("127.0.0.1", PORT)))
+        host.root("create", "--name", "told", "box", "true")
+        assert b"told" in events.recv(65536)
+
+
+def test_containers_have_the_limit_with_which_insulad_was_started(host: Host) -> None:
+    assert host.daemon is not None
+    limits = Path(f"/proc/{host.daemon.pid}/limits").read_text()
+    [line] = [each for each in limits.splitlines() if each.startswith("Max open files")]
+    assert line.split()[3:5] == [str(HARD), str(HARD)]
+    assert host.bob("run", "--rm", "box", "sh", "-c", "ulimit -Sn; ulimit -Hn").split() == [
+        str(SOFT),
+        str(HARD),
+    ]
+
+
 def test_a_flood_of_silent_connections_takes_nothing_from_users_here(host: Host) -> None:
     host.bob("ps")
     before, context = descriptors(host), anonymous()
@@ -65,14 +89,3 @@ def test_a_flood_of_silent_connections_takes_nothing_from_users_here(host: Host)
         host.root("ps")
     wait_until(lambda: descriptors(host) <= before + 8, what=lambda: f"closed: {descriptors(host)}, {before}")
     assert "Too many open files" not in host.log()
-
-
-def test_containers_have_the_limit_with_which_insulad_was_started(host: Host) -> None:
-    assert host.daemon is not None
-    limits = Path(f"/proc/{host.daemon.pid}/limits").read_text()
-    [line] = [each for each in limits.splitlines() if each.startswith("Max open files")]
-    assert line.split()[3:5] == [str(HARD), str(HARD)]
-    assert host.bob("run", "--rm", "box", "sh", "-c", "ulimit -Sn; ulimit -Hn").split() == [
-        str(SOFT),
-        str(HARD),
-    ]

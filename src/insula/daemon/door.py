@@ -72,7 +72,7 @@ class HostDoor:
     def _begin(self, connection: socket.socket) -> None:
         self._between.release()
         server = self._runner.server
-        if server is None:  # the runner was cleaned up meanwhile
+        if server is None or not self._strangers.may_come(connection):  # none: the runner was cleaned up
             connection.close()
             return
         task = self._loop.create_task(self._shake_hands(connection, server))

@@ -5,7 +5,8 @@
 
 Each costs a descriptor and 280 KiB, and anybody who reaches the port may make some.  Who comes when there is no place left
 takes the place of the oldest: of the same address, or of the address that has most.  So a flood pushes out its own, and
-somebody else has as long as the flood takes to fill half of the places.  Everything here belongs to the loop's thread.
+somebody else has as long as the flood takes to fill half of the places.  Each handshake costs the loop a millisecond, too:
+who begins many is not let in for a while.  Everything here belongs to the loop's thread.
 """
 
 import asyncio
@@ -14,10 +15,16 @@ import socket
 from collections import Counter
 from collections.abc import Callable
 
+from insula.tenant.pace import Bucket
+
 STRANGER_S = 10.0
 """From the first byte to a request that is served as somebody."""
 MAX_STRANGERS = 64
 MAX_OF_ADDRESS = 32
+CONNECTS_PER_S = 100
+"""From one address; two seconds' worth may come at once."""
+MAX_SITES = 1024
+"""Whose pace is kept; who has more addresses than that is not held by it."""
 _IPV6_NEIGHBOURS = 64
 """Bits of an IPv6 address that are given to one site: what follows is chosen by whoever has them."""
 
@@ -66,6 +73,20 @@ class Strangers:
         self._is_guest = is_guest
         self._here: dict[Stranger, asyncio.TimerHandle] = {}
         """The oldest first; each with the timer that ends it."""
+        self._paces: dict[str, Bucket] = {}
+
+    @property
+    def sites(self) -> int:
+        """How many sites' pace is kept."""
+        return len(self._paces)
+
+    def may_come(self, connection: socket.socket) -> bool:
+        """Tell whether a connection is not one too many within so short a time, and count it."""
+        site, now = site_of(connection), asyncio.get_running_loop().time()
+        if site not in self._paces and len(self._paces) >= MAX_SITES:
+            self._paces.clear()
+        bucket = self._paces.setdefault(site, Bucket.full(CONNECTS_PER_S, now=now))
+        return bucket.try_take(CONNECTS_PER_S, now=now)
 
     def let_in(self, connection: socket.socket) -> Stranger:
         """Give a connection a place, another's if there is none left."""

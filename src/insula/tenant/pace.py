@@ -44,6 +44,14 @@ class Bucket:
         self.tokens -= 1
         return wait_s
 
+    def try_take(self, rate: int, *, now: float) -> bool:
+        """Take a place if one is there now.  Returns: whether it was."""
+        self.fill(rate, now=now)
+        if self.tokens < 1:
+            return False
+        self.tokens -= 1
+        return True
+
     def fill(self, rate: int, *, now: float) -> None:
         """Add what has come in since the last time."""
         self.tokens = min(rate * BURST_S, self.tokens + (now - self.filled_at) * rate)
@@ -90,9 +98,7 @@ class Turns(Generic[Ticket]):
 
     def enter(self, user: str, ticket: Ticket, *, now: float) -> bool:
         """Let a request in, or have it wait.  Returns: whether it is in.  Raises: TooManyRequests."""
-        self.bucket.fill(self.rate, now=now)
-        if not self.waiting and self.bucket.tokens >= 1:
-            self.bucket.tokens -= 1
+        if not self.waiting and self.bucket.try_take(self.rate, now=now):
             return True
         own = len(self.waiting.get(user, ()))
         wait_s = (own + 1) * len({*self.waiting, user}) / self.rate

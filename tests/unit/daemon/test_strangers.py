@@ -9,7 +9,7 @@ from typing import cast
 import pytest
 
 from insula.daemon import strangers
-from insula.daemon.strangers import Strangers, site_of
+from insula.daemon.strangers import CONNECTS_PER_S, MAX_SITES, Strangers, site_of
 
 
 class From:
@@ -58,5 +58,26 @@ def test_a_flood_pushes_out_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
         assert [each.is_cut for each in flood] == [True] * 7 + [False] * 3
         here.close()
         assert honest.is_cut
+
+    asyncio.run(test())
+
+
+def test_who_knocks_too_often_is_not_let_in_and_others_are() -> None:
+    async def test() -> None:
+        here = Strangers(is_guest=lambda _transport: False)
+        flood = [here.may_come(came_from("10.0.0.2")) for _ in range(1000)]
+        assert flood[:CONNECTS_PER_S] == [True] * CONNECTS_PER_S
+        assert not all(flood)
+        assert here.may_come(came_from("10.0.0.1"))
+
+    asyncio.run(test())
+
+
+def test_as_many_sites_as_one_likes_are_not_remembered() -> None:
+    async def test() -> None:
+        here = Strangers(is_guest=lambda _transport: False)
+        for number in range(3 * MAX_SITES):
+            assert here.may_come(came_from(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"))
+        assert here.sites <= MAX_SITES
 
     asyncio.run(test())
