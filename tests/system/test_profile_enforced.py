@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from drifts import events
 from hosted import DEADLINE_S, Host, wait_until
+from insula.monitor.drift import MAX_ANNOUNCED
 
 #: Executes what it is sent, a line each, and answers with the error's name or `done`.
 PROGRAM = """
@@ -182,6 +183,27 @@ def test_logging_tells_and_refuses_nothing(host: Host) -> None:
         assert say(*["os.getsid(0)"] * 4) == ["done"] * 4
     lines = host.root("profile", "drift", "c").splitlines()
     assert any(line.split()[:2] == ["5", "done"] and "getsid" in line for line in lines), lines
+    host.root("profile", "rm", "p")
+
+
+def test_a_flood_of_new_folders_hides_nothing_from_rules(host: Host) -> None:
+    rules = host.folder / "rules.d" / "drift.toml"
+    rules.parent.mkdir(exist_ok=True)
+    rules.write_text('[[rule]]\nname = "evil"\nkinds = ["drift"]\npaths = ["/etc/evil*"]\n')
+    host.root("rule", "reload")
+    begin(host)
+    record(host)
+    host.root("profile", "apply", "--enforce", "log", "p", "c")
+    host.root("start", "c")
+    with events(host.root) as told, talking(host, "c") as say:
+        assert say(*(f'os.makedirs("/opt/{number}/x")' for number in range(40))) == ["done"] * 40
+        assert say('open("/etc/evil", "w")') == ["done"]
+        wait_until(
+            lambda: "alarm" in [each["event"] for each in list(told.seen)], what="the rule has heard of it"
+        )
+        assert len(told.drifts()) == MAX_ANNOUNCED
+    rules.unlink()
+    host.root("rule", "reload")
     host.root("profile", "rm", "p")
 
 
