@@ -201,7 +201,7 @@ def test_a_program_that_runs_from_memory_is_found(host: Spawned) -> None:
         """
 fd = os.memfd_create("b", 0); os.write(fd, open("/bin/busybox", "rb").read())
 if (pid := os.fork()) == 0: os.execve(fd, ["sleep", "1000"], {})
-while b"sleep" not in open(f"/proc/{pid}/cmdline", "rb").read(): time.sleep(0.01)
+while not open(f"/proc/{pid}/cmdline", "rb").read().startswith(b"sleep"): time.sleep(0.01)
 os.close(fd)""",
     )
     assert container is not None
