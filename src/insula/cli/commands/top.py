@@ -67,9 +67,23 @@ def _show_screen(client: Client, *, is_exact: bool) -> int:
         )
     host = client.get("/v1/version")["host"]
     client.get("/v1/stats")  # what is refused is told before there is a screen
-    from insula.cli.top.app import show as show_screen
-
+    try:
+        from insula.cli.top.app import show as show_screen
+    except ModuleNotFoundError as error:
+        raise _without_library(error) from error
     return show_screen(client, host=host, is_exact=is_exact)
+
+
+def _without_library(error: ModuleNotFoundError) -> Exception:
+    """Explain that the screen's library, or what that needs, is not installed."""
+    from insula.model.errors import Unsupported
+
+    if (error.name or "").startswith("insula"):
+        return error
+    return Unsupported(
+        f"cannot show a live screen: the Python package `{error.name}` is missing",
+        hint="install the Python package textual; without it: insula stats, or insula top CONTAINER",
+    )
 
 
 def cpu_time(seconds: float) -> str:
