@@ -93,7 +93,7 @@ def test_each_reader_is_told_what_the_policy_says(here: AccountsHost) -> None:
 
 
 def test_a_filter_sees_what_is_told(here: AccountsHost) -> None:
-    with tracing(here.alice, "&paths=/srv/d,/opt/e") as trace:
+    with tracing(here.alice, "&paths=/srv/d&paths=/opt/e") as trace:
         here.alice.give("exec", "web", "cat", "/srv/d", "/opt/e")
         here.alice.give("exec", "web", "sh", "-c", "cat /opt/e")
         paths = [json.loads(trace._answer.readline())["path"] for _ in range(2)]
