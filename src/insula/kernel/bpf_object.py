@@ -31,6 +31,7 @@ _set_target = libc.foreign(_LIBRARY, "bpf_program__set_attach_target", "pis", an
 _reuse_map = libc.foreign(_LIBRARY, "bpf_map__reuse_fd", "pi", answer="i")
 _set_autoload = libc.foreign(_LIBRARY, "bpf_program__set_autoload", "pi", answer="i")
 _attach = libc.foreign(_LIBRARY, "bpf_program__attach", "p", answer="p")
+_link_fd = libc.foreign(_LIBRARY, "bpf_link__fd", "p", answer="i")
 _destroy_link = libc.foreign(_LIBRARY, "bpf_link__destroy", "p", answer="i")
 
 
@@ -100,6 +101,11 @@ class Object:
     def attached(self) -> frozenset[str]:
         """The programs that run at their hooks."""
         return frozenset(self._links)
+
+    @property
+    def link_fds(self) -> list[int]:
+        """Descriptors that hold programs at their hooks: who has a copy keeps them there.  They stay the object's."""
+        return [_link_fd(link) for link in self._links.values()]
 
     def close(self) -> None:
         """Detach everything and unload."""

@@ -7,6 +7,7 @@ and detaches what nobody wants any more, one by one, since the kernel waits some
 Out of scope: what is told meanwhile (`probes.py`).
 """
 
+import subprocess
 import threading
 import time
 from collections import defaultdict
@@ -83,6 +84,14 @@ class CallPrograms:
         """Take a program off, and wait until nobody is in it."""
         self._home[program].detach(program)
 
+    def leave(self) -> None:
+        """Have a process that does nothing detach everything by its end, some ten seconds later, which nobody waits for."""
+        held = [fd for each in set(self._home.values()) for fd in each.link_fds]
+        if held:
+            subprocess.run(
+                ["setsid", "--fork", "sleep", "1"], pass_fds=held, stdin=subprocess.DEVNULL, check=False
+            )
+
     def close(self) -> None:
         """Detach everything and unload."""
         self._close()
@@ -138,14 +147,16 @@ class CallHooks:
         """The programs that run at their functions."""
         return self._attached
 
-    def close(self) -> None:
-        """Detach everything and unload."""
+    def close(self, *, at_once: bool = False) -> None:
+        """Detach everything and unload.  at_once: leave the waiting to a process of its own."""
         with self._changed:
             self._is_closing = True
             self._changed.notify_all()
         if self._thread is not None:
             self._thread.join()
         if self._programs is not None:
+            if at_once:
+                self._programs.leave()
             self._programs.close()
 
     def _run(self) -> None:

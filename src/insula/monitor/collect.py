@@ -239,6 +239,10 @@ class Collector:
         """The programs that run in the kernel now."""
         return self._probes.attached if self._probes is not None else frozenset()
 
+    def wait_settled(self, *, deadline: float) -> bool:
+        """Wait until events of system calls are told at the calls themselves.  Returns: whether they are; never on some kernels."""
+        return self._probes is not None and self._probes.calls.wait_settled(deadline=deadline)
+
     @property
     def tells_capabilities(self) -> bool:
         """Whether this kernel says which capabilities are used."""
@@ -249,15 +253,15 @@ class Collector:
         """The programs that this kernel has no hook for, as far as they were loaded."""
         return self._probes.missing if self._probes is not None else frozenset()
 
-    def close(self) -> None:
-        """Take everything out of the kernel."""
+    def close(self, *, at_once: bool = False) -> None:
+        """Take everything out of the kernel.  at_once: what takes time there is left to a process of its own."""
         self._is_closing = True
         os.eventfd_write(self._wake, 1)
         if self._thread is not None:
             self._thread.join()
         with self._emptying, self._lock:
             if self._probes is not None:
-                self._probes.close()
+                self._probes.close(at_once=at_once)
         os.close(self._wake)
 
     def _tell(self, cgroup: int) -> None:

@@ -260,11 +260,11 @@ class Probes:
         for name in ("capabilities", "losses"):
             _drop(self._details[name], cgroup)
 
-    def close(self) -> None:
-        """Take everything out of the kernel."""
+    def close(self, *, at_once: bool = False) -> None:
+        """Take everything out of the kernel.  at_once: what takes time there is left to a process of its own."""
         for shared in (self.ring, self._sleeping, self._slots):
             shared.close()
-        self.calls.close()
+        self.calls.close(at_once=at_once)
         self._object.close()
 
 
