@@ -34,6 +34,8 @@ from insula.runtime.context import Runtime
 
 LOG = logging.getLogger(__name__)
 
+_UNDER_WAY = ("", "EINPROGRESS")
+"""Errors of a connection that is made, or may yet be: who tries in vain first is told when it succeeds."""
 MAX_ADDRESSES = 10_000
 """That are remembered of a container, some 1 MB."""
 
@@ -158,7 +160,8 @@ class Guard:
         for rule in rules:
             if rule.matches(event) and (is_new or not rule.is_new):
                 self._alarm(record, rule, event=event, memory=memory)
-        if is_new and event.call in OUTGOING and any(rule.is_new for rule in rules):
+        is_reached = event.call in OUTGOING and event.error in _UNDER_WAY
+        if is_new and is_reached and any(rule.is_new for rule in rules):
             _remember(record, event.address, memory=memory)
 
     def _alarm(self, record: ContainerRecord, rule: Rule, *, event: Event, memory: _Memory) -> None:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 import pytest
+from msgspec.structs import replace
 
 from insula.daemon.guard import MAX_ADDRESSES, Guard
 from insula.daemon.rights import PolicyFile
@@ -68,6 +69,13 @@ def test_addresses_are_remembered_up_to_a_bound_and_more_are_said_and_new(
     said = [each for each in caplog.messages if each.startswith("too many addresses")]
     assert len(said) == 2  # at the first, and at the 10th
     assert len(seen.guard._memories[RECORD.id].addresses) == MAX_ADDRESSES
+
+
+def test_what_nobody_answered_is_still_new(guarded: Guards) -> None:
+    seen = guarded(NEW.replace("quiet_s", 'errors = ["none", "EINPROGRESS"]\nquiet_s'))
+    seen.see(replace(sent(0), error="ECONNREFUSED"), sent(0), sent(0))
+    seen.see(replace(sent(1), error="EINPROGRESS"), sent(1))
+    assert len(seen.alarms) == 2
 
 
 def test_nothing_is_remembered_for_rules_that_do_not_ask(guarded: Guards) -> None:
