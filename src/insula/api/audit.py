@@ -20,6 +20,8 @@ from insula.tenant.audit_chain import verify as verify_log
 from insula.tenant.audit_reading import Wanted, found_backwards
 
 _AT_ONCE = 200
+MAX_BYTES = 4 << 20
+"""What is held in memory for one reader, about: it may take its time."""
 Block = list[bytes]
 
 
@@ -29,22 +31,26 @@ async def read(call: Call) -> web.StreamResponse:
     wanted = Wanted(tenant=scope(call.grant), since=query.since, chained=is_admin)
     async with call.api.readings.of(call.grant.principal):
         found = await _last(call, wanted, count=query.tail)
-        response = await lines(call)
-        parts = iter(reversed(found))
-        while part := b"".join(islice(parts, _AT_ONCE)):
-            await response.write(part)
+    response = await lines(call)
+    parts = iter(reversed(found))
+    while part := b"".join(islice(parts, _AT_ONCE)):
+        await response.write(part)
     return response
 
 
 async def _last(call: Call, wanted: Wanted, *, count: int) -> list[bytes]:
-    """Return the last of the wanted lines, the newest first."""
+    """Return the last of the wanted lines, the newest first; of long ones fewer than wanted."""
     found: list[bytes] = []
     async with AsyncExitStack() as until_read:
         opening = call.api.audit.opened()
         log = await call.run(opening.__enter__)
         until_read.push(opening)
         blocks = found_backwards(log, wanted)
-        while len(found) < count and (some := await _to_its_end(call.run(next, blocks, None))) is not None:
+        while (
+            len(found) < count
+            and sum(map(len, found)) < MAX_BYTES
+            and (some := await _to_its_end(call.run(next, blocks, None))) is not None
+        ):
             found += some
     return found[:count]
 

@@ -84,7 +84,7 @@ class Api:
     threads: Lanes = field(default_factory=lambda: Lanes("verb", width=MAX_THREADS))
     transfers: Lanes = field(default_factory=lambda: Lanes("transfer", width=MAX_TRANSFERS))
     readings: OneByOne = field(default_factory=OneByOne)
-    """Readings of the audit log under way."""
+    """Readings of much: of the audit log, and of what containers have written."""
     stopping: set[asyncio.Task[bool]] = field(default_factory=set)
     """Stops under way: they outlive the request that began them."""
 

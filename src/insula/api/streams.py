@@ -5,7 +5,7 @@ import asyncio
 import functools
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor, Future
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 
 from aiohttp import web
 
@@ -77,15 +77,27 @@ async def logs(call: Call) -> web.StreamResponse:
     )
     async with opened(call, wish) as cursor:
         response = await lines(call)
-        follow = query.follow
+        # What is there already may be much: of that each caller reads one batch at a time.
+        turn: AbstractAsyncContextManager[None] = call.api.readings.of(call.grant.principal)
         while True:
             # Asked before reading, so that what was written until the end is read.
-            ended = not follow or not await _is_alive(call)
-            while found := await call.run(cursor.read):
-                await response.write(b"".join(line(each) for each in found))
+            ended = not query.follow or not await _is_alive(call)
+            while found := await _batch(call, cursor, turn=turn):
+                await response.write(found)
             if ended:
                 return response
+            turn = nullcontext()
             await asyncio.sleep(LOG_POLL_S)
+
+
+async def _batch(call: Call, cursor: LogCursor, *, turn: AbstractAsyncContextManager[None]) -> bytes:
+    """Return the lines that are new, some of them at once, as they are sent.  Empty: none for now."""
+    async with turn:
+        return await call.run(_encoded, cursor)
+
+
+def _encoded(cursor: LogCursor) -> bytes:
+    return b"".join(line(each) for each in cursor.read())
 
 
 @asynccontextmanager

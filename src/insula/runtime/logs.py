@@ -22,8 +22,9 @@ from insula.model.grant import Grant
 from insula.model.record import ContainerRecord, LogLine
 from insula.runtime.context import Runtime
 
-BATCH_BYTES = 1 << 20
-MAX_TAIL_BATCHES = 64
+BATCH_BYTES = 1 << 16
+"""So much is taken apart before others have their turn."""
+MAX_TAIL_BATCHES = 1024
 """Thrice what a log holds at most."""
 UNFINISHED_S = 0.05
 MAX_LINE_BYTES = 1 << 20

@@ -5,13 +5,17 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import aiohttp
 import pytest
 
+from api_double import serving
 from insula.api.streams import opened
 from insula.api.verbs import LogWish
+from insula.model.record import LogLine
 
 
 class Log:
@@ -70,3 +74,39 @@ def test_one_whose_reader_goes_while_it_is_opened_is_closed(threads: ThreadPoolE
     asyncio.run(go())
     log.may_open.set()
     assert log.is_closed.wait(30)
+
+
+class Long:
+    """A log of some batches, that counts how many are read at once."""
+
+    def __init__(self, counted: "list[int]") -> None:
+        self._left, self._counted = 20, counted
+
+    def read(self) -> list[LogLine]:
+        self._counted[0] += 1
+        self._counted[1] = max(self._counted)
+        threading.Event().wait(0.001)
+        self._counted[0] -= 1
+        self._left -= 1
+        return [LogLine(time=0.0, stream="stdout", text="x")] if self._left else []
+
+    def close(self) -> None:
+        pass
+
+
+def test_one_caller_reads_one_batch_at_a_time(tmp_path: Path) -> None:
+    counted = [0, 0]
+    verbs = SimpleNamespace(open_logs=lambda *_, wish: Long(counted))
+
+    async def ask(session: aiohttp.ClientSession) -> int:
+        async with session.get("/v1/containers/web/logs") as answer:
+            return len((await answer.read()).splitlines())
+
+    async def go() -> None:
+        async with serving(tmp_path, verbs=verbs) as (_, path):
+            connector = aiohttp.UnixConnector(str(path))
+            async with aiohttp.ClientSession("http://insula", connector=connector) as session:
+                assert await asyncio.gather(*(ask(session) for _ in range(5))) == [19] * 5
+
+    asyncio.run(go())
+    assert counted == [0, 1]
