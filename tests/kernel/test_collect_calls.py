@@ -3,6 +3,7 @@
 
 import os
 import signal
+import time
 import uuid
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 
 from insula.kernel import call_functions
 from insula.model.monitor import Event, EventKind, TraceWish
+from insula.monitor.layout import Kind
+from insula.monitor.probes import Probes
 from insula.monitor.subscription import Scope
 from netns import wait_until
 from watched import WITHIN_S, Bench, both_ways, refuse_hooks
@@ -189,6 +192,17 @@ def test_events_of_calls_cost_nobody_else_where_the_kernel_lets_us(bench: Bench,
 def test_where_programs_cannot_be_hung_at_calls_their_ends_are_seen(bench: Bench, stack: ExitStack) -> None:
     bench.watch(stack, "one", TraceWish(kinds=(EventKind.FILE,)))
     assert bench.collector.attached == {"on_exit", "on_move"}
+
+
+def test_who_ends_at_once_is_in_nobodys_way(bench: Bench) -> None:
+    for _ in range(2):
+        probes = Probes(ring_bytes=1 << 20)
+        try:
+            probes.watch(bench.subjects["one"].cgroup, frozenset({Kind.MOUNT}))
+            is_at_calls = probes.calls.wait_settled(deadline=time.monotonic() + WITHIN_S)
+            assert is_at_calls == can_hook(), probes.calls.why_not
+        finally:
+            probes.close(at_once=True)
 
 
 @both_ways
