@@ -80,3 +80,24 @@ def test_what_waits_for_a_start_still_does_after_insulad_was_killed(host: Host, 
     kept = host.root.json("profile", "show", "--format", "json", server)
     assert "/one" in kept["written"]
     assert (kept["is_from_birth"], kept["incomplete_because"]) == (True, "")
+
+
+def test_a_life_that_begins_from_a_checkpoint_has_no_start(host: Host, server: str) -> None:
+    host.root("start", server)
+    host.root("checkpoint", "create", server)
+    host.root("stop", "-t", "1", server)
+    host.root("profile", "record", server)
+    host.root("restore", server)
+    do(host, "/one")
+    host.root("profile", "stop", server)
+    kept = host.root.json("profile", "show", "--format", "json", server)
+    assert "/one" in kept["written"]
+    assert not kept["is_from_birth"]
+
+
+def test_a_recording_goes_with_its_container(host: Host, server: str) -> None:
+    host.root("profile", "record", server)
+    host.root("start", server)
+    host.root("rm", "-f", server)
+    assert list((host.folder / "state" / "recordings").iterdir()) == []
+    assert "cannot find" in host.root.fails("profile", "show", server)

@@ -69,12 +69,21 @@ class _UnderWay:
     """Of the lives before."""
     current: Recording | None = None
     """Of the last life, also when it is over."""
+    is_restored: bool = False
+    """Whether that life began from a checkpoint: then no start has been seen."""
     incomplete_because: str = ""
+
+    def miss(self, reason: str) -> None:
+        """Remember why something is missing."""
+        reasons = dict.fromkeys(filter(None, (*self.incomplete_because.split("; "), reason)))
+        self.incomplete_because = "; ".join(reasons)
 
     def profile(self, name: str) -> Profile | None:
         """Return what has been seen; None: the first life is still to come."""
-        lives = (self.past, None if self.current is None else self.current.profile(name))
-        seen = [each for each in lives if each is not None]
+        seen = [] if self.past is None else [self.past]
+        if self.current is not None:
+            last = self.current.profile(name)
+            seen.append(replace(last, is_from_birth=last.is_from_birth and not self.is_restored))
         if not seen:
             return None
         return replace(joined(seen), name=name, incomplete_because=self.incomplete_because)
@@ -116,8 +125,8 @@ class Recordings:
             LOG.warning("a recording is given up", extra={"fields": {"reason": str(error)}})
             path.unlink()
             return
-        missing = dict.fromkeys(filter(None, (written.incomplete_because, _MISSING[written.life])))
-        made = _UnderWay(past=written.past, incomplete_because="; ".join(missing))
+        made = _UnderWay(past=written.past, incomplete_because=written.incomplete_because)
+        made.miss(_MISSING[written.life])
         self._under_way[record.id] = made
         if record.status in ALIVE:
             self._begin_or_wait(made, record, is_from_birth=False)
@@ -144,6 +153,7 @@ class Recordings:
             if made is None:
                 return
             made.end_life(record.name)
+            made.is_restored = self._runtime.store.get_container(record.id).status is Status.RESTORING
             self._runtime.group(record).create()
             self._begin_or_wait(made, record, is_from_birth=True)
             self._write(record.id, made, life=_Life.OPEN if made.current else _Life.NONE)
@@ -152,6 +162,7 @@ class Recordings:
         try:
             made.current = self._watch(record, is_from_birth=is_from_birth)
         except (Unsupported, WrongState) as error:
+            made.miss(f"a life was not recorded: {error.message}")
             LOG.warning("a life is not recorded", extra={"fields": {"reason": str(error)}})
 
     def _watch(self, record: ContainerRecord, *, is_from_birth: bool) -> Recording:
@@ -174,15 +185,20 @@ class Recordings:
             threading.Thread(target=self._end_moved, args=(record, made), name=name, daemon=True).start()
 
     def _end_moved(self, record: ContainerRecord, made: _UnderWay) -> None:
-        made.incomplete_because = "; ".join(
-            filter(None, (made.incomplete_because, f"it moved to host {record.owner}"))
-        )
+        made.miss(f"it moved to host {record.owner}")
         seen = made.profile(record.name)
         if seen is not None:
-            name = self._keep(record.tenant, seen)
-            fields = {"container": record.name, "profile": name, "host": record.owner}
-            LOG.warning("a recording ended: its container moved", extra={"fields": fields})
+            self._keep_moved(record, seen)
         self._forget(record.id, made)
+
+    def _keep_moved(self, record: ContainerRecord, seen: Profile) -> None:
+        fields = {"container": record.name, "host": record.owner}
+        try:
+            name = self._keep(record.tenant, seen)
+        except OSError as error:
+            LOG.error("a recording is lost", extra={"fields": {**fields, "reason": str(error)}})
+        else:
+            LOG.warning("a recording ended: it is kept", extra={"fields": {**fields, "profile": name}})
 
     def profile(self, record: ContainerRecord, *, name: str) -> Profile:
         """Return what has been seen so far.  Raises: WrongState if nothing has, or it is not recorded."""
@@ -226,10 +242,14 @@ class Recordings:
         return self._folder / f"{container_id}.json"
 
     def _write(self, container_id: str, made: _UnderWay, *, life: _Life) -> None:
+        """Write a recording down.  On a full disk it is remembered in memory alone: the container starts all the same."""
         path = self._path(container_id)
         part = path.with_suffix(".part")
-        part.write_bytes(msgspec.json.encode(made.written(life)))
-        part.replace(path)
+        try:
+            part.write_bytes(msgspec.json.encode(made.written(life)))
+            part.replace(path)
+        except OSError as error:
+            LOG.warning("a recording was not written down", extra={"fields": {"reason": str(error)}})
 
     def _forget(self, container_id: str, made: _UnderWay) -> None:
         if made.current is not None:
