@@ -5,9 +5,12 @@ In mmdebstrap's place stands a program that does what a package's name says, so 
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
+import struct
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,11 @@ with open(os.path.join(tempfile.mkdtemp(), "root"), "wb") as root:
     if asked == "disk":
         for _ in range(256):
             root.write(bytes([1]) * (1 << 20))
+    if asked == "endless":
+        with tarfile.open(fileobj=sys.stdout.buffer, mode="w|") as tar:
+            entry = tarfile.TarInfo("zeros")
+            entry.size = 1 << 40
+            tar.addfile(entry, open("/dev/zero", "rb"))
     if asked == "whoami":
         ids = " ".join(open("/proc/self/uid_map").read().split())
         sys.exit(f"E: uid {os.getuid()}, pid {os.getpid()}, ids {ids}")
@@ -119,15 +127,34 @@ def hang(person: Person, *, builds: int = 1) -> list[str]:
     return operations
 
 
+def unpackers(host: Host) -> list[int]:
+    groups = Path("/proc").glob("[0-9]*/cgroup")
+    pids = [int(each.parent.name) for each in groups if f"{host.cgroup}/" in _text(each)]
+    return [each for each in pids if b"unpack_worker" in _words(each)]
+
+
+def has_its_pipe_full(pid: int) -> bool:
+    descriptor = os.open(f"/proc/{pid}/fd/0", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        (waiting,) = struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4)))
+        return bool(2 * waiting > fcntl.fcntl(descriptor, fcntl.F_GETPIPE_SZ))
+    finally:
+        os.close(descriptor)
+
+
 def sleepers(host: Host) -> int:
     return sum(b"sleep" in _words(pid) for pid in processes(host))
 
 
 def _words(pid: int) -> bytes:
+    return _text(Path(f"/proc/{pid}/cmdline")).encode()
+
+
+def _text(path: Path) -> str:
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
+        return path.read_text(errors="replace")
     except OSError:
-        return b""
+        return ""
 
 
 def wait_gone(host: Host) -> None:
@@ -176,6 +203,16 @@ def test_it_ends_when_its_time_is_over(host: Host, root: Person, alice: Person) 
     error = end_of(alice, begun(alice, "hang"))["error"]
     assert error["code"] == "quota_exceeded", error
     assert "time of a build" in error["message"] and "the limit is 1" in error["message"]
+    wait_gone(host)
+
+
+def test_it_ends_also_while_its_archive_is_not_unpacked(host: Host, alice: Person) -> None:
+    operation = begun(alice, "endless")
+    wait_until(lambda: bool(unpackers(host)), what="its archive is unpacked")
+    for each in unpackers(host):
+        os.kill(each, signal.SIGSTOP)
+    wait_until(lambda: all(map(has_its_pipe_full, unpackers(host))), what="insulad waits for it")
+    cancel(alice, operation)
     wait_gone(host)
 
 

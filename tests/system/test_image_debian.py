@@ -4,14 +4,15 @@
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 import pytest
 
-from insula.image.debian import build_debian
+from insula.image.debian import DEADLINE_S, Patience, build_debian
 from insula.image.layers import Layers
 from insula.model.errors import Cancelled, InvalidSpec
 from insula.runtime.building import separated
@@ -25,6 +26,10 @@ def layers() -> Iterator[Layers]:
     folder = Path(tempfile.mkdtemp(dir="/var/tmp", prefix="insula-test-"))
     yield Layers(folder / "layers")
     shutil.rmtree(folder)
+
+
+def patience(is_cancelled: Callable[[], bool] = lambda: False) -> Patience:
+    return Patience(time.monotonic() + DEADLINE_S, is_cancelled)
 
 
 @contextmanager
@@ -43,7 +48,7 @@ def start(
 
 
 def test_a_small_image_is_built(layers: Layers) -> None:
-    record = build_debian("bookworm", ["redis-server"], layers=layers, start=start)
+    record = build_debian("bookworm", ["redis-server"], layers=layers, start=start, patience=patience())
     folder = layers.folder(record.digest)
     assert (folder / "usr/bin/redis-server").stat().st_uid == 0
     assert {each.stat().st_uid for each in folder.rglob("*") if not each.is_symlink()} <= set(range(65536))
@@ -52,11 +57,11 @@ def test_a_small_image_is_built(layers: Layers) -> None:
 
 def test_a_package_that_debian_has_not_is_named(layers: Layers) -> None:
     with pytest.raises(InvalidSpec, match="cannot install `no-such-package`"):
-        build_debian("bookworm", ["no-such-package"], layers=layers, start=start)
+        build_debian("bookworm", ["no-such-package"], layers=layers, start=start, patience=patience())
     assert layers.list() == []
 
 
 def test_a_build_can_be_cancelled(layers: Layers) -> None:
     with pytest.raises(Cancelled):
-        build_debian("bookworm", [], layers=layers, start=start, is_cancelled=lambda: True)
+        build_debian("bookworm", [], layers=layers, start=start, patience=patience(lambda: True))
     assert layers.list() == []

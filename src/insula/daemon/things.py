@@ -2,6 +2,7 @@
 """The API's verbs for images, networks and volumes, tied to the packages that do the work."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import BinaryIO
 
 from insula.api.verbs import Reporter, Result
 from insula.image import gc
-from insula.image.debian import DEADLINE_S, Starter, build_debian
+from insula.image.debian import DEADLINE_S, Patience, Starter, build_debian
 from insula.image.layers import Filler
 from insula.image.store import Images, full_name
 from insula.image.tarball import Limits as TarLimits
@@ -27,6 +28,10 @@ from insula.runtime.volumes import Volumes
 TAR_BLOCK = 512
 
 
+def _wait_on() -> None:
+    """An upload takes as long as its sender: the connection has its own deadlines."""
+
+
 @dataclass(kw_only=True)
 class Things:
     """What containers are made of.  A tenant of `*` (an admin's) lists, but does not own."""
@@ -37,8 +42,8 @@ class Things:
     volumes: Volumes
     permits: Permits
     allowance: Allowance
-    filler_of: Callable[[str], Filler]
-    """Tenant → what unpacks its uploads, at its own cost."""
+    filler_of: Callable[[str, Callable[[], None]], Filler]
+    """Tenant, what is asked meanwhile and raises to end it → what unpacks archives, at the tenant's cost."""
     starter_of: Callable[[str], Starter]
     """Tenant → what starts the programs of its builds, at its own cost."""
     _making: int = 0
@@ -69,7 +74,7 @@ class Things:
         self._make(1)
         try:
             with self._room(grant.tenant) as room:
-                filler = self.filler_of(grant.tenant)
+                filler = self.filler_of(grant.tenant, _wait_on)
                 layer = self.images.layers.unpack(source, media="import", limits=room, filler=filler)
             return self._add_image(grant.tenant, name, layer=layer, source="import")
         finally:
@@ -120,6 +125,9 @@ class Things:
                 reporter.message(progress.message)
 
         seconds = self.allowance.limit(grant.tenant, Resource.BUILD_TIME)
+        patience = Patience(
+            time.monotonic() + (DEADLINE_S if seconds is None else seconds), lambda: reporter.cancelled
+        )
         self._make(1)
         try:
             with self._room(grant.tenant) as room:
@@ -128,11 +136,10 @@ class Things:
                     wish.packages,
                     layers=self.images.layers,
                     start=self.starter_of(grant.tenant),
-                    filler=self.filler_of(grant.tenant),
+                    patience=patience,
+                    filler=self.filler_of(grant.tenant, patience.check),
                     mirror=wish.mirror,
                     progress=tell,
-                    is_cancelled=lambda: reporter.cancelled,
-                    deadline_s=DEADLINE_S if seconds is None else seconds,
                     limits=room,
                 )
             image = self._add_image(grant.tenant, wish.name, layer=layer, source="debian")

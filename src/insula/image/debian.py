@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -99,6 +100,22 @@ def command(release: str, packages: Sequence[str], *, mirror: str) -> list[str]:
     return [*words, "--", release, "-", mirror or machine_mirror()]
 
 
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a build may go on."""
+
+    deadline: float
+    """Monotonic seconds."""
+    is_cancelled: Callable[[], bool] = lambda: False
+
+    def check(self) -> None:
+        """Raises: Cancelled, TookTooLong."""
+        if self.is_cancelled():
+            raise Cancelled("cannot finish the build: it was cancelled")
+        if time.monotonic() > self.deadline:
+            raise TookTooLong("cannot finish the build: it took too long", hint="try a nearer --mirror")
+
+
 class Starter(Protocol):
     """Starts the program of a build; at the end of the block it has ended, with all that it has started and written.
 
@@ -116,11 +133,10 @@ def build_debian(
     *,
     layers: Layers,
     start: Starter,
+    patience: Patience,
     filler: Filler = fill,
     mirror: str = "",
     progress: Callable[[Progress], None] = lambda _: None,
-    is_cancelled: Callable[[], bool] = lambda: False,
-    deadline_s: float = DEADLINE_S,
     limits: Limits | None = None,
 ) -> LayerRecord:
     """Build a layer.  start: where mmdebstrap runs, as root.  filler: what unpacks.  limits: of what the build may put into it.
@@ -136,7 +152,7 @@ def build_debian(
     words = command(release, packages, mirror=mirror)
     started = time.monotonic()
     with tempfile.TemporaryFile() as log, start(words, environment=_ENVIRONMENT, log=log) as process:
-        source = _Output(process, deadline=started + deadline_s, is_cancelled=is_cancelled, progress=progress)
+        source = _Output(process, patience=patience, progress=progress)
         try:
             record = layers.unpack(source, media=f"debian {release}", limits=limits, filler=filler)
         except ImageTooLarge:
@@ -155,13 +171,11 @@ class _Output:
         self,
         process: subprocess.Popen[bytes],
         *,
-        deadline: float,
-        is_cancelled: Callable[[], bool],
+        patience: Patience,
         progress: Callable[[Progress], None],
     ) -> None:
         self._process = process
-        self._deadline = deadline
-        self._is_cancelled = is_cancelled
+        self._patience = patience
         self._progress = progress
         self._done = 0
 
@@ -169,10 +183,10 @@ class _Output:
         pipe = self._process.stdout
         if pipe is None:
             return b""
-        self._check()
+        self._patience.check()
         while not wait_readable(pipe.fileno(), seconds=_STALL_CHECK_S):
             self._progress(Progress(phase="unpack" if self._done else "packages", done=self._done))
-            self._check()
+            self._patience.check()
         piece = os.read(pipe.fileno(), size)
         if not piece and self._wait() != 0:
             raise InvalidImage("cannot build: mmdebstrap failed")
@@ -184,13 +198,7 @@ class _Output:
             try:
                 return self._process.wait(_STALL_CHECK_S)
             except subprocess.TimeoutExpired:
-                self._check()
-
-    def _check(self) -> None:
-        if self._is_cancelled():
-            raise Cancelled("cannot finish the build: it was cancelled")
-        if time.monotonic() > self._deadline:
-            raise TookTooLong("cannot finish the build: it took too long", hint="try a nearer --mirror")
+                self._patience.check()
 
 
 def _explain(log: IO[bytes], release: str) -> InsulaError:

@@ -7,10 +7,11 @@ moved before it gets its first byte, and its cgroup (`charged.py`) goes with it.
 
 import json
 import os
+import select
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO
@@ -23,6 +24,8 @@ from insula.runtime.charged import Charge, charged_group, worker_words
 from insula.runtime.context import Runtime
 
 CHUNK_BYTES = 1 << 18
+CHECK_S = 0.5
+"""How soon it ends that is not wanted any more, while the worker is slow."""
 REST_S, MAX_REST_S = 1.0, 10.0
 """After each archive that was refused its tenant's next one waits so long; for all of them together at most."""
 
@@ -35,15 +38,22 @@ class Unpacking:
         self._rests: dict[str, Rest] = {}
         self._guard = threading.Lock()
 
-    def filler_of(self, tenant: str) -> Filler:
-        """Return what fills folders of a tenant at the tenant's cost."""
+    def filler_of(self, tenant: str, check: Callable[[], None]) -> Filler:
+        """Return what fills folders of a tenant at the tenant's cost.  check: asked meanwhile; raises to end it."""
 
         def fill(stream: ByteSource, root_fd: int, *, limits: Limits | None) -> Filled:
             with self._guard:
                 wait_s = self._rest_of(tenant).wait_s(time.monotonic())
             self._runtime.closing.wait(wait_s)
             try:
-                return _fill(self._runtime, tenant, stream, root_fd=root_fd, limits=limits or Limits())
+                with (
+                    charged_group(self._runtime, tenant, charge=Charge.UNPACK) as group,
+                    _worker(root_fd, limits or Limits()) as process,
+                ):
+                    if group is not None:
+                        with suppress(ProcessLookupError):  # it has failed already
+                            group.attach(process.pid)
+                    return _fill(process, stream, check=check)
             except InsulaError:
                 with self._guard:
                     self._rest_of(tenant).add(time.monotonic())
@@ -69,17 +79,18 @@ class Rest:
         return max(0.0, self.until - now)
 
 
-def _fill(runtime: Runtime, tenant: str, stream: ByteSource, *, root_fd: int, limits: Limits) -> Filled:
-    with charged_group(runtime, tenant, charge=Charge.UNPACK) as group, _worker(root_fd, limits) as process:
-        if group is not None:
-            with suppress(ProcessLookupError):  # it has failed already
-                group.attach(process.pid)
-        if process.stdin is not None:
-            _feed(stream, process.stdin)
-        out, said = process.communicate()
-        if process.returncode:
-            raise _failure_of(said)
-        return Filled(*json.loads(out))
+def _fill(process: subprocess.Popen[bytes], stream: ByteSource, *, check: Callable[[], None]) -> Filled:
+    if process.stdin is not None:
+        _feed(stream, process.stdin, check=check)
+    while True:
+        try:
+            out, said = process.communicate(timeout=CHECK_S)
+            break
+        except subprocess.TimeoutExpired:
+            check()
+    if process.returncode:
+        raise _failure_of(said)
+    return Filled(*json.loads(out))
 
 
 @contextmanager
@@ -104,12 +115,24 @@ def _worker(root_fd: int, limits: Limits) -> Iterator[subprocess.Popen[bytes]]:
             process.kill()
 
 
-def _feed(stream: ByteSource, pipe: IO[bytes]) -> None:
+def _feed(stream: ByteSource, pipe: IO[bytes], *, check: Callable[[], None]) -> None:
+    os.set_blocking(pipe.fileno(), False)
     with suppress(BrokenPipeError):  # the worker has stopped, and says why
         while chunk := stream.read(CHUNK_BYTES):
             rest = memoryview(chunk)
             while rest:
-                rest = rest[os.write(pipe.fileno(), rest) :]
+                rest = rest[_write_some(rest, pipe.fileno(), check=check) :]
+
+
+def _write_some(data: memoryview, descriptor: int, *, check: Callable[[], None]) -> int:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    while not poll.poll(CHECK_S * 1000):
+        check()
+    try:
+        return os.write(descriptor, data)
+    except BlockingIOError:  # room for less than the kernel takes at once
+        return 0
 
 
 def _failure_of(said: bytes) -> InsulaError:
