@@ -14,6 +14,11 @@ from pathlib import Path
 
 import pytest
 
+try:
+    from hypothesis import settings
+except ImportError:  # tests that run within a guest do without
+    settings = None  # type: ignore[assignment,misc]
+
 sys.path.insert(0, str(Path(__file__).parent))
 
 from leftovers import BY_MODULE, MARKER, Snapshot, take_snapshot, wait_until_gone
@@ -24,6 +29,11 @@ _refused_skips: list[str] = []
 #: Hosts that live for a whole module make some things when a test first needs them (a bridge, the mask of the host image,
 #: the parent of all cgroups).  Their fixtures judge what a test leaves in them; the whole is counted around the module.
 _HOSTS_OF_A_MODULE = {"module_host", "module_pair", "module_world"}
+
+# No test judges a time: the machine may be busy with something else.
+if settings is not None:
+    settings.register_profile("insula", deadline=None)
+    settings.load_profile("insula")
 
 # Every process that a test starts inherits it, so that one which left our process tree is still known as ours.
 os.environ.setdefault(MARKER, uuid.uuid4().hex)

@@ -182,7 +182,7 @@ def edit(root: Path, kind: str, *, name: str, other: str, number: int) -> None:
 
 
 @pytest.mark.parametrize("is_watched", [False, True])
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(rounds=st.lists(STEPS, min_size=1, max_size=4))
 def test_after_any_edits_both_sides_are_the_same(
     rounds: list[list[tuple[str, str, str, int]]], *, is_watched: bool

@@ -185,7 +185,7 @@ MEMBERS = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(MEMBERS, max_size=8))
 def test_no_archive_touches_anything_outside_its_folder(members: list[tuple[tarfile.TarInfo, bytes]]) -> None:
     with tempfile.TemporaryDirectory() as name:

@@ -67,7 +67,7 @@ def memory_kb(host: Host) -> int:
 
 
 def fuzz(host: Host, person: Person, key: str) -> None:
-    @settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=EXAMPLES, database=None, suppress_health_check=list(HealthCheck))
     @given(data=st.data())
     def ask(data: st.DataObject) -> None:
         status = send(person, data.draw(OPERATIONS[key].as_strategy()))

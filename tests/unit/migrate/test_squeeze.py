@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from insula.image.zstd import Packer, Unpacker
@@ -122,7 +122,6 @@ CHUNKS = {
 }
 
 
-@settings(deadline=None)  # megabytes through a socket
 @given(st.lists(st.sampled_from(sorted(CHUNKS)), max_size=4))
 def test_everything_arrives_as_it_was(names: list[str]) -> None:
     chunks = [CHUNKS[name] for name in names]

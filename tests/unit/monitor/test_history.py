@@ -131,7 +131,7 @@ def test_the_file_does_not_outgrow_its_bound(tmp_path: Path) -> None:
     assert found[-1].at == NOW + 5 * 199
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 1 << 40), min_size=1, max_size=40), st.sampled_from([0, 7, 60, math.inf]))
 def test_no_step_loses_anything(
     tmp_path_factory: pytest.TempPathFactory, used: list[int], step: float

@@ -130,7 +130,7 @@ def test_a_line_without_end_costs_no_memory(log: Path) -> None:
     assert max(map(len, found)) < 2 << 20
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(steps=st.lists(st.integers(0, 30), min_size=1, max_size=20))
 def test_a_follower_sees_every_line_of_a_log_that_is_turned_over(
     tmp_path_factory: pytest.TempPathFactory, steps: list[int]

@@ -187,7 +187,7 @@ def test_another_version_is_refused_by_name(tmp_path: Path) -> None:
         load(tmp_path / "a", code)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(text=st.binary(max_size=300))
 def test_a_manifest_of_any_bytes_is_refused(tmp_path_factory: pytest.TempPathFactory, text: bytes) -> None:
     folder = tmp_path_factory.mktemp("any")

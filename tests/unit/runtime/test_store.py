@@ -92,7 +92,7 @@ def test_a_name_goes_before_a_prefix(store: Store) -> None:
     assert store.find_container("alice", "b").id == "a" * 64
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sets(st.text("ab01", min_size=4, max_size=4), min_size=1, max_size=12),
     st.text("ab01xg%_ ", max_size=5),

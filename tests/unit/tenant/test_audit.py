@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from insula.model.errors import AuditUnavailable, Denied
@@ -99,7 +99,6 @@ def test_what_is_as_it_was_written_is_right(tmp_path: Path) -> None:
     assert verify(path) == (11, 1, "")
 
 
-@settings(deadline=None)
 @given(place=st.integers(0, 10**6), value=st.integers(0, 255))
 def test_any_changed_byte_is_found(tmp_path_factory: pytest.TempPathFactory, place: int, value: int) -> None:
     path = written(tmp_path_factory.mktemp("log"), 5)
