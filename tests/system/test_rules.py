@@ -5,6 +5,7 @@ import http.server
 import json
 import os
 import queue
+import select
 import signal
 import threading
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from hosted import Host, wait_until
+from hosted import Host, Running, wait_until
 from told import listening
 
 SHELL = '[[rule]]\nname = "shell"\nkinds = ["exec"]\npaths = ["/bin/id", "/usr/bin/id"]\n'
@@ -106,13 +107,18 @@ def test_a_rule_sees_the_first_program_of_a_container(host: Host) -> None:
 def test_a_rule_misses_no_attempt_that_the_filter_answers_while_a_trace_asks_for_those(web: Host) -> None:
     text = '[[rule]]\nname = "mounts"\nkinds = ["mount"]\n'
     with ruled(web, text), web.root.begin("trace", "web") as trace, listening(web.root) as events:
-        assert trace.stdout is not None
-        web.root.give("exec", "web", "true")
-        trace.stdout.readline()  # it is attached
+        wait_until(lambda: is_told(web, trace), what="the trace is attached")
         web.root.give("exec", "web", "mount", "-t", "tmpfs", "x", "/tmp")
         ((_, event, detail),) = events.read(1)
         trace.terminate()
     assert (event, detail.split(":")[0]) == ("alarm", "mounts")
+
+
+def is_told(host: Host, trace: Running) -> bool:
+    """Have something happen, and tell whether a trace has told anything yet."""
+    assert trace.stdout is not None
+    host.root.give("exec", "web", "true")
+    return bool(select.select([trace.stdout], [], [], 0)[0])
 
 
 def test_a_webhook_is_called(web: Host) -> None:
