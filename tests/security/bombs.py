@@ -151,6 +151,24 @@ def one():
 
 MOST = 100_000
 
+#: Children that are ended for want of memory, one after the other.
+OUT_OF_MEMORY = """
+import os, signal
+number = 0
+while True:
+    child = os.fork()
+    if child == 0:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")
+        held = []
+        while True:
+            held.append(bytearray(b"x" * (1 << 20)))
+    ended = os.waitpid(child, 0)[1]
+    if os.WTERMSIG(ended) == signal.SIGKILL:
+        number += 1
+        os.write(1, f"full {number} taken back\\n".encode())
+"""
+
 
 def exhausting(unit: str) -> str:
     """Return the program that takes until it fails, says so, and keeps all of it."""

@@ -17,7 +17,7 @@ from insula.kernel import protobuf
 from insula.kernel.caps import DEFAULT
 from insula.model.errors import CheckpointAltered, InsulaError
 from insula.runtime.compare import check_rights
-from two_hosts import Conversation, Pair, start_pair
+from two_hosts import Conversation, Pair, start_pair, wait_until
 
 CANARY = secrets.token_hex(16)
 
@@ -250,3 +250,44 @@ def test_f10_nothing_is_made_to_run_twice(pair: Pair, kept: Path) -> None:
     assert len(problems) == 1, problems
     assert pair.status("alpha", "c") == "running"
     pair.client("alpha").call("POST", "/v1/containers/c/stop", body={"timeout_s": 0})
+
+
+#: Looks at each clock as often as it can, across whatever happens to it; `back` is how far one went back, in nanoseconds.
+CLOCKS = """
+import threading, time
+clocks = [time.CLOCK_MONOTONIC, time.CLOCK_MONOTONIC_RAW, time.CLOCK_BOOTTIME, time.CLOCK_REALTIME]
+back, looks = 0, 0
+def watch():
+    global back, looks
+    last = [time.clock_gettime_ns(each) for each in clocks]
+    while True:
+        now = [time.clock_gettime_ns(each) for each in clocks]
+        back = max(back, *(before - after for before, after in zip(last, now)))
+        last, looks = now, looks + 1
+        time.sleep(0.001)
+threading.Thread(target=watch, daemon=True).start()
+answer = True
+"""
+
+
+def test_a28_no_clock_goes_back_in_a_restore(pair: Pair) -> None:
+    """The program that was restored sees time go on: also in /proc/uptime, and from there on in the usual measure."""
+    address = pair.run("f")
+    look = "answer = [looks, back, float(open('/proc/uptime').read().split()[0]), time.clock_gettime(time.CLOCK_BOOTTIME), time.clock_gettime(time.CLOCK_REALTIME)]"
+    try:
+        talk = Conversation(pair.world, address)
+        assert talk.run(CLOCKS) is True
+        assert wait_until(lambda: talk.run(look)[0] > 20)
+        before = talk.run(look)
+        talk.close()
+        pair.act("alpha", "f", "checkpoints", name="one")
+        pair.act("alpha", "f", "restore", checkpoint="one")
+        talk = Conversation(pair.world, address)
+        assert wait_until(lambda: talk.run(look)[0] > before[0] + 20)
+        after = talk.run(look)
+        talk.close()
+        assert after[1] <= 0, f"a clock went back by {after[1]} ns"
+        assert all(now >= then for then, now in zip(before[2:], after[2:], strict=True)), (before, after)
+        assert abs(after[2] - after[3]) < 1, "what /proc says is another clock"
+    finally:
+        pair.remove("f")

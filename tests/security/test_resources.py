@@ -30,9 +30,9 @@ def neighbour(host: Host, bob: Person) -> Person:
     return bob
 
 
-def explode(alice: Person, program: str, *words: str) -> str:
+def explode(alice: Person, program: str, *, limits: tuple[str, ...] = LIMITS) -> str:
     """Start a bomb and wait until it says that it is full, or has ended; returns what it said."""
-    alice("run", "-d", "--name", BOMB, *LIMITS, *words, "host", "python3", "-ISc", program)
+    alice("run", "-d", "--name", BOMB, *limits, "host", "python3", "-ISc", program)
     said: list[str] = []
 
     def is_full() -> bool:
@@ -62,6 +62,30 @@ def test_a27_who_takes_all_takes_it_from_nobody_else(
     done = neighbour.give("exec", "n", "python3", "-ISc", bombs.taking(unit))
     assert done.out.strip().endswith("taken"), (said, done)
     is_answered(host, neighbour)
+
+
+#: What a container has a limit of that was given none: other limits than of processes and memory, the machine's to give.
+UNLIMITED = ("descriptor", "terminal", "inotify", "watch", "epoll", "queue", "semaphores", "message-queue", "timer", "signal", "flight")  # fmt: skip
+
+
+@pytest.mark.parametrize("unit", UNLIMITED)
+def test_a27_who_takes_all_in_a_container_without_limits(
+    host: Host, alice: Person, neighbour: Person, unit: str
+) -> None:
+    said = explode(alice, bombs.exhausting(unit), limits=())
+    done = neighbour.give("exec", "n", "python3", "-ISc", bombs.taking(unit))
+    assert done.out.strip().endswith("taken"), (said, done)
+    is_answered(host, neighbour)
+
+
+def test_a27_memory_that_is_taken_again_and_again(host: Host, alice: Person, neighbour: Person) -> None:
+    """Each time its cgroup is full the kernel ends the taker, and the next one begins."""
+    assert "taken back" in explode(alice, bombs.OUT_OF_MEMORY)
+    before = alice("logs", BOMB).count("\n")
+    wait_until(lambda: alice("logs", BOMB).count("\n") > before + 2, what="it goes on", deadline_s=90)
+    is_answered(host, neighbour)
+    assert alice.look(BOMB)["status"] == "running", "its first program is the last that is ended"
+    assert neighbour.look("n")["status"] == "running"
 
 
 def test_2b_log_is_bounded(host: Host, alice: Person, neighbour: Person) -> None:
