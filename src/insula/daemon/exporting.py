@@ -13,6 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from insula.export.syslog import Address, Facility, Line, Syslog
 from insula.model.change import Change
 from insula.model.errors import InvalidExport
 from insula.model.export import SinkCounts, Told
+from insula.model.grant import EVERY_TENANT
 from insula.model.monitor import Event, EventKind, Lost, TraceLine, TraceWish
 from insula.model.record import ContainerRecord
 from insula.model.span import WHOSE, Span, Tracer
@@ -203,10 +205,15 @@ class Exporter:
 
     def _deliver(self, span: Span) -> None:
         tenant, container = (str(span.attributes.get(key, "")) for key in WHOSE)
+        hidden = self._sight.of_export(tenant or EVERY_TENANT)
+        told = {
+            key: hidden.text(value) if isinstance(value, str) else value
+            for key, value in span.attributes.items()
+        }
         with self._lock:
             for place in self._places.spans:
                 if place.choice.is_about(tenant=tenant, container=container):
-                    place.sink.offer(span)
+                    place.sink.offer(replace(span, attributes=told))
 
     def counts(self) -> list[SinkCounts]:
         """Tell what became of it all."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from collector import collecting
 from hosted import wait_until
@@ -86,6 +87,19 @@ def test_traces_of_others_do_not_go_to_who_is_for_one_tenant(tmp_path: Path) -> 
                     span.enter_phase("freeze")
         assert {each.attributes["insula.tenant"] for each in collector.spans} == {"alice"}
         assert {each.name for each in collector.spans} == {"migrate", "freeze"}
+
+
+def test_ends_and_traces_are_redacted(tmp_path: Path) -> None:
+    with collecting() as collector:
+        text = f'[[otlp]]\nendpoint = "{collector.endpoint}"\nchanges = false\n[[file]]\npath = "{tmp_path}/all"\n'
+        with exporting(tmp_path, text) as exporter:
+            exporter.take_change(replace(change("alice"), event="exited", detail="exit code 1: `password=x`"))
+            with exporter.tracer.root("migrate", attributes={span.TENANT: "alice"}):
+                span.note({"insula.reason": "cannot carry `password=x`", "insula.rounds": 3})
+        (told,) = collector.spans
+    assert told.attributes["insula.reason"] == "cannot carry `password=[hidden]`"
+    assert told.attributes["insula.rounds"] == 3
+    assert [each["detail"] for each in lines(tmp_path / "all")] == ["exit code 1: `password=[hidden]`"]
 
 
 def test_two_sinks_to_one_place_have_two_names(tmp_path: Path) -> None:
