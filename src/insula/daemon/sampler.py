@@ -182,7 +182,7 @@ def _look(
     now = _Look(
         at=time.monotonic(),
         cpu_us=glance.cpu_usage_us,
-        waits=glance.pressure,
+        waits=glance.pressure[:3],
         disk=before.disk if before is not None and has_rested else watched.group.io_bytes(),
         disk_cpu_us=before.disk_cpu_us if before is not None and has_rested else glance.cpu_usage_us,
         traffic=interfaces.get(attachment.interface, NOTHING) if attachment is not None else NOTHING,

@@ -131,6 +131,15 @@ class CallCount(Fact, kw_only=True, frozen=True):
     """The upper end of the histogram's step that holds it: a power of two."""
 
 
+class CallDurations(Fact, kw_only=True, frozen=True):
+    """How long calls took, of all kinds together, of those that were timed."""
+
+    calls: int
+    nanoseconds: int
+    steps: tuple[int, ...]
+    """Step i counts calls that took less than 2^i * 256 ns, the last all others."""
+
+
 class ContainerCounts(Fact, kw_only=True, frozen=True):
     """The counters of a container."""
 
@@ -146,3 +155,5 @@ class ContainerCounts(Fact, kw_only=True, frozen=True):
     """Granted: name → how often."""
     refused_capabilities: dict[str, int]
     lost_events: int = 0
+    durations: CallDurations | None = None
+    """None: no call was timed."""

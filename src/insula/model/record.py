@@ -249,6 +249,24 @@ class ContainerStats(Fact, kw_only=True, frozen=True):
     disk_bytes: int | None = None
     """What lies on its own disk; None: it has none."""
     disk_limit_bytes: int | None = None
+    tenant: str = ""
+    image: str = ""
+    """As it was asked for."""
+    started_at: float = 0.0
+    seen_at: float = 0.0
+    """As `sampled_at`, by the clock on the wall."""
+    cpu_quota_us: int | None = None
+    """Of each `cpu_period_us`; None: no limit."""
+    cpu_period_us: int = 0
+    cpu_periods: int = 0
+    throttled_periods: int = 0
+    memory_anonymous_bytes: int = 0
+    memory_working_set_bytes: int = 0
+    """Without the part of the page cache that is easily given back."""
+    cpu_stalled_us: int | None = None
+    """Pressure: for how long no process went on, for want of a processor."""
+    memory_stalled_us: int | None = None
+    io_stalled_us: int | None = None
 
 
 class ProcessRecord(Fact, kw_only=True, frozen=True):

@@ -4,9 +4,10 @@
 import errno
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
-from insula.model.monitor import CallCount, ContainerCounts
+from insula.model.monitor import CallCount, CallDurations, ContainerCounts
 from insula.monitor.details import capability_name
 from insula.monitor.layout import FIRST_STEP_NS, Count, Durations
 from insula.monitor.probes import Probes
@@ -25,6 +26,14 @@ def tail_ns(durations: Durations, *, share: float = _TAIL) -> int:
     return 0
 
 
+class _Words(NamedTuple):
+    """What was read of a container, and that in words."""
+
+    counts: Mapping[int, Count]
+    calls: tuple[CallCount, ...]
+    durations: CallDurations | None
+
+
 class Counts:
     """What is counted, in words.  Of who has made no call since the last look, the words of then.
 
@@ -34,7 +43,7 @@ class Counts:
     def __init__(self, probes: Probes, names: Mapping[int, str]) -> None:
         self._names = names
         self._probes = probes
-        self._words: dict[int, tuple[Mapping[int, Count], tuple[CallCount, ...]]] = {}
+        self._words: dict[int, _Words] = {}
         """cgroup → what was read last, and that in words."""
         self._capabilities: dict[tuple[int, int], Counter[int]] = defaultdict(Counter)
         """(cgroup, granted) → uses that the kernel has been told to forget."""
@@ -56,7 +65,8 @@ class Counts:
                 name=subject.name,
                 sampled_at=now,
                 looked_s=round(looked_s - since[subject.cgroup], 6),
-                calls=self._words[subject.cgroup][1],
+                calls=self._words[subject.cgroup].calls,
+                durations=self._words[subject.cgroup].durations,
                 capabilities=_named(capabilities.get((subject.cgroup, 1), {})),
                 refused_capabilities=_named(capabilities.get((subject.cgroup, 0), {})),
                 lost_events=lost.get(subject.container, 0),
@@ -89,13 +99,16 @@ class Counts:
         changed = {
             cgroup
             for cgroup, counts in found.items()
-            if cgroup not in self._words or self._words[cgroup][0] is not counts
+            if cgroup not in self._words or self._words[cgroup].counts is not counts
         }
         if not changed:
             return
         # After the counts: they are complete when a container is said to have changed.
         durations = {(cgroup, number): each for cgroup, number, each in self._probes.durations(changed)}
         errors = _grouped(row for row in self._probes.errors() if row[0] in changed)
+        timed: dict[int, list[Durations]] = defaultdict(list)
+        for (cgroup, _), each in durations.items():
+            timed[cgroup].append(each)
         for cgroup in changed:
             calls = [
                 self._call(
@@ -106,7 +119,8 @@ class Counts:
                 )
                 for number, count in found[cgroup].items()
             ]
-            self._words[cgroup] = found[cgroup], tuple(sorted(calls, key=lambda each: -each.calls))
+            by_frequency = tuple(sorted(calls, key=lambda each: -each.calls))
+            self._words[cgroup] = _Words(found[cgroup], by_frequency, _together(timed[cgroup]))
 
     def _call(
         self, number: int, count: Count, *, failed: Mapping[int, int], timed: Durations | None
@@ -120,6 +134,16 @@ class Counts:
             mean_ns=timed.nanoseconds // timed.calls if timed and timed.calls else 0,
             p99_ns=tail_ns(timed) if timed else 0,
         )
+
+
+def _together(durations: Sequence[Durations]) -> CallDurations | None:
+    if not durations:
+        return None
+    return CallDurations(
+        calls=sum(each.calls for each in durations),
+        nanoseconds=sum(each.nanoseconds for each in durations),
+        steps=tuple(map(sum, zip(*(each.steps for each in durations), strict=True))),
+    )
 
 
 def _named(counts: Mapping[int, int]) -> dict[str, int]:

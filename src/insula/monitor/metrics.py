@@ -4,21 +4,28 @@
 Sources: https://prometheus.io/docs/practices/naming/; cAdvisor's docs/storage/prometheus.md for its names.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
+from typing import TypeAlias
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
 from insula.model.export import SinkCounts
 from insula.model.monitor import ContainerCounts
 from insula.model.profile import ContainerDrifts
 from insula.model.record import ContainerStats
+from insula.monitor.layout import FIRST_STEP_NS
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_LABELS = ("id", "name")
+_LABELS = ("id", "name", "tenant")
+_CADVISOR_LABELS = (*_LABELS, "image")
+
+
+MetricFamily: TypeAlias = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
 
 
 class MetricKind(StrEnum):
@@ -41,7 +48,7 @@ class Metric:
     read: Callable[[ContainerStats], float | None]
     """None: unknown here, left out."""
     cadvisor: str = ""
-    """What cAdvisor calls it; labelled with id and name, too."""
+    """What cAdvisor calls it; labelled with the image, too."""
 
 
 _COUNTER, _GAUGE = MetricKind.COUNTER, MetricKind.GAUGE
@@ -66,10 +73,32 @@ METRICS: tuple[Metric, ...] = (
            lambda of: _seconds(of.memory_wait_us), "container_pressure_memory_waiting_seconds"),
     Metric("insula_container_io_waiting_seconds", _COUNTER, "seconds", "time in which a process waited for a disk",
            lambda of: _seconds(of.io_wait_us), "container_pressure_io_waiting_seconds"),
+    Metric("insula_container_cpu_stalled_seconds", _COUNTER, "seconds", "time in which none went on, for want of a processor",
+           lambda of: _seconds(of.cpu_stalled_us), "container_pressure_cpu_stalled_seconds"),
+    Metric("insula_container_memory_stalled_seconds", _COUNTER, "seconds", "time in which none went on, for want of memory",
+           lambda of: _seconds(of.memory_stalled_us), "container_pressure_memory_stalled_seconds"),
+    Metric("insula_container_io_stalled_seconds", _COUNTER, "seconds", "time in which none went on, for want of a disk",
+           lambda of: _seconds(of.io_stalled_us), "container_pressure_io_stalled_seconds"),
+    Metric("insula_container_cpu_periods", _COUNTER, "periods", "periods of the CPU limit",
+           lambda of: of.cpu_periods, "container_cpu_cfs_periods"),
+    Metric("insula_container_cpu_throttled_periods", _COUNTER, "periods", "of them, those in which the CPU limit held it back",
+           lambda of: of.throttled_periods, "container_cpu_cfs_throttled_periods"),
+    Metric("insula_container_cpu_quota_microseconds", _GAUGE, "microseconds", "limit of processor time in each period",
+           lambda of: of.cpu_quota_us, "container_spec_cpu_quota"),
+    Metric("insula_container_cpu_period_microseconds", _GAUGE, "microseconds", "period of the CPU limit",
+           lambda of: of.cpu_period_us or None, "container_spec_cpu_period"),
+    Metric("insula_container_start_time_seconds", _GAUGE, "seconds", "when it was started, since the epoch",
+           lambda of: of.started_at or None, "container_start_time_seconds"),
+    Metric("insula_container_seen_time_seconds", _GAUGE, "seconds", "when these figures were read, since the epoch",
+           lambda of: of.seen_at or None, "container_last_seen"),
     Metric("insula_container_memory_bytes", _GAUGE, "bytes", "memory used, page cache included",
            lambda of: of.memory_bytes, "container_memory_usage_bytes"),
     Metric("insula_container_memory_cache_bytes", _GAUGE, "bytes", "of it, page cache",
            lambda of: of.memory_cache_bytes, "container_memory_cache"),
+    Metric("insula_container_memory_anonymous_bytes", _GAUGE, "bytes", "of it, memory that is no file's",
+           lambda of: of.memory_anonymous_bytes, "container_memory_rss"),
+    Metric("insula_container_memory_working_set_bytes", _GAUGE, "bytes", "of it, all but page cache that was not used lately",
+           lambda of: of.memory_working_set_bytes, "container_memory_working_set_bytes"),
     Metric("insula_container_memory_limit_bytes", _GAUGE, "bytes", "limit of memory",
            lambda of: of.memory_limit_bytes, "container_spec_memory_limit_bytes"),
     Metric("insula_container_oom_kills", _COUNTER, "processes", "processes killed because memory ran out",
@@ -100,9 +129,11 @@ METRICS: tuple[Metric, ...] = (
 CALLS = "insula_container_calls"
 CALL_FAILURES = "insula_container_call_failures"
 LOOKED = "insula_container_calls_looked_seconds"
+#: Of all calls together: one for each call would be 24 series for each of some 80.
+DURATIONS = "insula_container_syscall_duration_seconds"
 #: Told of containers that somebody watches or has watched.
 LOST_EVENTS = "insula_container_lost_events"
-#: Told of containers that are held to a profile; labels: part (calls, capabilities, written, outgoing) and answer.
+#: Told of containers that are held to a profile; labels: part (calls, capabilities, programs, written, outgoing) and answer.
 DRIFTS = "insula_container_profile_drifts"
 
 
@@ -119,29 +150,31 @@ class _Figures:
         self._stats = stats
         self._counts = counts
         self._lost = lost
+        self._whose = {each.id: each.tenant for each in stats}
 
-    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+    def collect(self) -> Iterator[MetricFamily]:
         for metric in METRICS:
-            for name in (metric.name, metric.cadvisor):
-                if name:
-                    yield self._family(metric, name)
+            yield self._family(metric, metric.name, labels=_LABELS)
+            if metric.cadvisor:
+                yield self._family(metric, metric.cadvisor, labels=_CADVISOR_LABELS)
         yield self._losses()
         yield from self._calls()
+        yield self._durations()
 
     def _losses(self) -> CounterMetricFamily:
         family = CounterMetricFamily(LOST_EVENTS, "events that nobody could read in time", labels=_LABELS)
         for each in self._stats:
             if each.id in self._lost:
-                family.add_metric((each.id, each.name), self._lost[each.id])
+                family.add_metric((each.id, each.name, each.tenant), self._lost[each.id])
         return family
 
-    def _family(self, metric: Metric, name: str) -> CounterMetricFamily | GaugeMetricFamily:
+    def _family(self, metric: Metric, name: str, *, labels: Sequence[str]) -> MetricFamily:
         make = CounterMetricFamily if metric.kind is MetricKind.COUNTER else GaugeMetricFamily
-        family = make(name, metric.words, labels=_LABELS)
+        family = make(name, metric.words, labels=labels)
         for each in self._stats:
             value = metric.read(each)
             if value is not None:
-                family.add_metric((each.id, each.name), value)
+                family.add_metric([getattr(each, label) for label in labels], value)
         return family
 
     def _calls(self) -> Iterator[CounterMetricFamily]:
@@ -155,13 +188,35 @@ class _Figures:
         )
         looked = CounterMetricFamily(LOOKED, "for how long calls were looked at", labels=_LABELS)
         for each in self._counts:
-            who = (each.id, each.name)
+            who = self._who(each)
             looked.add_metric(who, each.looked_s)
             for call in each.calls:
                 calls.add_metric((*who, call.call), call.calls)
                 for error, count in call.errors.items():
                     failures.add_metric((*who, call.call, error), count)
         yield from (calls, failures, looked)
+
+    def _durations(self) -> HistogramMetricFamily:
+        family = HistogramMetricFamily(
+            DURATIONS,
+            "how long calls took, of those that were timed, while somebody counts them",
+            labels=_LABELS,
+        )
+        for each in self._counts:
+            if each.durations is not None:
+                family.add_metric(
+                    self._who(each), _buckets(each.durations.steps), each.durations.nanoseconds / 1e9
+                )
+        return family
+
+    def _who(self, counts: ContainerCounts) -> tuple[str, str, str]:
+        return counts.id, counts.name, self._whose.get(counts.id, "")
+
+
+def _buckets(steps: Sequence[int]) -> list[tuple[str, float]]:
+    """Return (upper end in seconds, how many took no longer) of each step; the last has no end."""
+    ends = [*(repr((FIRST_STEP_NS << step) / 1e9) for step in range(len(steps) - 1)), "+Inf"]
+    return list(zip(ends, itertools.accumulate(steps), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,8 +256,9 @@ class _Exports:
 class _Drifts:
     """What containers do that their profiles lack."""
 
-    def __init__(self, drifts: Sequence[ContainerDrifts]) -> None:
+    def __init__(self, drifts: Sequence[ContainerDrifts], stats: Sequence[ContainerStats]) -> None:
         self._drifts = drifts
+        self._whose = {each.id: each.tenant for each in stats}
 
     def collect(self) -> Iterator[CounterMetricFamily]:
         if not self._drifts:
@@ -214,7 +270,8 @@ class _Drifts:
         for each in self._drifts:
             for answer, counts in (("refused", each.refused), ("done", each.done)):
                 for part, count in counts.items():
-                    family.add_metric((each.id, each.name, part, answer), count)
+                    whose = self._whose.get(each.id, "")
+                    family.add_metric((each.id, each.name, whose, part, answer), count)
         yield family
 
 
@@ -232,7 +289,7 @@ def exposition(
     """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Figures(stats, counts, lost=lost))
-    registry.register(_Drifts(drifts))
+    registry.register(_Drifts(drifts, stats))
     registry.register(_Exports(sinks))
     return generate_latest(registry)
 

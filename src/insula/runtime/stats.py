@@ -3,6 +3,7 @@
 
 import time
 
+from insula.kernel.cgroup.values import CPU_PERIOD_US
 from insula.kernel.netlink import Counters, Route
 from insula.model.errors import WrongState
 from insula.model.grant import Grant, scope
@@ -46,6 +47,7 @@ def _measure(runtime: Runtime, record: ContainerRecord, *, route: Route) -> Cont
         _counters(record, route),
         own_disk.room(runtime.folders.container(record.id), record.spec),
     )
+    cpus = record.spec.cpus_milli
     return ContainerStats(
         id=record.id,
         name=record.name,
@@ -72,6 +74,19 @@ def _measure(runtime: Runtime, record: ContainerRecord, *, route: Route) -> Cont
         io_wait_us=used.pressure.io_us,
         disk_bytes=disk.used_bytes if disk is not None else None,
         disk_limit_bytes=disk.total_bytes if disk is not None else None,
+        tenant=record.tenant,
+        image=record.spec.image,
+        started_at=record.started_at,
+        seen_at=time.time(),
+        cpu_quota_us=None if cpus is None else cpus * CPU_PERIOD_US // 1000,
+        cpu_period_us=CPU_PERIOD_US,
+        cpu_periods=used.cpu_periods,
+        throttled_periods=used.throttled_periods,
+        memory_anonymous_bytes=used.memory_anonymous_bytes,
+        memory_working_set_bytes=max(0, used.memory_bytes - used.memory_inactive_file_bytes),
+        cpu_stalled_us=used.pressure.cpu_stalled_us,
+        memory_stalled_us=used.pressure.memory_stalled_us,
+        io_stalled_us=used.pressure.io_stalled_us,
     )
 
 

@@ -129,7 +129,7 @@ def test_figures_of_it() -> None:
     assert (counted.refused, counted.done) == ({"calls": 1, "written": 2}, {"written": 1})
     text = exposition((), (), drifts=(counted,)).decode()
     assert (
-        'insula_container_profile_drifts_total{answer="refused",id="id",name="web",part="written"} 2.0'
+        'insula_container_profile_drifts_total{answer="refused",id="id",name="web",part="written",tenant=""} 2.0'
         in text
     )
     assert "profile_drifts" not in exposition((), ()).decode()

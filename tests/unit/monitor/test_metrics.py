@@ -8,7 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from insula.model.export import SinkCounts
-from insula.model.monitor import CallCount, ContainerCounts
+from insula.model.monitor import CallCount, CallDurations, ContainerCounts
 from insula.model.record import ContainerStats
 from insula.monitor.metrics import METRICS, Metric, MetricKind, exposition, table
 
@@ -19,6 +19,12 @@ STATS = ContainerStats(
     memory_bytes=4096,
     received_bytes=10,
     cpu_wait_us=None,
+    tenant="alice",
+    image="debian:12",
+    started_at=1000.0,
+    seen_at=1060.0,
+    cpu_quota_us=50_000,
+    cpu_period_us=100_000,
 )
 COUNTS = ContainerCounts(
     id="a" * 64,
@@ -29,6 +35,7 @@ COUNTS = ContainerCounts(
     capabilities={},
     refused_capabilities={},
     lost_events=7,
+    durations=CallDurations(calls=4, nanoseconds=3000, steps=(1, 2, *[0] * 21, 1)),
 )
 
 
@@ -44,7 +51,7 @@ def scraped() -> dict[str, list[tuple[dict[str, str], float]]]:
 def test_a_name_tells_what_and_in_which_unit(metric: Metric) -> None:
     assert re.fullmatch(r"insula_container_[a-z_]+", metric.name)
     assert not metric.name.endswith("_total")
-    if metric.unit in ("seconds", "bytes"):
+    if metric.unit in ("seconds", "bytes", "microseconds"):
         assert metric.name.endswith(f"_{metric.unit}")
 
 
@@ -56,17 +63,20 @@ def test_no_name_stands_twice() -> None:
 def test_a_scrape_says_every_figure_under_both_names() -> None:
     found = scraped()
     for metric in METRICS:
-        for name in (metric.name, metric.cadvisor):
+        for name in filter(None, (metric.name, metric.cadvisor)):
             full = f"{name}_total" if metric.kind is MetricKind.COUNTER else name
+            image = {"image": STATS.image} if name == metric.cadvisor else {}
             value = metric.read(STATS)
             assert (value is None) == (full not in found), full
             if value is not None:
-                assert found[full] == [({"id": STATS.id, "name": STATS.name}, value)]
+                assert found[full] == [
+                    ({"id": STATS.id, "name": STATS.name, "tenant": "alice", **image}, value)
+                ]
 
 
 def test_calls_are_told_by_name_and_errno() -> None:
     found = scraped()
-    who = {"id": COUNTS.id, "name": "web"}
+    who = {"id": COUNTS.id, "name": "web", "tenant": "alice"}
     assert found["insula_container_calls_total"] == [({**who, "call": "openat"}, 5)]
     assert found["insula_container_call_failures_total"] == [
         ({**who, "call": "openat", "errno": "ENOENT"}, 2)
@@ -75,10 +85,70 @@ def test_calls_are_told_by_name_and_errno() -> None:
 
 
 def test_losses_are_told_of_all_that_somebody_watches() -> None:
-    assert scraped()["insula_container_lost_events_total"] == [({"id": STATS.id, "name": STATS.name}, 9)]
+    assert scraped()["insula_container_lost_events_total"] == [
+        ({"id": STATS.id, "name": STATS.name, "tenant": "alice"}, 9)
+    ]
     told = exposition([STATS], [], lost={STATS.id: 0}).decode()
     assert f'insula_container_lost_events_total{{id="{STATS.id}"' in told
     assert "lost_events_total{" not in exposition([STATS], [COUNTS]).decode()
+
+
+def test_durations_are_a_histogram_of_all_calls_together() -> None:
+    found = scraped()
+    name = "insula_container_syscall_duration_seconds"
+    buckets = {float(labels["le"]): value for labels, value in found[f"{name}_bucket"]}
+    assert len(buckets) == 24
+    assert (buckets[256e-9], buckets[512e-9], buckets[float("inf")]) == (1, 3, 4)
+    assert [value for _, value in found[f"{name}_count"] + found[f"{name}_sum"]] == [4, 3e-6]
+
+
+# Name → kind and unit of what cAdvisor tells, of those that we tell, too.  Source: its docs/storage/prometheus.md; of
+# pressure, threads and OOM events its metrics/prometheus.go.
+CADVISOR = {
+    "container_cpu_cfs_periods_total": ("counter", ""),
+    "container_cpu_cfs_throttled_periods_total": ("counter", ""),
+    "container_cpu_cfs_throttled_seconds_total": ("counter", "seconds"),
+    "container_cpu_system_seconds_total": ("counter", "seconds"),
+    "container_cpu_usage_seconds_total": ("counter", "seconds"),
+    "container_cpu_user_seconds_total": ("counter", "seconds"),
+    "container_fs_limit_bytes": ("gauge", "bytes"),
+    "container_fs_reads_bytes_total": ("counter", "bytes"),
+    "container_fs_usage_bytes": ("gauge", "bytes"),
+    "container_fs_writes_bytes_total": ("counter", "bytes"),
+    "container_last_seen": ("gauge", "timestamp"),
+    "container_memory_cache": ("gauge", "bytes"),
+    "container_memory_rss": ("gauge", "bytes"),
+    "container_memory_usage_bytes": ("gauge", "bytes"),
+    "container_memory_working_set_bytes": ("gauge", "bytes"),
+    "container_network_receive_bytes_total": ("counter", "bytes"),
+    "container_network_receive_packets_total": ("counter", ""),
+    "container_network_transmit_bytes_total": ("counter", "bytes"),
+    "container_network_transmit_packets_total": ("counter", ""),
+    "container_oom_events_total": ("counter", ""),
+    "container_pressure_cpu_stalled_seconds_total": ("counter", "seconds"),
+    "container_pressure_cpu_waiting_seconds_total": ("counter", "seconds"),
+    "container_pressure_io_stalled_seconds_total": ("counter", "seconds"),
+    "container_pressure_io_waiting_seconds_total": ("counter", "seconds"),
+    "container_pressure_memory_stalled_seconds_total": ("counter", "seconds"),
+    "container_pressure_memory_waiting_seconds_total": ("counter", "seconds"),
+    "container_spec_cpu_period": ("gauge", ""),
+    "container_spec_cpu_quota": ("gauge", ""),
+    "container_spec_memory_limit_bytes": ("gauge", "bytes"),
+    "container_start_time_seconds": ("gauge", "seconds"),
+    "container_threads": ("gauge", ""),
+    "container_threads_max": ("gauge", ""),
+}
+_COUNTED = ("periods", "packets", "processes", "microseconds")
+"""Units that cAdvisor's page does not name."""
+
+
+def test_cadvisors_figures_have_its_names_kinds_and_units() -> None:
+    told = {
+        name: (kind, "timestamp" if name == "container_last_seen" else "" if unit in _COUNTED else unit)
+        for _, kind, unit, name, _ in table()
+        if name
+    }
+    assert told == CADVISOR
 
 
 def test_every_figure_stands_on_the_page() -> None:

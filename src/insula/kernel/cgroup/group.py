@@ -219,6 +219,10 @@ class Group:
             oom_kills=memory.oom_kills,
             throttled_us=cpu.throttled_us,
             pressure=pressure.read(self._v2) if self._v2 is not None else pressure.NONE,
+            cpu_periods=cpu.periods,
+            throttled_periods=cpu.throttled_periods,
+            memory_anonymous_bytes=memory.anonymous_bytes,
+            memory_inactive_file_bytes=memory.inactive_file_bytes,
         )
 
     def glance(self) -> Glance:
@@ -296,7 +300,7 @@ class Group:
     def _memory_stats(self) -> MemoryStats:
         directory = self._directory_of("memory")
         if directory is None:
-            return MemoryStats(0, None, 0, 0)
+            return MemoryStats(0, None, 0, 0, 0, 0)
         return v1.memory_stats(directory) if "memory" in self._directories else v2.memory_stats(directory)
 
     def io_bytes(self) -> tuple[int, int]:

@@ -79,21 +79,27 @@ def limit_devices(directory: str, allowed: Iterable[Device]) -> None:
 
 def cpu_stats(cpu: str | None, *, cpuacct: str | None) -> CpuStats:
     """Read processor time, from nanoseconds."""
-    throttled = files.key_of(files.read(cpu, "cpu.stat"), "throttled_time") if cpu else 0
+    text = files.read(cpu, "cpu.stat") if cpu else ""
+    throttled, *periods = (
+        files.key_of(text, key) for key in ("throttled_time", "nr_periods", "nr_throttled")
+    )
     if cpuacct is None:
-        return CpuStats(0, 0, 0, throttled // 1000)
+        return CpuStats(0, 0, 0, throttled // 1000, *periods)
     used = [
         files.read_number(cpuacct, name)
         for name in ("cpuacct.usage", "cpuacct.usage_user", "cpuacct.usage_sys")
     ]
-    return CpuStats(used[0] // 1000, used[1] // 1000, used[2] // 1000, throttled // 1000)
+    return CpuStats(used[0] // 1000, used[1] // 1000, used[2] // 1000, throttled // 1000, *periods)
 
 
 def memory_stats(directory: str) -> MemoryStats:
     """Read memory, those below included."""
+    text = files.read(directory, "memory.stat")
     return MemoryStats(
         files.read_number(directory, "memory.usage_in_bytes"),
         files.read_limit(directory, "memory.limit_in_bytes"),
-        files.key_of(files.read(directory, "memory.stat"), "total_cache"),
+        files.key_of(text, "total_cache"),
         files.key_of(files.read(directory, "memory.oom_control"), "oom_kill"),
+        files.key_of(text, "total_rss"),
+        files.key_of(text, "total_inactive_file"),
     )

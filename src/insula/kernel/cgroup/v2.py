@@ -157,17 +157,20 @@ def cpu_usage_us(directory: str) -> int:
 def cpu_stats(directory: str) -> CpuStats:
     """Read processor time."""
     text = files.read(directory, "cpu.stat")
-    keys = ("usage_usec", "user_usec", "system_usec", "throttled_usec")
+    keys = ("usage_usec", "user_usec", "system_usec", "throttled_usec", "nr_periods", "nr_throttled")
     return CpuStats(*(files.key_of(text, key) for key in keys))
 
 
 def memory_stats(directory: str) -> MemoryStats:
     """Read memory, those below included."""
+    text = files.read(directory, "memory.stat")
     return MemoryStats(
         files.read_number(directory, "memory.current"),
         files.read_limit(directory, "memory.max"),
-        files.key_of(files.read(directory, "memory.stat"), "file"),
+        files.key_of(text, "file"),
         files.key_of(files.read(directory, "memory.events"), "oom_kill"),
+        files.key_of(text, "anon"),
+        files.key_of(text, "inactive_file"),
     )
 
 

@@ -38,6 +38,11 @@ class Stats(NamedTuple):
     oom_kills: int
     throttled_us: int
     pressure: Pressure
+    cpu_periods: int
+    """Of the CPU limit."""
+    throttled_periods: int
+    memory_anonymous_bytes: int
+    memory_inactive_file_bytes: int
 
 
 class Glance(NamedTuple):
@@ -54,6 +59,8 @@ class CpuStats(NamedTuple):
     user_us: int
     system_us: int
     throttled_us: int
+    periods: int
+    throttled_periods: int
 
 
 class MemoryStats(NamedTuple):
@@ -61,6 +68,8 @@ class MemoryStats(NamedTuple):
     limit_bytes: int | None
     cache_bytes: int
     oom_kills: int
+    anonymous_bytes: int
+    inactive_file_bytes: int
 
 
 class Device(NamedTuple):
