@@ -5,9 +5,10 @@
     flood SOCKET CONNECTIONS own|everybodys
                                     5000 requests a second, on connections that stay and on new ones, at its own door or at
                                     everybody's; what is not answered within 20 ms is given up for another
+    read SOCKET PATHS CONNECTIONS   long answers, read to their ends, one after the other on each connection
     bomb SOCKET                     images of 8 GiB of zeros, one after the other
 
-Each ends when its standard input does.  `flood` and `bomb` say at their end what they were answered.
+Each ends when its standard input does.  `flood`, `read` and `bomb` say at their end what they were answered.
 """
 
 import json
@@ -16,6 +17,7 @@ import select
 import selectors
 import socket
 import sys
+import threading
 import time
 import zlib
 from collections import Counter
@@ -133,6 +135,37 @@ class Flood:
         self._missing += 1
 
 
+def read(path: str, targets: list[str], connections: int) -> Counter[str]:
+    """Ask for what is long, again and again, on so many connections at once."""
+    answers: Counter[str] = Counter()
+    ended = threading.Event()
+
+    def ask() -> None:
+        number = 0
+        while not ended.is_set():
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.settimeout(TIMEOUT_S)
+                try:
+                    connection.connect(door(path))
+                    connection.sendall(request(targets[number % len(targets)], keep=False))
+                    answers[connection.recv(65536)[9:12].decode() or "cut"] += 1
+                    while piece := connection.recv(1 << 20):
+                        answers["bytes"] += len(piece)
+                except OSError as error:
+                    answers[type(error).__name__] += 1
+            number += 1
+
+    threads = [threading.Thread(target=ask) for _ in range(connections)]
+    for each in threads:
+        each.start()
+    while not is_over(1.0):
+        pass
+    ended.set()
+    for each in threads:
+        each.join()
+    return answers
+
+
 def bomb(path: str) -> Counter[str]:
     """Send compressed zeros as an image, again and again."""
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
@@ -171,6 +204,8 @@ def main(words: list[str]) -> None:
             flood = Flood(door(path) if which == "own" else path, int(connections))
             flood.run()
             print(json.dumps(flood.answers))
+        case ["read", path, targets, connections]:
+            print(json.dumps(read(path, targets.split(","), int(connections))))
         case ["bomb", path]:
             print(json.dumps(bomb(path)))
         case _:

@@ -2,13 +2,14 @@
 """What a flood of one tenant costs another: requests and application of B, while A does its worst, against B alone.
 
 A, within limits that an administrator gave it by `insula tenant set`: a fork bomb, a memory hog, a log flood (each in a
-container), requests without a pause from two processes, images that are bombs: one after the other, then all at once.
+container), requests without a pause from two processes, images that are bombs, its log and its part of the audit log
+read again and again on eight connections: one after the other, then all at once.
 A's processes on the host have half a processor, as a session that systemd limits.  B: a client that asks insulad 50 times
 a second, and a server and its client in two containers, 100 requests a second.  Alone and flooded in turns, in one run on
 one machine: judge the ratios, never the milliseconds.  Beside them stands who waited: the share of the time for which a
 process could have run and did not, as a processor was somebody else's (schedstat).
 
-    python bench/tenants.py [ROUNDS] [SECONDS] [FLOOD …]     floods: forks memory log requests images all
+    python bench/tenants.py [ROUNDS] [SECONDS] [FLOOD …]     floods: forks memory log requests images reads all
 
 Exit codes: 0 measured; 1 insula failed; 3 something is missing on this machine.
 """
@@ -49,6 +50,9 @@ LIMITS = (
 SESSION = Limits(cpu_quota_us=50_000, cpu_period_us=100_000)
 FLOODED_DOORS = ("own", "everybodys")
 CONNECTIONS = 100
+READINGS = ("/v1/containers/written/logs?tail=all,/v1/audit?tail=10000", "8")
+WRITTEN = "yes 0123456789012345678901234567890123456789 | head -c 900000"
+"""What fills a log."""
 
 FORK_BOMB = """
 import os
@@ -96,8 +100,8 @@ CONTAINERS = {
 }
 """Floods from within a container: its command."""
 FLOODS = {
-    **{each: (each,) for each in (*CONTAINERS, "requests", "images")},
-    "all": (*CONTAINERS, "requests", "images"),
+    **{each: (each,) for each in (*CONTAINERS, "requests", "images", "reads")},
+    "all": (*CONTAINERS, "requests", "images", "reads"),
 }
 WATCHED = ("insulad", "spawner", "B")
 
@@ -142,6 +146,7 @@ class Bench:
     def prepare(self) -> None:
         """Give A its limits; start B's server and its client."""
         self.root.run(self.host.socket, "tenant", "create", self.a.name, *LIMITS)
+        self._run(self.a, "written", "sh", "-c", WRITTEN)
         self._run(self.b, "server", self.python, "-c", SERVER)
         self._run(self.b, "client", self.python, "-c", CLIENT, "server")
         self.watched = {
@@ -161,6 +166,8 @@ class Bench:
             if "requests" in kinds:
                 for door in FLOODED_DOORS:
                     stack.enter_context(self._host_process("flood", str(CONNECTIONS), door))
+            if "reads" in kinds:
+                stack.enter_context(self._host_process("read", *READINGS))
             if "images" in kinds:
                 stack.enter_context(self._host_process("bomb"))
             for name in [each for each in kinds if each in CONTAINERS]:

@@ -2,7 +2,7 @@
 """The audit log: one's own part of it, and whether it is as it was written.
 
 The log is all tenants': who reads much of it reads at nobody else's cost.  It is looked through from the end on, a block at
-a time, so that the loop and others' threads have their turn in between, and one caller's readings come one after the other.
+a time, so that the loop and others' threads have their turn in between, and each caller in turns with itself (`lanes.py`).
 """
 
 import asyncio
@@ -29,8 +29,7 @@ async def read(call: Call) -> web.StreamResponse:
     query = call.query(AuditQuery)
     is_admin = call.grant.principal.is_admin
     wanted = Wanted(tenant=scope(call.grant), since=query.since, chained=is_admin)
-    async with call.api.readings.of(call.grant.principal):
-        found = await _last(call, wanted, count=query.tail)
+    found = await _last(call, wanted, count=query.tail)
     response = await lines(call)
     parts = iter(reversed(found))
     while part := b"".join(islice(parts, _AT_ONCE)):
@@ -38,20 +37,22 @@ async def read(call: Call) -> web.StreamResponse:
     return response
 
 
-async def _last(call: Call, wanted: Wanted, *, count: int) -> list[bytes]:
+async def _last(call: Call, wanted: Wanted, *, count: int) -> Block:
     """Return the last of the wanted lines, the newest first; of long ones fewer than wanted."""
-    found: list[bytes] = []
+    found: Block = []
+    size, turn = 0, call.api.readings.of(call.grant.principal)
     async with AsyncExitStack() as until_read:
         opening = call.api.audit.opened()
         log = await call.run(opening.__enter__)
         until_read.push(opening)
         blocks = found_backwards(log, wanted)
-        while (
-            len(found) < count
-            and sum(map(len, found)) < MAX_BYTES
-            and (some := await _to_its_end(call.run(next, blocks, None))) is not None
-        ):
+        while len(found) < count and size < MAX_BYTES:
+            async with turn:
+                some = await _to_its_end(call.run(next, blocks, None))
+            if some is None:
+                break
             found += some
+            size += sum(map(len, some))
     return found[:count]
 
 

@@ -18,7 +18,7 @@ from insula.api.bodies import Query
 from insula.api.changes import Changes
 from insula.api.deed import Deed
 from insula.api.gate import Gate
-from insula.api.lanes import Lanes, OneByOne
+from insula.api.lanes import Lanes, Turns
 from insula.api.standing import Judge, Standing
 from insula.api.verbs import Operations, Pairing, Policy, Users, Verbs
 from insula.api.watch import DriftBook, Exports, HistoryBook, Monitor, Profiles, RuleBook, Sight
@@ -83,7 +83,7 @@ class Api:
     """Where traces of requests begin."""
     threads: Lanes = field(default_factory=lambda: Lanes("verb", width=MAX_THREADS))
     transfers: Lanes = field(default_factory=lambda: Lanes("transfer", width=MAX_TRANSFERS))
-    readings: OneByOne = field(default_factory=OneByOne)
+    readings: Turns = field(default_factory=Turns)
     """Readings of much: of the audit log, and of what containers have written."""
     stopping: set[asyncio.Task[bool]] = field(default_factory=set)
     """Stops under way: they outlive the request that began them."""

@@ -7,8 +7,8 @@ and paired hosts, and a lane has no thread before it has had work.
 
 import asyncio
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
-from weakref import WeakValueDictionary
 
 from insula.model.grant import Principal
 
@@ -39,15 +39,49 @@ class Lanes:
                 pool.shutdown(wait=False, cancel_futures=True)
 
 
-class OneByOne:
-    """A lock for each caller, for what costs others least when one caller does one of it at a time.  The loop's thread only."""
+READING_BURST_S = 1.0
+"""So long a caller may be read for without a pause, then for this share of the time."""
+READING_SHARE = 0.25
+
+
+class Turn:
+    """One caller's readings: a batch at a time, and not all the time.  For `async with`, in the loop's thread."""
 
     def __init__(self) -> None:
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._lock = asyncio.Lock()
+        self._left_s, self._at = READING_BURST_S, time.monotonic()
 
-    def of(self, principal: Principal) -> asyncio.Lock:
-        """Return the caller's lock."""
-        return self._locks.setdefault(_key(principal), asyncio.Lock())
+    async def __aenter__(self) -> None:
+        await self._lock.acquire()
+        try:
+            await asyncio.sleep(max(0.0, -self._settled_s()) / READING_SHARE)
+        except asyncio.CancelledError:
+            self._lock.release()
+            raise
+        self._settled_s()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._left_s -= time.monotonic() - self._at
+        self._at = time.monotonic()
+        self._lock.release()
+
+    def _settled_s(self) -> float:
+        """Return what is left by now; less than nothing: what was taken too much."""
+        now = time.monotonic()
+        self._left_s = min(READING_BURST_S, self._left_s + (now - self._at) * READING_SHARE)
+        self._at = now
+        return self._left_s
+
+
+class Turns:
+    """The turns of each caller: long readings cost a processor, and others are served by the same."""
+
+    def __init__(self) -> None:
+        self._turns: dict[str, Turn] = {}
+
+    def of(self, principal: Principal) -> Turn:
+        """Return the caller's."""
+        return self._turns.setdefault(_key(principal), Turn())
 
 
 def _key(principal: Principal) -> str:
