@@ -223,8 +223,27 @@ def test_errors_are_told_as_far_as_they_may_be(here: AccountsHost) -> None:
     for words in (("start", "bad"), ("exec", "web", "/srv/tool")):
         assert "`/srv/[hidden]`" in here.alice.give(*words).err, words
         assert "`/srv/tool`" in here.root.give("--tenant", "alice", *words).err, words
-    assert "/srv/tool" not in here.log()[log_before:]
-    assert "/srv/tool" not in (here.folder / "events.jsonl").read_text()
+    here.alice("run", "--rm", "-v", "tools:/srv", "box", "cp", "/bin/busybox", "/srv/sleep")
+    here.alice(
+        "create",
+        "--name",
+        "ends",
+        "--restart",
+        "on-failure:1",
+        "-v",
+        "tools:/srv",
+        "box",
+        "/srv/sleep",
+        "1000",
+    )
+    here.alice("start", "ends")
+    here.alice("exec", "ends", "rm", "/srv/sleep")
+    here.alice("kill", "ends")
+    wait_until(lambda: "a restart failed" in here.log()[log_before:], what="it is restarted in vain")
+    assert "`/srv/[hidden]`" in here.alice.wait_for("ends", status="exited", restart_count=1)["error"]
+    for told in (here.log()[log_before:], (here.folder / "events.jsonl").read_text()):
+        assert "/srv/tool" not in told
+        assert "/srv/sleep" not in told
 
 
 def test_where_the_host_exports_to_is_its_admins_business(here: AccountsHost) -> None:
