@@ -439,7 +439,7 @@ def read_state(images: int) -> DumpState:
     """Read what a dump has left for its restore.  Raises: RestoreFailed for another version's, or what is none."""
     try:
         state = msgspec.json.decode(read_file(images, STATE_FILE), type=DumpState)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RestoreFailed(f"cannot read `{STATE_FILE}` of the checkpoint: {error}") from error
     if state.version != STATE_VERSION:
         raise RestoreFailed(
