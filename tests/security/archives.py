@@ -3,8 +3,12 @@
 
 import gzip
 import io
+import struct
 import tarfile
+import zlib
 from collections.abc import Callable
+
+import zstandard
 
 from hosted import add_file, add_link, busybox_tar
 
@@ -153,6 +157,46 @@ BOMBS: dict[str, bytes] = {
     "xz-of-nothing": b"\xfd7zXZ\0" + bytes(100),
     "folders-200-deep": tar_of(*(entry("/".join("d" * depth), tarfile.DIRTYPE) for depth in range(1, 260))),
 }  # fmt: skip
+
+
+_PIECE = 1 << 20
+
+
+def repeated(head: bytes, piece: bytes, count: int) -> bytes:
+    """Return gzip of `head`, many times the same piece, and the end of a tar; made in the time of one piece."""
+    total, end = 0, bytes(1024)
+    out = [bytes.fromhex("1f8b08000000000000ff")]
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    out.append(packer.compress(head) + packer.flush(zlib.Z_FULL_FLUSH))
+    # After a full flush a piece is packed without a look back: the same bytes each time.
+    out.append((packer.compress(piece) + packer.flush(zlib.Z_FULL_FLUSH)) * count)
+    out.append(packer.compress(end) + packer.flush())
+    code = zlib.crc32(head)
+    for _ in range(count):
+        code = zlib.crc32(piece, code)
+    total = len(head) + len(piece) * count + len(end)
+    return b"".join([*out, struct.pack("<II", zlib.crc32(end, code), total & 0xFFFFFFFF)])
+
+
+def growing() -> dict[str, bytes]:
+    """Return bombs that are what they promise: little to send, a gigabyte or hundreds of thousands of files to unpack."""
+    size = 1024 * _PIECE
+    zeros = tar_of(entry("zeros", size=size), form=tarfile.GNU_FORMAT)[:512]
+    names = [tar_of(file(f"many/{number:04}", b""))[:512] for number in range(2000)]
+    folders = [tar_of(entry(f"deep{number:04}", tarfile.DIRTYPE, mode=0o755))[:512] for number in range(2000)]
+    gigabyte = repeated(zeros, bytes(_PIECE), 1024)
+    packer = zstandard.ZstdCompressor(level=1).compressobj()
+    fast = [packer.compress(zeros), *(packer.compress(bytes(_PIECE)) for _ in range(1024)), packer.flush()]
+    links = [tar_of(link(f"link{number:04}", "x" * 90))[:512] for number in range(2000)]
+    return {
+        "gigabyte-of-zeros": gigabyte,
+        "gigabyte-of-zeros-by-zstd": b"".join(fast),
+        "gigabyte-in-a-gzip-in-a-gzip": gzip.compress(gigabyte),
+        "files": repeated(b"", b"".join(names), 300),
+        "folders": repeated(b"", b"".join(folders), 300),
+        "links": repeated(b"", b"".join(links), 300),
+        "nothing-but-ends": repeated(b"", bytes(_PIECE), 1024),
+    }
 
 
 def with_busybox(*fills: Fill, without: str = "") -> bytes:

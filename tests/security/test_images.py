@@ -98,6 +98,55 @@ def test_i5_bomb(judged: Callable[[bytes], int], name: str) -> None:
     judged(archives.BOMBS[name])
 
 
+ROOM_BYTES = 16 << 20
+GROWING = ("gigabyte-of-zeros", "gigabyte-of-zeros-by-zstd", "gigabyte-in-a-gzip-in-a-gzip", "files", "folders", "links", "nothing-but-ends")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def growing() -> dict[str, bytes]:
+    return archives.growing()
+
+
+@pytest.mark.parametrize("name", GROWING)
+def test_i5_bomb_that_grows_is_stopped_at_its_makers_room(
+    host: Host, alice: Person, growing: dict[str, bytes], name: str
+) -> None:
+    """Small to send, large to unpack: refused by what the tenant has room for, and never more of it lay on the disk."""
+    data, before = growing[name], files_of(host)
+    assert len(data) < 4 << 20
+    host.root("tenant", "set", alice.tenant, f"images={ROOM_BYTES >> 20}m")
+    place = host.folder / "state/layers/tmp"
+    over, most = threading.Event(), [0, 0]
+
+    def watch() -> None:
+        while not over.wait(0.05):
+            most[1] = max(most[1], sum(len(names) + len(files) for _, names, files in os.walk(place)))
+            for each in place.glob("*/fs/zeros"):
+                with contextlib.suppress(FileNotFoundError):
+                    most[0] = max(most[0], each.lstat().st_blocks * 512)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        status, code = import_image(alice, data)
+    finally:
+        over.set()
+        watcher.join()
+        host.root("tenant", "set", alice.tenant, "images=default")
+    assert (status, code) != (500, "internal")
+    if name == "nothing-but-ends":  # what comes after the end is none of the archive's
+        assert status < 300 or code == "invalid_image"
+        alice.ask("DELETE", "/v1/images/evil")
+    else:
+        assert status >= 400 and code in ("quota_exceeded", "image_too_large", "invalid_image"), (
+            status,
+            code,
+        )
+    assert most[0] <= ROOM_BYTES and most[1] <= ROOM_BYTES // 512 + 2, most
+    wait_until(lambda: files_of(host) == before, what="nothing of it stays")
+    assert alice("run", "--rm", "box", "echo", "served") == "served"
+
+
 def test_i5_endless_upload_that_is_cut_leaves_nothing_and_slows_nobody(
     host: Host, alice: Person, bob: Person
 ) -> None:
@@ -247,6 +296,65 @@ def test_a25_what_we_mount_on_is_something_else_in_the_image(
         assert alice.ask("DELETE", "/v1/images/odd")[0] == 204
     assert (fingerprint(victim), fingerprint()) == before
     assert (victim / "file").read_text() == "of the host"
+
+
+REPLACED = ("/dev/null", "/dev/console", "/dev/ptmx", "/dev/pts", "/dev/shm", "/etc/resolv.conf", "/etc/hosts", "/etc/hostname", "/etc/passwd", "/etc/group", "/bin")  # fmt: skip
+
+
+@pytest.fixture
+def victim(host: Host) -> Iterator[Path]:
+    """A folder of the host's that everybody could write to, were he here; it has to stay as it is."""
+    folder = host.folder / "victim"
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0o777)
+    (folder / "file").write_text("of the host")
+    (folder / "file").chmod(0o666)
+    before = fingerprint(folder), fingerprint()
+    yield folder
+    assert (fingerprint(folder), fingerprint()) == before
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "folder"])
+def test_a25_what_is_replaced_by_the_program_leads_nowhere(
+    host: Host, alice: Person, victim: Path, kind: str
+) -> None:
+    """By its own root, while it runs: then others enter, copy, attach; it is checkpointed and restored, stopped and started."""
+    made = {
+        "link": f'ln -s {"../" * 12}{str(victim)[1:]}/file "$p"',
+        "fifo": 'mkfifo "$p"',
+        "folder": 'mkdir "$p"',
+    }[kind]
+    script = f'for p in {" ".join(REPLACED)}; do umount "$p"; mv "$p" "$p.was" || rm -rf "$p"; {made}; done 2>/tmp/said; PATH=/bin.was; echo ready; while :; do sleep 1; done'
+    alice("run", "-d", "--name", "c", "box", "/bin/busybox", "sh", "-c", script)
+    wait_until(lambda: "ready" in alice("logs", "c"), what="it has replaced them")
+
+    def enter() -> None:
+        for words in (("exec", "c", "/bin.was/sh", "-c", "echo written > /dev/null; echo x >> /etc/hosts"), ("exec", "-u", "guest", "c", "/bin.was/id"), ("cp", "c:/etc/hosts", "-"), ("logs", "c"), ("top", "c")):  # fmt: skip
+            done = alice.give(*words, deadline_s=15)
+            assert "of the host" not in done.out and "Traceback" not in done.err, done
+        with alice.begin("attach", "c") as attached:
+            wait_until(
+                lambda: attached.poll() is not None or alice.look("c")["status"] == "running",
+                what="it is there",
+            )
+            attached.kill()
+
+    enter()
+    done = alice.give("checkpoint", "create", "c", deadline_s=60)
+    if done.code == 0:
+        done = alice.give("restore", "c", deadline_s=60)
+        if done.code == 0:
+            enter()
+    else:
+        assert "cannot checkpoint" in done.err, done
+    assert "Traceback" not in done.err, done
+    alice.give("kill", "c")
+    alice.wait_for("c", status="exited")
+    # Its layer has them now: what is mounted at a start meets them.
+    done = alice.give("start", "c", deadline_s=15)
+    assert done.code in (0, 1, 125) and "Traceback" not in done.err, done
+    if done.code == 0:
+        enter()
 
 
 def test_i4_setuid_files_of_layers_are_out_of_every_users_reach(host: Host, alice: Person) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a program in a container tries against kernel, host and neighbours: as root in there, as a plain user, and by exec."""
 
+import itertools
 import json
 import os
 import secrets
@@ -115,6 +116,36 @@ def _held(answers: dict[str, Answers], way: str, attempt: str) -> None:
 
 def test_a1_ids(answers: dict[str, Answers], way: str, attempt: str) -> None:
     _held(answers, way, attempt)
+
+
+NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
+
+
+def test_a1_ids_and_namespaces_are_no_one_elses(the_host: Host) -> None:
+    """Seen from outside: every namespace is another than the host's and the neighbours', every id a range of its tenant's."""
+    people = (the_host.alice, the_host.bob, the_host.root)
+    spaces, ranges = [{each: os.stat(f"/proc/self/ns/{each}").st_ino for each in NAMESPACES}], {}
+    for person in people:
+        for name in ("one", "two"):
+            person("run", "-d", "--name", name, "box", "sleep", "1000")
+            pid = person.look(name)["pid"]
+            spaces.append({each: os.stat(f"/proc/{pid}/ns/{each}").st_ino for each in NAMESPACES})
+            maps = {
+                tuple(map(int, Path(f"/proc/{pid}/{kind}_map").read_text().split()))
+                for kind in ("uid", "gid")
+            }
+            ((inside, outside, count),) = maps
+            assert inside == 0 and outside >= 1 << 16, "an id of the host's own"
+            ranges.setdefault(person.name, set()).add((outside, count))
+            status = Path(f"/proc/{pid}/status").read_text().split("Uid:")[1].split("\n")[0].split()
+            assert {int(each) for each in status} == {outside}
+    for kind in NAMESPACES:
+        assert len({each[kind] for each in spaces}) == len(spaces), f"two share a {kind} namespace"
+    taken = sorted(each for found in ranges.values() for each in found)
+    assert len(taken) == len(people), "a tenant has several ranges"
+    for (first, count), (following, _) in itertools.pairwise(taken):
+        assert first + count <= following, "ranges of two tenants overlap"
+    the_host.remove_all()
 
 
 def test_a2_rights(answers: dict[str, Answers], way: str, attempt: str) -> None:

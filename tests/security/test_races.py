@@ -14,12 +14,12 @@ from hosted import Host, Person, wait_until
 from security.asking import create
 from security.trees import fingerprint
 
-ROUNDS, SECONDS = 400, 15.0
-#: In a volume: `place` is a folder or a link out, as often as this machine can exchange them.
+ROUNDS, SECONDS = 400, 6.0
+#: In a folder of the container: `place` is a folder or a link out, as often as this machine can exchange them.
 EXCHANGE = """
 import ctypes, os, signal, sys
 libc = ctypes.CDLL(None)
-os.chdir("/v")
+os.chdir(sys.argv[2])
 for name in ("place", "real"):
     os.makedirs(f"{name}-folder/inner", exist_ok=True)
 os.makedirs("place", exist_ok=True)
@@ -51,7 +51,7 @@ def exchanged(request: pytest.FixtureRequest, host: Host, alice: Person, victim:
     out = {"up": f"{'../' * 12}{str(victim)[1:]}", "absolute": str(victim), "proc": f"/proc/1/root{victim}"}[
         request.param
     ]
-    alice("run", "-d", "--name", "racer", "-v", "v:/v", "host", "python3", "-ISc", EXCHANGE, out)
+    alice("run", "-d", "--name", "racer", "-v", "v:/v", "host", "python3", "-ISc", EXCHANGE, out, "/v")
     wait_until(lambda: "ready" in alice("logs", "racer"), what="names are exchanged")
     return victim
 
@@ -121,3 +121,35 @@ def test_a26_logs_are_read_and_written_by_no_name_of_the_containers(host: Host, 
     assert folder.stat().st_mode & 0o077 == 0
     assert not list(folder.glob("upper/**/log"))
     assert set(alice("logs", "--tail", "1", "c").splitlines()) == {"line"}
+
+
+@pytest.mark.parametrize("out", ["up", "absolute"])
+def test_a26_names_of_the_root_file_system_that_change(
+    host: Host, alice: Person, victim: Path, out: str
+) -> None:
+    """The racer's own root is entered, copied to and from, and started anew while its names change."""
+    aim = {"up": f"{'../' * 12}{str(victim)[1:]}", "absolute": str(victim)}[out]
+    words = ("run", "-d", "--name", "racer", "host", "python3", "-ISc", EXCHANGE, aim, "/root")
+    alice(*words)
+    wait_until(lambda: "ready" in alice("logs", "racer"), what="names are exchanged")
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        entry = tarfile.TarInfo("copied")
+        tar.addfile(entry)
+    body = {
+        "command": ["sh", "-c", "echo x > entered"],
+        "detach": True,
+        "working_directory": "/root/place/inner",
+    }
+    heard = b""
+    for number in rounds():
+        status, _ = alice.ask("PUT", "/v1/containers/racer/archive?path=/root/place", body=buffer.getvalue())
+        assert status < 500
+        assert alice.ask("POST", "/v1/containers/racer/exec", body=json.dumps(body).encode())[0] < 500
+        with alice.asking("GET", "/v1/containers/racer/archive?path=/root/place/file") as connection:
+            heard += b"".join(iter(lambda: connection.recv(65536), b""))
+        if number % 10 == 9:
+            alice.ask("POST", "/v1/containers/racer/stop", body=b'{"timeout_s": 0}')
+            assert alice.ask("POST", "/v1/containers/racer/start", body=b"{}")[0] < 500
+    assert b"of the host" not in heard
+    assert sorted(each.name for each in victim.rglob("*")) == ["file", "inner"]
