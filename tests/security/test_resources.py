@@ -154,8 +154,8 @@ def test_2b_requests_at_once_stop_nobody_else(host: Host, alice: Person, neighbo
     "body",
     [b'{"labels":' * 100_000, b"[" * 500_000, b'{"pids": 1e400, "image": "box"}', b'{"pids": ' + b"9" * 5000 + b', "image": "box"}',
      b'{"image": "box", "image": "host", "command": ["true"], "name": "../x"}', b'{"image": "box", "command": ["' + b"x" * 900_000 + b'"]}',
-     b" " * 1_000_000, b'"' + b"\\u0000" * 100_000 + b'"', b'{"image": "box", "labels": {"\\ud800": "x"}}', b"\xef\xbb\xbf{}"],
-    ids=["deep-objects", "deep-lists", "infinite", "long-number", "twice", "long-word", "blanks", "zeros", "surrogate", "mark"],
+     b" " * 1_000_000, b'"' + b"\\u0000" * 100_000 + b'"', b'{"image": "box", "labels": {"\\ud800": "x"}}', b"\xef\xbb\xbf{}", b'{"image": "\xff"}', b'{"\xff": 1}'],
+    ids=["deep-objects", "deep-lists", "infinite", "long-number", "twice", "long-word", "blanks", "zeros", "surrogate", "mark", "no-text", "no-text-for-a-name"],
 )  # fmt: skip
 def test_2b_body_that_costs_more_than_it_weighs(host: Host, alice: Person, body: bytes) -> None:
     before = host.remains()

@@ -171,7 +171,7 @@ class Call:
             return msgspec.json.decode(data, type=kind)
         except msgspec.ValidationError as error:
             raise InvalidSpec(_refusal(str(error))) from error
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise BadRequest(f"cannot read the body: {_lower(str(error))}") from error
 
 

@@ -167,7 +167,7 @@ def _ask(connection: ssl.SSLSocket, request: PairRequest, *, address: str) -> Pa
         if response.status == http.HTTPStatus.OK:
             return msgspec.json.decode(data, type=PairAnswer)
         failure = msgspec.json.decode(data, type=Failure).error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ProtocolError(f"cannot pair with host at `{address}`: its answer makes no sense") from error
     raise from_code(failure.code, failure.message, hint=failure.hint)
 

@@ -252,7 +252,7 @@ def _records(stream: StreamFile) -> Iterator[Record]:
             raise ProtocolError(f"cannot read a change of {length} bytes")
         try:
             yield decode(_exactly(stream, length))
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ProtocolError(f"cannot read a change of files: {error}") from error
 
 

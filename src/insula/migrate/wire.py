@@ -175,7 +175,7 @@ class Wire:
             raise ProtocolError("cannot read the peer's message: data where a message was due")
         try:
             message = decode(bytes(payload))
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ProtocolError(f"cannot read the peer's message: {error}") from error
         if self._is_patient:
             # It has read all that was sent before its answer.
