@@ -122,7 +122,7 @@ class Audit:
                 return
             self._timer = threading.Timer(WINDOW_S, self.settle)
             self._timer.daemon = True
-        self._timer.start()
+            self._timer.start()
 
     def settle(self) -> None:
         """Append the lines of what has been counted."""
@@ -188,6 +188,8 @@ class Audit:
         if self._timer is not None:
             self._timer.cancel()
         self.settle()
-        os.close(self._descriptor)
-        os.close(self._head_fd)
-        os.close(self._reserve_fd)
+        with self._lock:
+            for each in (self._descriptor, self._head_fd, self._reserve_fd):
+                os.close(each)
+            # Who comes later is told EBADF, whatever these numbers are by then.
+            self._descriptor = self._head_fd = self._reserve_fd = -1

@@ -224,6 +224,16 @@ def test_when_the_disk_is_full_what_is_under_way_is_written_and_no_more_allowed(
     assert verify(path) == (1, 1, "")
 
 
+def test_who_comes_after_the_end_is_told(tmp_path: Path) -> None:
+    path = written(tmp_path, 1)
+    audit = Audit(path)
+    audit.close()
+    with open(tmp_path / "other", "w+b") as other, pytest.raises(OSError, match="descriptor"):
+        audit.record(entry())
+        assert other.read() == b""
+    assert verify(path) == (1, 1, "")
+
+
 # Crashes
 
 
