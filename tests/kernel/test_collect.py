@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,17 @@ def test_a_start_is_seen_with_its_arguments(bench: Bench, stack: ExitStack) -> N
     assert event.arguments == ("/bin/echo", "a b", "", "c")
     assert (event.container, event.name, event.user) == ("id-one", "one", 0)
     assert abs(event.at - time.time()) < WITHIN_S
+
+
+def test_a_program_is_told_by_its_whole_path(bench: Bench, stack: ExitStack, tmp_path: Path) -> None:
+    (tmp_path / "tool").write_text("#!/bin/sh\n:")
+    (tmp_path / "tool").chmod(0o755)
+    watch = bench.watch(stack, "one", TraceWish(kinds=(EventKind.EXEC,)))
+    script = f"cd {tmp_path}; ./tool; cd /; {str(tmp_path)[1:]}/tool; exec {tmp_path}/tool"
+    bench.run("one", ["sh", "-c", script])
+    bench.collector.catch_up()
+    found = [each for each in watch.read(at_most=100) if isinstance(each, Event) and each.other_path]
+    assert [(each.path, each.other_path) for each in found] == [(f"{tmp_path}/tool", "/bin/sh")] * 3
 
 
 def test_what_ended_a_moment_ago_is_read_after_catching_up(bench: Bench, stack: ExitStack) -> None:

@@ -98,7 +98,8 @@ def describe(
     call = calls.get(raw.number) or f"syscall {raw.number}" if is_call else ""
     is_address = call in _ADDRESSED
     is_exec = kind == Kind.EXEC
-    folder = folder_of(raw.folder) if raw.folder and not is_exec else ""
+    begins = raw.other_folder if is_exec else raw.folder
+    folder = folder_of(begins) if begins else ""
     path = "" if is_address else text_of(raw.other if is_exec else raw.text) if raw.text else ""
     return Event(
         at=clock + raw.nanoseconds / 1e9,

@@ -92,6 +92,8 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm
 	struct event *event = watch ? begin(room_of(ROOM_TASK), KIND_EXEC, cgroup) : 0;
 	const char *file, *interpreter;
 	__u64 start, size;
+	__u16 before;
+	char *name;
 
 	if (!event)
 		return 0;
@@ -106,6 +108,12 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm
 	event->other_bytes = read_kernel_text(event, event->text_bytes, file);
 	if (interpreter != file)
 		event->folder_bytes = read_kernel_text(event, event->text_bytes + event->other_bytes, interpreter);
+	name = room_at(event, event->text_bytes);
+	if (name && event->other_bytes && *name != '/') {
+		before = event->folder_bytes;
+		read_folder(event, AT_FDCWD);
+		event->other_folder_bytes = event->folder_bytes - before;
+	}
 	finish(event);
 	return 0;
 }

@@ -116,7 +116,8 @@ struct event {
 	__u16 other_folder_bytes; /* the last of `folder_bytes`: they are of a folder of the other path's own */
 	__u16 zero[2];
 	char text[ARGUMENTS + TEXT]; /* `text_bytes`, `other_bytes`, then `folder_bytes`: names, innermost first;
-				      * of a script that was started, its interpreter */
+				      * of a program that was started: a script's interpreter, then the names of
+				      * the folder that a relative path begins in (`other_folder_bytes`) */
 };
 
 #define EVENT_HEAD (sizeof(struct event) - (ARGUMENTS + TEXT))
