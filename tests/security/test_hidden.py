@@ -137,7 +137,7 @@ def test_t7_list_tells_nothing_of_others(the_host: Host, hidden: Secrets, route:
 
 @pytest.mark.parametrize("query", ["", "?since=0", "?tail=10000"])
 def test_t7_audit_tells_nothing_of_others(the_host: Host, hidden: Secrets, query: str) -> None:
-    asked = ("path", "asked_tenant")
+    asked = ("path", "asked_tenant", "made", "made_name")  # words of its own: it may give its things any name
     the_host.bob.ask("GET", f"/v1/containers/{hidden.refs['containers']}")
     the_host.bob.ask("GET", f"/v1/containers?tenant={the_host.alice.tenant}")
     status, answer = text_of(the_host.bob, f"/v1/audit{query}")
