@@ -31,6 +31,7 @@ from insula.daemon.tenant_use import TenantUse
 from insula.daemon.tenants import Limits, Tenants
 from insula.daemon.things import Things
 from insula.daemon.uid_ranges import UidRanges
+from insula.daemon.unwatched import tell_unwatched
 from insula.daemon.users import UserDesk
 from insula.daemon.watching import Watching
 from insula.image.store import Images
@@ -236,7 +237,10 @@ def _api(
     runtime.before_start = _each(
         profiles.recordings.before_start, exporter.before_start, drifts.before_start, guard.before_start
     )
-    sampler = Sampler(runtime, collector, watching, history=History(options.state / "history.sqlite"))
+    history = History(options.state / "history.sqlite")
+    lived_on = [each for each in store.list_containers() if collector.watchers(each.id)]
+    tell_unwatched(lived_on, last_at=history.last_at, announce=changes.announce)
+    sampler = Sampler(runtime, collector, watching, history=history)
     store.subscribe(sampler.note)
     runtime.on_phase = watching.note_phase
     desk = UserDesk(

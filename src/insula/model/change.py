@@ -30,7 +30,7 @@ class Change(Fact, kw_only=True, frozen=True, tag="change"):
     name: str
     tenant: str
     event: str
-    """created, started, paused, unpaused, exited, moved, arriving, restored, removed, renamed, alarm, profile_drift …"""
+    """created, started, paused, unpaused, exited, moved, arriving, restored, removed, renamed, alarm, profile_drift, unwatched …"""
     detail: str = ""
     """An exit code, the other host, the new name."""
 

@@ -125,6 +125,13 @@ class History:
                 ):
                     self._writer.execute(f"DELETE FROM {table} WHERE {column} IN ({marks})")
 
+    @property
+    def last_at(self) -> float | None:
+        """When something was written down last; None: nothing is."""
+        with self._reading:
+            found: float | None = self._reader.execute("SELECT max(at) FROM ticks").fetchone()[0]
+        return found
+
     def known(self) -> frozenset[str]:
         """Return the containers of which there may be samples."""
         return frozenset(self._numbers)

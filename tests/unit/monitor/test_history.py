@@ -42,6 +42,13 @@ def test_samples_are_added_up_to_one_figure(history: History) -> None:
     assert (found.counted_seconds, found.calls, found.top_calls) == (0, 0, {})
 
 
+def test_when_something_was_written_down_last_is_known(history: History) -> None:
+    assert history.last_at is None
+    for at in (100.0, 105.0):
+        history.add([], at=at)
+    assert history.last_at == 105.0
+
+
 def test_what_is_older_is_left_out(history: History) -> None:
     for age in (100, 50, 10):
         history.add([sample(cpu_us=age)], at=NOW - age)

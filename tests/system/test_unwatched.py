@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""That nobody watched a container while insulad was down is told, to whom what it does is told."""
+
+import json
+from pathlib import Path
+
+from hosted import Host, wait_until
+
+
+def unwatched(path: Path) -> list[str]:
+    told = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [each["name"] for each in told if each.get("event") == "unwatched"]
+
+
+def test_a_gap_is_told_once_for_each_container_that_is_watched_and_lived_on(
+    host: Host, tmp_path: Path
+) -> None:
+    sink = tmp_path / "sink"
+    (host.folder / "export.toml").write_text(
+        f'[[file]]\npath = "{sink}"\nkinds = ["exec"]\ncontainers = ["web", "gone", "later"]\n'
+    )
+    try:
+        host.root("export", "reload")
+        for name in ("web", "gone", "other"):
+            host.root("run", "-d", "--name", name, "box", "sleep", "1000")
+        host.root("kill", "gone")
+        host.kill()
+        host.start()
+        host.root("run", "-d", "--name", "later", "box", "sleep", "1000")
+        wait_until(lambda: "later" in sink.read_text(), what="the next container")
+        assert unwatched(sink) == ["web"]
+    finally:
+        (host.folder / "export.toml").unlink()
+        host.root("export", "reload")
