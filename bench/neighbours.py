@@ -13,6 +13,7 @@ Exit codes: 0 measured; 3 this kernel lets no programs be hung at its functions 
 
 import argparse
 import ctypes
+import itertools
 import os
 import struct
 import sys
@@ -32,10 +33,14 @@ from insula.monitor.layout import Kind
 from insula.monitor.probes import Probes
 
 EXIT_MISSING = 3
-ROUNDS = 15
+ROUNDS = 200
 SETTLED_S = 60.0
-CALLS = 100_000
-KINDS = frozenset({Kind.FILE, Kind.NETWORK, Kind.SECCOMP})
+CALLS = 4_000
+"""A round is so short that some are not disturbed by whatever else runs."""
+KINDS = {
+    "files": frozenset({Kind.FILE, Kind.NETWORK}),
+    "refusals": frozenset({Kind.FILE, Kind.NETWORK, Kind.SECCOMP}),
+}
 
 
 def ask_parent() -> None:
@@ -87,10 +92,12 @@ def seconds(work: Callable[[], None]) -> float:
     return time.perf_counter() - begun
 
 
-def slowdown(probes: Probes, watched: int, work: Callable[[], None], *, rounds: int) -> float:
+def slowdown(
+    probes: Probes, watched: int, work: Callable[[], None], *, kinds: frozenset[Kind], rounds: int
+) -> float:
     """Return how much longer a loop takes beside one that is watched, as a fraction: before, beside, after."""
     plain = [seconds(work) for _ in range(rounds)]
-    probes.watch(watched, KINDS)
+    probes.watch(watched, kinds)
     probes.calls.wait_settled(deadline=time.monotonic() + SETTLED_S)
     probes.look(is_on=False, is_timing=False)
     beside = [seconds(work) for _ in range(rounds)]
@@ -118,9 +125,9 @@ def main() -> int:
             if prefix:
                 take_filter()
             for way, probes in by_way.items():
-                for name, work in LOOPS.items():
-                    fact = f"{prefix}{name}_beside_{way}"
-                    facts[fact] = slowdown(probes, watched, work, rounds=rounds)
+                for (asked, kinds), (name, work) in itertools.product(KINDS.items(), LOOPS.items()):
+                    fact = f"{prefix}{name}_beside_{asked}_{way}"
+                    facts[fact] = slowdown(probes, watched, work, kinds=kinds, rounds=rounds)
                     print(f"  {fact}: {facts[fact]:+.2%}", flush=True)
     for probes in by_way.values():
         probes.close()

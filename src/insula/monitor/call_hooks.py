@@ -23,6 +23,8 @@ from insula.monitor.shapes import SHAPES
 
 OBJECT = Path(__file__).parent / "programs/calls.bpf.o"
 KINDS = frozenset(shape.kind for shape in SHAPES.values()) | {Kind.SECCOMP}
+_REFUSABLE = frozenset({Kind.SECCOMP, Kind.MOUNT, Kind.IDENTITY, Kind.KERNEL})
+"""Kinds of whose calls filters refuse some: an attempt is told as well."""
 _SHARED = ("generation", "strangers", "watched", "tasks", "shapes", "sleeping", "losses", "ring")
 _DENIAL = "after_denial"
 
@@ -70,11 +72,12 @@ class CallPrograms:
     def needed(self, kinds: Iterable[Kind]) -> frozenset[str]:
         """Return the programs that see events of these kinds.
 
-        A call that a filter refuses never reaches its function: it is told as what it would have been where it is refused.
+        A call that a filter refuses never reaches its function: it is told where it is refused, as what it would have been.
+        That costs everybody who has a filter, as containers do, so not for files and the network, of which filters let all.
         """
         wanted = KINDS.intersection(kinds)
         programs = {_program(call) for call in self._calls if SHAPES[call].kind in wanted}
-        return frozenset(programs | {_DENIAL}) if wanted else frozenset()
+        return frozenset(programs | {_DENIAL} if wanted & _REFUSABLE else programs)
 
     def attach(self, program: str) -> None:
         """Let a program run from now on.  Raises: OSError."""
