@@ -3,6 +3,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 import uuid
 from contextlib import ExitStack
@@ -212,6 +214,57 @@ def test_who_ends_at_once_is_in_nobodys_way(bench: Bench) -> None:
             assert is_at_calls == can_hook(), probes.calls.why_not
         finally:
             probes.close(at_once=True)
+
+
+def test_what_is_wanted_again_while_it_goes_is_seen(bench: Bench, tmp_path: Path) -> None:
+    for turn in range(3):
+        with ExitStack() as watching:
+            wish = TraceWish(kinds=(EventKind.MOUNT,), paths=(f"{tmp_path}/*",))
+            watch = bench.watch(watching, "one", wish)
+            if turn == 1:
+                assert bench.collector.wait_settled(deadline=time.monotonic() + WITHIN_S) == can_hook()
+            bench.python(
+                "one", f"import ctypes; ctypes.CDLL(None).umount2({f'{tmp_path}/{turn}'!r}.encode(), 0)"
+            )
+            bench.until(watch, lambda each, name=f"{tmp_path}/{turn}": each.path == name)
+
+
+_KILLED = (
+    f"import sys; sys.path[:0] = {sys.path!r}"
+    """
+import time
+from insula.monitor.layout import Kind
+from insula.monitor.probes import Probes
+probes = Probes(ring_bytes=1 << 20)
+probes.watch(int(sys.argv[1]), frozenset({Kind.FILE, Kind.NETWORK}))
+probes.calls.wait_settled(deadline=time.monotonic() + float(sys.argv[2]))
+print(len(probes.calls.attached), flush=True)
+time.sleep(float(sys.argv[2]))
+"""
+)
+
+
+def children(pid: int) -> list[str]:
+    return [
+        each for tasks in Path(f"/proc/{pid}/task").glob("*/children") for each in tasks.read_text().split()
+    ]
+
+
+def test_who_is_killed_goes_before_what_it_had_attached(bench: Bench) -> None:
+    words = [sys.executable, "-c", _KILLED, str(bench.subjects["one"].cgroup), str(WITHIN_S)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        attached = int(process.stdout.readline()) if process.stdout else 0
+        assert (attached > 30) == can_hook()
+        if can_hook():
+            wait_until(lambda: bool(children(process.pid)), what="somebody keeps it", deadline_s=WITHIN_S)
+        kept_by = children(process.pid)
+        process.kill()
+        process.wait()
+        alive = [pid for pid in kept_by if Path("/proc", pid).exists()]
+    assert len(alive) == can_hook()
+    wait_until(
+        lambda: not any(Path("/proc", pid).exists() for pid in alive), what="it is gone", deadline_s=WITHIN_S
+    )
 
 
 @both_ways

@@ -3,21 +3,22 @@
 
 Where that cannot be (`kernel/call_functions.py` tries), a program at `sys_exit` sees the same, and all the calls of the host
 pay for it: docs/adr/0032.  It also fills in until these are in place, which takes a moment: a thread of ours attaches them,
-and detaches what nobody wants any more, one by one, since the kernel waits some 0.13 s for each to be left by everybody.
+and detaches what nobody wants any more, which takes the kernel some 0.13 s for each (`keeper.py` waits for it).
 Out of scope: what is told meanwhile (`probes.py`).
 """
 
-import subprocess
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from enum import Enum
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from insula.kernel import call_functions
 from insula.kernel.bpf_object import Object
+from insula.monitor.keeper import Keeper
 from insula.monitor.layout import Kind
 from insula.monitor.shapes import SHAPES
 
@@ -27,6 +28,8 @@ _REFUSABLE = frozenset({Kind.SECCOMP, Kind.MOUNT, Kind.IDENTITY, Kind.KERNEL})
 """Kinds of whose calls filters refuse some: an attempt is told as well."""
 _SHARED = ("generation", "strangers", "watched", "tasks", "shapes", "sleeping", "losses", "ring")
 _DENIAL = "after_denial"
+LOOK_S = 0.05
+"""Between two looks whether what is leaving has gone."""
 
 MapFd: TypeAlias = Callable[[str], int]
 """Gives the maps of `watch.bpf.o`."""
@@ -53,6 +56,8 @@ class CallPrograms:
         self._calls = frozenset(functions)
         self._home: dict[str, Object] = {}
         """Program → the object that it is in."""
+        self._keepers: list[Keeper] = []
+        """The last keeps what is attached; those before are about to end."""
         with ExitStack() as undo:
             for calls in alike.values():
                 programs = [_program(call) for call in calls]
@@ -80,29 +85,44 @@ class CallPrograms:
         return frozenset(programs | {_DENIAL} if wanted & _REFUSABLE else programs)
 
     def attach(self, program: str) -> None:
-        """Let a program run from now on.  Raises: OSError."""
+        """Let a program run from now on.  Raises: OSError: EBUSY if it does, or if something `is_leaving`."""
         self._home[program].attach(program)
 
     def detach(self, program: str) -> None:
-        """Take a program off, and wait until nobody is in it."""
+        """Take a program off, when the next `keep` does not keep it any more."""
         self._home[program].detach(program)
 
-    def leave(self) -> None:
-        """Have a process that does nothing detach everything by its end, some ten seconds later, which nobody waits for."""
-        held = [fd for each in set(self._home.values()) for fd in each.link_fds]
-        if held:
-            subprocess.run(
-                ["setsid", "--fork", "sleep", "1"], pass_fds=held, stdin=subprocess.DEVNULL, check=False
-            )
+    def keep(self) -> None:
+        """Have a process of its own keep what is attached now, and nothing else.  Raises: OSError."""
+        keeper = Keeper([fd for each in set(self._home.values()) for fd in each.link_fds])
+        if self._keepers:
+            self._keepers[-1].let_go()
+        self._keepers.append(keeper)
 
-    def close(self) -> None:
-        """Detach everything and unload."""
+    def is_leaving(self) -> bool:
+        """Answer whether something that was detached is still there for a while."""
+        self._keepers[:-1] = [each for each in self._keepers[:-1] if each.is_alive()]
+        return len(self._keepers) > 1
+
+    def close(self, *, at_once: bool) -> None:
+        """Detach everything and unload.  at_once: the waiting is left to who keeps it."""
         self._close()
+        if self._keepers:
+            self._keepers[-1].let_go()
+        for each in () if at_once else self._keepers:
+            each.wait()
+        self._keepers.clear()
+
+
+class _Do(Enum):
+    ATTACH = "attach"
+    DETACH = "detach"
+    KEEP = "keep"
 
 
 class _Step(NamedTuple):
-    program: str
-    is_attach: bool
+    do: _Do
+    program: str = ""
 
 
 class CallHooks:
@@ -114,6 +134,7 @@ class CallHooks:
         self._kinds: frozenset[Kind] = frozenset()
         self._programs: CallPrograms | None = None
         self._attached: frozenset[str] = frozenset()
+        self._kept: frozenset[str] = frozenset()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._is_closing = False
@@ -158,9 +179,10 @@ class CallHooks:
         if self._thread is not None:
             self._thread.join()
         if self._programs is not None:
-            if at_once:
-                self._programs.leave()
-            self._programs.close()
+            if at_once and self._kept != self._attached:
+                with suppress(OSError):
+                    self._programs.keep()
+            self._programs.close(at_once=at_once)
 
     def _run(self) -> None:
         try:
@@ -168,30 +190,40 @@ class CallHooks:
             with self._changed:
                 self._programs = programs
             while step := self._next(programs):
-                if step.is_attach:
-                    programs.attach(step.program)
-                    with self._changed:
-                        self._attached |= {step.program}
-                        self._changed.notify_all()
-                else:
-                    programs.detach(step.program)
+                self._take(step, programs)
         except OSError as error:
             with self._changed:
                 self.why_not = error.strerror or str(error)
                 failed, self._programs, self._attached = self._programs, None, frozenset()
                 self._changed.notify_all()
             if failed is not None:
-                failed.close()
+                failed.close(at_once=True)
+
+    def _take(self, step: _Step, programs: CallPrograms) -> None:
+        match step.do:
+            case _Do.ATTACH:
+                programs.attach(step.program)
+                with self._changed:
+                    self._attached |= {step.program}
+                    self._changed.notify_all()
+            case _Do.DETACH:
+                programs.detach(step.program)
+            case _Do.KEEP:
+                programs.keep()
+                self._kept = self._attached
 
     def _next(self, programs: CallPrograms) -> _Step | None:
         """Wait until there is something to do; None: no more."""
         with self._changed:
             while not self._is_closing:
                 wanted = programs.needed(self._kinds)
-                for program in wanted - self._attached:
-                    return _Step(program, is_attach=True)
+                missing = wanted - self._attached
                 for program in self._attached - wanted:
                     self._attached -= {program}
-                    return _Step(program, is_attach=False)
-                self._changed.wait()
+                    return _Step(_Do.DETACH, program)
+                if self._kept - self._attached or (self._kept != self._attached and not missing):
+                    return _Step(_Do.KEEP)
+                if missing and not programs.is_leaving():
+                    return _Step(_Do.ATTACH, min(missing))
+                self._changed.wait(LOOK_S if missing else None)
         return None
