@@ -27,7 +27,7 @@ def test_a_gap_is_told_once_for_each_container_that_is_watched_and_lived_on(
         host.kill()
         host.start()
         host.root("run", "-d", "--name", "later", "box", "sleep", "1000")
-        wait_until(lambda: "later" in sink.read_text(), what="the next container")
+        wait_until(lambda: sink.exists() and "later" in sink.read_text(), what="the next container")
         assert unwatched(sink) == ["web"]
     finally:
         (host.folder / "export.toml").unlink()

@@ -2,6 +2,7 @@
 """What is seen of containers: their events as they come, their system calls counted, and changes of their state."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, asynccontextmanager
 from typing import TypeVar
@@ -40,6 +41,8 @@ class TraceQuery(Query, kw_only=True, frozen=True):
 
 _PLAIN = ("kinds", "calls", "errors", "pids")
 """In these words there are no commas."""
+_PLACE = re.compile(r"`\$\.(\w+)\[(\d+)\]`$")
+"""Where msgspec says that something is wrong."""
 
 
 async def trace(call: Call) -> web.StreamResponse:
@@ -80,8 +83,10 @@ def _wish(query: TraceQuery) -> TraceWish:
     try:
         return msgspec.convert(words, TraceWish, strict=False)
     except msgspec.ValidationError as error:
-        kinds = ", ".join(EventKind)
-        raise BadRequest(f"cannot trace that: {error}", hint=f"kinds are {kinds}; pids are numbers") from None
+        place = _PLACE.search(str(error))
+        what = f"{place[1]} `{words[place[1]][int(place[2])]}`" if place else str(error)
+        hint = f"kinds are {', '.join(EventKind)}; pids are numbers"
+        raise BadRequest(f"cannot trace {what}", hint=hint) from None
 
 
 async def events(call: Call) -> web.StreamResponse:

@@ -22,8 +22,11 @@ def test_patterns_are_taken_as_they_are_and_words_may_stand_together() -> None:
     )
 
 
-@pytest.mark.parametrize("query", [TraceQuery(kinds=("bogus",)), TraceQuery(pids=("one",))])
-def test_what_is_none_is_refused(query: TraceQuery) -> None:
-    with pytest.raises(BadRequest, match=re.escape("cannot trace that")) as refused:
+@pytest.mark.parametrize(
+    ("query", "what"),
+    [(TraceQuery(kinds=("exec,bogus",)), "kinds `bogus`"), (TraceQuery(pids=("1", "one")), "pids `one`")],
+)
+def test_what_is_none_is_refused(query: TraceQuery, what: str) -> None:
+    with pytest.raises(BadRequest, match=re.escape(f"cannot trace {what}")) as refused:
         _wish(query)
     assert "throttle" in refused.value.hint
