@@ -95,6 +95,9 @@ class Puppet:
     def stop(self) -> None:
         os.kill(self.pid, signal.SIGSTOP)
         assert os.waitid(os.P_PID, self.pid, os.WSTOPPED) is not None
+        for pid in children(self.pid):  # they may be on their way to their first sleep
+            os.kill(pid, signal.SIGSTOP)
+            wait(lambda pid=pid: is_in_state(pid, "T"))
 
     def end(self) -> None:
         if self.process.poll() is None:
