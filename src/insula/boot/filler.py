@@ -41,6 +41,8 @@ PAGE_BYTES = criu_images.PAGE_BYTES
 _PID = struct.Struct("=i")
 _FINISHED = 0x52535446
 _PASS_SECONDS = 10.0
+AGAIN_SECONDS = 0.001
+"""The kernel takes nothing while a change of mappings is under way: until who makes it has run on after we were told of it."""
 
 
 class Progress:
@@ -116,6 +118,8 @@ class Filler:
         self._memories: dict[int, Memory] = {}
         self._is_running = False
         self._may_free = True
+        self._is_refused = False
+        """Something that somebody waits for could not be brought now: no event will tell when it can."""
         self._seen = 0
         self._buffer = bytearray(CHUNK_BYTES)
         self._address = libc.address_of(self._buffer)
@@ -132,7 +136,7 @@ class Filler:
             if self._supply and self._is_running:
                 self._supply.ask_rest()
             may_fill = self._is_running and (self._supply is None or self._supply.is_complete)
-            ready = self._selector.select(0 if may_fill else None)
+            ready = self._selector.select(0 if may_fill else AGAIN_SECONDS if self._is_refused else None)
             for key, _events in ready:
                 if key.data is None:
                     self._hear(connection)
@@ -140,6 +144,8 @@ class Filler:
                     self._hear_link(key.data)
                 elif key.fd in self._memories:
                     self._serve(key.data)
+            if self._is_refused:
+                self._answer_all_waiting()
             if may_fill and not ready:
                 self._fill_some()
             self._tell()
@@ -222,6 +228,7 @@ class Filler:
             self._drop(memory)
 
     def _answer_all_waiting(self) -> None:
+        self._is_refused = False
         for memory in list(self._memories.values()):
             try:
                 self._answer_waiting(memory)
@@ -261,7 +268,7 @@ class Filler:
         if not wanted:
             done, reason = missing_pages.zero(memory.handle, page, length=PAGE_BYTES)
             if reason == errno.EAGAIN:
-                memory.waiting[page] = None
+                self._refuse(memory, page)
             elif not done:
                 missing_pages.wake(memory.handle, page, length=PAGE_BYTES)
             return
@@ -273,12 +280,16 @@ class Filler:
             return
         missing.cut(page, page + PAGE_BYTES)
         if not self._copy(memory, wanted[0]):
-            memory.waiting[page] = None
+            self._refuse(memory, page)
             return
         for piece in missing.within(start, start + AROUND_BYTES):
             if not (self._supply and self._supply.lacks(piece)):
                 missing.cut(piece.start, piece.end)
                 self._copy(memory, piece)
+
+    def _refuse(self, memory: Memory, page: int) -> None:
+        memory.waiting[page] = None
+        self._is_refused = True
 
     def _fill_some(self) -> None:
         for memory in list(self._memories.values()):
