@@ -48,7 +48,7 @@ _SUMS = "cpu_wait_us memory_wait_us io_wait_us read_bytes written_bytes received
 #: Field of `Usage` → how the samples of a span become it.
 _FIELDS = {
     "at": "max(t.at)",
-    "seconds": "round(sum(seconds), 3)",
+    "seconds": "round(sum(seconds), 6)",
     "cpu_us": "sum(cpu_us)",
     "cpu_peak_percent": "round(max(cpu_us / seconds) / 1e4, 2)",
     "memory_bytes": "CAST(avg(memory_bytes) AS INTEGER)",
