@@ -218,10 +218,12 @@ def test_only_harmless_devices_are_left(device_group: Group, tmp_path: Path) -> 
 
 
 def test_more_devices_may_be_opened_as_far_as_they_are_allowed(device_group: Group, tmp_path: Path) -> None:
-    device_group.limit_devices([Device("c", 1, 11, "w"), Device("b", 1, 3, "rm")])
+    device_group.limit_devices([Device("c", 1, 11, "w"), Device("b", 240, 3, "rm")])
 
     def child() -> None:
-        os.mknod(tmp_path / "disk", stat.S_IFBLK | 0o600, os.makedev(1, 3))
+        os.mknod(
+            tmp_path / "disk", stat.S_IFBLK | 0o600, os.makedev(240, 3)
+        )  # of no driver: no module comes for it
         os.close(os.open("/dev/kmsg", os.O_WRONLY))
         refused = 0
         for path, flags in (
@@ -235,7 +237,7 @@ def test_more_devices_may_be_opened_as_far_as_they_are_allowed(device_group: Gro
                 refused += 1
         try:
             os.open(tmp_path / "disk", os.O_RDONLY)
-        except OSError as error:  # there may be no such disk, but it was asked for
+        except OSError as error:  # there is no such disk, but it was asked for
             refused += 10 * (error.errno == errno.EPERM)
         os._exit(40 + refused)
 
