@@ -333,9 +333,11 @@ def most_told(client: Client, flood: Worker, **query: str) -> int:
                 select.select([], [], [], 0.02)
             select.select([], [], [], 0.5)  # what was lost last is told a moment later
         print(f"  events: {reached}/s, {reading.told} told, {reading.lost} lost of {made}", flush=True)
-        if reading.lost or reached < rate * 0.9:
+        if reading.lost:
             break
-        best = reached
+        best = max(best, reached)
+        if reached < rate * 0.9:  # the flood can make no more
+            break
     return best
 
 

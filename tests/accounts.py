@@ -7,6 +7,7 @@ takes mounts of other namespaces away).
 
 import os
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -73,3 +74,19 @@ class AccountsHost(hosted.Host):
             env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "TERM": "xterm", "INSULA_DEBUG": "1", **environment},
         )  # fmt: skip
         return hosted.Done(done.returncode, done.stdout.rstrip("\n"), done.stderr)
+
+
+def people_restored_after(host: hosted.Host) -> Iterator[AccountsHost]:
+    """Yield a host; then its two people are as they were, and nobody else is known."""
+    assert isinstance(host, AccountsHost)
+    yield host
+    host.accounts = {"alice": hosted.ALICE_UID, "bob": hosted.BOB_UID}
+    host.groups = {}
+    host.write_accounts()
+    for each in host.root.json("user", "ls", "--format", "json"):
+        if each["origin"] != "unix":
+            host.root("user", "rm", each["name"])
+    for name in ("alice", "bob"):
+        host.root("user", "set", name, "--rebind", "--role", "user", "--tenant", name)
+        host.root.give("user", "add", name)
+        host.root("user", "set", name, "--by-groups")

@@ -204,6 +204,18 @@ def _is_taken(connection: socket.socket, path: Path) -> bool:
     return True
 
 
+def charged_tenants(host: "Host", worker: str) -> set[str]:
+    """The tenants of a host in whose cgroups a process of that module is."""
+    found = set()
+    for each in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if worker.encode() in each.read_bytes():
+                words = (each.parent / "cgroup").read_text()
+                if host.cgroup in words:
+                    found |= {part for part in words.split("/") if part.startswith("tenant-")}
+    return found
+
+
 def answered(connection: socket.socket) -> tuple[int, Any]:
     """Wait for the answer to a request."""
     answer = b"".join(iter(lambda: connection.recv(65536), b""))

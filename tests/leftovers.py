@@ -14,7 +14,7 @@ import re
 import select
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,7 +49,7 @@ def take_snapshot(*, has_descriptors: bool = True) -> Snapshot:
             "network namespace": _network_namespaces(),
             "link": _links(),
             "nft": _nft_lines(),
-            "cgroup": _cgroups(),
+            "cgroup": cgroups(),
             "loop device": loops.all_shown(),
         }
     return Snapshot(kinds=kinds, has_descriptors=has_descriptors)
@@ -181,11 +181,22 @@ def _nft_lines() -> dict[str, str]:
     return found
 
 
-def _cgroups() -> dict[str, str]:
-    if not _CGROUP_ROOT.is_dir():
-        return {}
-    return {folder: folder for folder in _folders_below(_CGROUP_ROOT)}
+def _others_groups() -> frozenset[str]:
+    """Return the groups at the top of each hierarchy that are somebody else's: a manager of sessions makes its own at any moment."""
+    places = (_CGROUP_ROOT, *_CGROUP_ROOT.glob("*"))
+    tops = [each for each in places if os.path.ismount(each) and (each / "cgroup.procs").is_file()]
+    return frozenset(str(each) for top in tops for each in top.glob("*/") if "insula" not in each.name)
 
 
-def _folders_below(root: Path) -> Iterable[str]:
-    return (folder for folder, _, _ in os.walk(root))
+_OTHERS_GROUPS = _others_groups()
+"""As they were before any test: what a test makes at the top is judged, whatever its name."""
+
+
+def cgroups(root: Path = _CGROUP_ROOT, *, others: Collection[str] = _OTHERS_GROUPS) -> dict[str, str]:
+    """Return the folders of all groups, but for what is below others' without being insula's."""
+    found = {}
+    for folder, inner, _ in os.walk(root):
+        found[folder] = folder
+        if folder in others:
+            inner[:] = [each for each in inner if "insula" in each]
+    return found

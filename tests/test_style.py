@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from syntax import tree_of
+
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src/insula"
 FILE_LINES = 500
@@ -84,7 +86,7 @@ def _module(path: Path) -> str:
 
 def _nodes() -> Iterator[tuple[str, ast.AST]]:
     for path in _python_files("src"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+        for node in ast.walk(tree_of(path)):
             yield _module(path), node
 
 
@@ -122,7 +124,7 @@ def test_every_file_has_a_licence_line_and_a_docstring() -> None:
     for path in _python_files(*CHECKED_FOLDERS):
         text = path.read_text(encoding="utf-8")
         is_empty_package = path.name == "__init__.py" and text.strip() == SPDX
-        if text.splitlines()[:1] != [SPDX] or not (is_empty_package or ast.get_docstring(ast.parse(text))):
+        if text.splitlines()[:1] != [SPDX] or not (is_empty_package or ast.get_docstring(tree_of(path))):
             wrong.append(str(path.relative_to(ROOT)))
     for path in _c_files():
         first, second = path.read_text(encoding="utf-8").splitlines()[:2]

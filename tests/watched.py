@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,7 @@ from insula.monitor.call_hooks import CallPrograms, MapFd
 from insula.monitor.collect import Collector
 from insula.monitor.probes import Probes
 from insula.monitor.subscription import Subject, Subscription
+from netns import wait_until
 
 WITHIN_S = float(os.environ.get("INSULA_TESTS_DEADLINE_S", "20"))
 """Longer where processors are emulated (tests/vm)."""
@@ -32,8 +34,8 @@ class Bench:
         self.subjects = subjects
         self.ready = threading.Event()
 
-    def run(self, name: str, program: Sequence[str], *, code: int | None = 0) -> None:
-        """Run a program in a container's cgroup to its end."""
+    def run(self, name: str, program: Sequence[str], *, code: int | None = 0) -> str:
+        """Run a program in a container's cgroup to its end.  Returns: what it wrote."""
         subject = self.subjects[name]
         done = subprocess.run(
             program,
@@ -43,9 +45,37 @@ class Bench:
             check=False,
         )
         assert code is None or done.returncode == code, done.stderr
+        return done.stdout.decode()
 
-    def python(self, name: str, text: str, *, code: int | None = 0) -> None:
-        self.run(name, [sys.executable, "-SIc", text], code=code)
+    def python(self, name: str, text: str, *, code: int | None = 0) -> str:
+        return self.run(name, [sys.executable, "-SIc", text], code=code)
+
+    @contextmanager
+    def answering(self, name: str) -> Iterator[Callable[[], None]]:
+        """Run a program that answers each byte in a container's cgroup: by one read(2), in which it waits, and one write(2).
+
+        Yields: asks it, and waits until it reads again.
+        """
+        words = [sys.executable, "-SIc", "import os\nwhile line := os.read(0, 1): os.write(1, line)"]
+        subject = self.subjects[name]
+        with subprocess.Popen(
+            words,
+            preexec_fn=lambda: subject.group.attach(os.getpid()),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+        ) as process:
+
+            def ask() -> None:
+                assert process.stdin and process.stdout
+                process.stdin.write(b".")
+                assert process.stdout.read(1) == b"."
+                wait_until(lambda: is_reading(process.pid), what="it reads", deadline_s=WITHIN_S)
+
+            try:
+                yield ask
+            finally:
+                process.kill()
 
     def seen(self, subscription: Subscription, wanted: Callable[[Event], bool]) -> Event:
         """Wait for an event."""
@@ -71,6 +101,11 @@ class Bench:
         seen = stack.enter_context(self.collector.subscribe(self.subjects[name], wish, notify=self.ready.set))
         self.collector.wait_settled(deadline=time.monotonic() + WITHIN_S)
         return seen
+
+
+def is_reading(pid: int) -> bool:
+    """Answer whether a process waits in read(2) of its standard input."""
+    return Path(f"/proc/{pid}/syscall").read_text().startswith("0 0x0 ")
 
 
 def refuse_hooks(map_fd: MapFd) -> CallPrograms:

@@ -102,7 +102,9 @@ def runtime(state: Path, monkeypatch: pytest.MonkeyPatch) -> Runtime:
 
     monkeypatch.setattr(archive, "start_plan", lambda _runtime, _record: plan(state))
     found = SimpleNamespace(
-        find=lambda _grant, _ref: RECORD, locked=locked, spawner=SimpleNamespace(view=view)
+        find=lambda _grant, _ref: RECORD,
+        locked=locked,
+        spawner=SimpleNamespace(view=view, knows_tenants=False),
     )
     return cast(Runtime, found)
 

@@ -3,8 +3,11 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,9 +15,9 @@ import pytest
 from insula.kernel import syscalls
 from insula.kernel.cgroup import Limits
 from insula.model.monitor import CallCount, Event, EventKind, TraceWish
-from insula.monitor.probes import Counting
+from insula.monitor.probes import Counting, Probes
 from netns import wait_until
-from watched import WITHIN_S, Bench
+from watched import WITHIN_S, Bench, refuse_hooks
 
 
 def test_a_start_is_seen_with_its_arguments(bench: Bench, stack: ExitStack) -> None:
@@ -36,6 +39,15 @@ def test_a_program_is_told_by_its_whole_path(bench: Bench, stack: ExitStack, tmp
     bench.collector.catch_up()
     found = [each for each in watch.read(at_most=100) if isinstance(each, Event) and each.other_path]
     assert [(each.path, each.other_path) for each in found] == [(f"{tmp_path}/tool", "/bin/sh")] * 3
+
+
+def test_long_arguments_hide_no_program(bench: Bench, stack: ExitStack, tmp_path: Path) -> None:
+    (tmp_path / "tool").write_text("#!/bin/sh\n:")
+    (tmp_path / "tool").chmod(0o755)
+    watch = bench.watch(stack, "one", TraceWish(kinds=(EventKind.EXEC,)))
+    bench.run("one", ["sh", "-c", f"cd {tmp_path}; ./tool {'x' * 2000}"])
+    event = bench.seen(watch, lambda each: len(each.arguments) > 1 and each.arguments[1].startswith("./tool"))
+    assert (event.path, event.other_path, event.is_cut) == (f"{tmp_path}/tool", "/bin/sh", False)
 
 
 def test_what_ended_a_moment_ago_is_read_after_catching_up(bench: Bench, stack: ExitStack) -> None:
@@ -83,6 +95,67 @@ def test_a_signal_names_sender_and_target(bench: Bench, stack: ExitStack) -> Non
     bench.python("one", "import os, signal; os.kill(os.getpid(), signal.SIGUSR1)", code=-signal.SIGUSR1)
     event = bench.seen(watch, lambda each: "SIGUSR1" in each.detail)
     assert event.detail == f"SIGUSR1 to {event.pid}"
+
+
+@pytest.mark.parametrize("where", ["its group", "below its group"])
+def test_what_the_kernel_signals_within_a_container_is_seen(
+    bench: Bench, stack: ExitStack, where: str
+) -> None:
+    below = Path(bench.subjects["one"].group.v2_directory(), "below")
+    below.mkdir()
+    stack.callback(below.rmdir)
+    group = below if where == "below its group" else below.parent
+    watch = bench.watch(stack, "one", TraceWish(kinds=(EventKind.SIGNAL,)))
+    bench.python("one", f"open('{group}/cgroup.procs', 'w').write('0')" + """
+import os, signal
+if not (child := os.fork()): os._exit(0)
+os.waitpid(child, 0)
+came = []
+signal.signal(signal.SIGALRM, lambda *_: came.append(1))
+signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+while len(came) < 100: pass
+signal.setitimer(signal.ITIMER_REAL, 0)
+""")  # fmt: skip
+    lines = bench.until(watch, lambda each: "SIGALRM" in each.detail)
+    assert any("SIGCHLD" in each.detail for each in lines if isinstance(each, Event))
+
+
+def test_a_signal_to_a_neighbour_is_seen(bench: Bench, stack: ExitStack) -> None:
+    watch = bench.watch(stack, "one", TraceWish(kinds=(EventKind.SIGNAL,)))
+    with running(bench, "other", "import signal; print(flush=True); signal.pause()") as target:
+        bench.python("one", f"import os, signal; os.kill({target}, signal.SIGUSR1)")
+    assert bench.seen(watch, lambda each: "SIGUSR1" in each.detail).detail == f"SIGUSR1 to {target}"
+
+
+def test_a_neighbours_timer_is_not_seen(bench: Bench, stack: ExitStack) -> None:
+    """It expires in an interrupt, beside whoever runs on that processor then."""
+    pin = f"import os; os.sched_setaffinity(0, {{{min(os.sched_getaffinity(0))}}})\n"
+    watch = bench.watch(stack, "one", TraceWish(kinds=(EventKind.SIGNAL,)))
+    with running(bench, "one", pin + "print(flush=True)\nwhile True: pass"):
+        bench.python("other", pin + """
+import signal
+signal.signal(signal.SIGALRM, lambda *_: None)
+signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+for _ in range(300): signal.pause()
+signal.setitimer(signal.ITIMER_REAL, 0)
+""")  # fmt: skip
+    bench.collector.catch_up()
+    assert [each for each in watch.read(at_most=10) if isinstance(each, Event)] == []
+
+
+@contextmanager
+def running(bench: Bench, name: str, text: str) -> Iterator[int]:
+    """A Python program in a container's cgroup, once it has printed a line; its pid.  Killed in the end."""
+    with subprocess.Popen(
+        [sys.executable, "-SIc", text],
+        preexec_fn=lambda: bench.subjects[name].group.attach(os.getpid()),
+        stdout=subprocess.PIPE,
+    ) as program:
+        try:
+            assert program.stdout and program.stdout.readline()
+            yield program.pid
+        finally:
+            program.kill()
 
 
 def test_memory_that_runs_out_is_seen(bench: Bench, stack: ExitStack) -> None:
@@ -201,3 +274,29 @@ def test_a_call_that_is_not_known_is_told_once_and_counted(bench: Bench) -> None
     drifts = [each for each in lines if isinstance(each, Event) and each.kind is EventKind.DRIFT]
     assert [each.call for each in drifts] == ["getsid"]
     assert bench.collector.strange(subject) == {}
+
+
+def test_a_call_that_ends_between_two_looks_lengthens_no_other(bench: Bench) -> None:
+    probes = Probes(ring_bytes=1 << 20, load_calls=refuse_hooks)
+    cgroup = bench.subjects["one"].cgroup
+    with bench.answering("one") as answer:
+        try:
+            answer()  # it has started
+            probes.watch(cgroup, frozenset(), counting=Counting.BY_LOOKS)
+            for is_on, is_timing in ((True, True), (False, False), (True, False)):
+                probes.look(is_on=is_on, is_timing=is_timing)
+                answer()
+            timed = {number: found.calls for _, number, found in probes.durations({cgroup})}
+            assert timed == {call_number("write"): 1}
+            probes.look(is_on=True, is_timing=True)
+            answer()
+            probes.look(is_on=True, is_timing=False)
+            answer()
+            timed = {number: found.calls for _, number, found in probes.durations({cgroup})}
+            assert timed == {call_number("write"): 2, call_number("read"): 1}  # looked at to its end
+        finally:
+            probes.close()
+
+
+def call_number(name: str) -> int:
+    return syscalls.numbers(os.uname().machine)[name]

@@ -5,8 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -14,11 +16,12 @@ import pytest
 
 from insula.kernel import call_functions
 from insula.model.monitor import Event, EventKind, TraceWish
+from insula.monitor.call_hooks import KINDS, CallPrograms
 from insula.monitor.layout import Kind
 from insula.monitor.probes import Probes
 from insula.monitor.subscription import Scope
 from netns import wait_until
-from watched import WITHIN_S, Bench, both_ways, refuse_hooks
+from watched import WITHIN_S, Bench, both_ways, made_bench, refuse_hooks
 
 
 @both_ways
@@ -134,6 +137,104 @@ def test_what_a_filter_answers_is_seen(
     assert (event.call, event.error, event.path) == ("mkdir", error, "/tmp/insula-never")
 
 
+class SilentPrograms(CallPrograms):
+    """Programs at calls as kernels have them that let us, which tell nothing: what is told comes from `sys_exit`."""
+
+    def __init__(self, may_attach: threading.Event) -> None:
+        self._may_attach = may_attach
+
+    def needed(self, kinds: Iterable[Kind]) -> frozenset[str]:
+        return frozenset({"after_any"} if KINDS.intersection(kinds) else ())
+
+    def attach(self, program: str) -> None:
+        self._may_attach.wait(WITHIN_S)
+
+    def detach(self, program: str) -> None: ...
+
+    def keep(self) -> None: ...
+
+    def is_leaving(self) -> bool:
+        return False
+
+    def close(self, *, at_once: bool) -> None: ...
+
+
+@pytest.fixture
+def may_attach() -> threading.Event:
+    """Set: the programs at the calls come into place."""
+    return threading.Event()
+
+
+@pytest.fixture
+def silent(may_attach: threading.Event) -> Iterator[Bench]:
+    with made_bench(lambda _: SilentPrograms(may_attach)) as made:
+        yield made
+        may_attach.set()
+
+
+_CALLING = """
+import os, time
+while True: time.sleep(0.001); os.getppid()
+"""
+
+
+def test_only_refusals_are_told_whichever_programs_come_and_go(
+    silent: Bench, stack: ExitStack, may_attach: threading.Event
+) -> None:
+    """Of who is also counted: the end of calls is traced all the time, their entry in a part of it."""
+    one, collector = silent.subjects["one"], silent.collector
+
+    def calls() -> int:
+        (counts,) = collector.counts([one])
+        return sum(each.calls for each in counts.calls if each.call == "getppid")
+
+    def wait_traced(*, is_traced: bool) -> None:
+        wait_until(
+            lambda: ("on_enter" in collector.attached) is is_traced,
+            what="a look comes and goes",
+            deadline_s=WITHIN_S,
+        )
+
+    words = [sys.executable, "-SIc", _CALLING]
+    looping = stack.enter_context(
+        subprocess.Popen(words, preexec_fn=lambda: one.group.attach(os.getpid()), stdout=subprocess.DEVNULL)
+    )
+    stack.callback(looping.kill)
+    stack.enter_context(collector.counting(one))
+    wish = TraceWish(kinds=(EventKind.SECCOMP,))
+    watch = stack.enter_context(collector.subscribe(one, wish, notify=silent.ready.set))
+    silent.python("one", FILTERED.format(action=REFUSE, **MKDIR))
+    assert silent.seen(watch, lambda each: True).call == "mkdir"
+    may_attach.set()
+    for is_traced in (False, True, False):
+        wait_traced(is_traced=is_traced)
+        begin = calls()
+        wait_until(lambda begin=begin: calls() > begin + 10, what="it makes calls", deadline_s=WITHIN_S)
+    stack.enter_context(collector.subscribe(one, wish, notify=silent.ready.set))  # a new watch
+    begin = calls()
+    wait_until(lambda: calls() > begin + 10, what="it makes calls", deadline_s=WITHIN_S)
+    collector.catch_up()
+    assert watch.read(at_most=10) == []
+
+
+@pytest.mark.parametrize("bench", [refuse_hooks], indirect=True)
+def test_a_call_in_the_middle_of_which_a_watch_begins_is_no_refusal(bench: Bench, stack: ExitStack) -> None:
+    """While another container's watch has the entry of calls traced all the time."""
+    wish = TraceWish(kinds=(EventKind.SECCOMP,))
+    bench.watch(stack, "other", wish)
+    with bench.answering("one") as answer:
+        for _ in range(3):  # not watched in between
+            with ExitStack() as watching:
+                watch = bench.watch(watching, "one", wish)
+                answer()
+                bench.watch(watching, "one", wish)
+                answer()
+                answer()
+                bench.collector.catch_up()
+                assert watch.read(at_most=10) == []
+            answer()
+
+
 @both_ways
 def test_who_does_not_ask_for_refusals_is_told_what_was_tried(bench: Bench, stack: ExitStack) -> None:
     watch = bench.watch(stack, "one", TraceWish(kinds=(EventKind.MOUNT,)))
@@ -233,6 +334,7 @@ _KILLED = (
     f"import sys; sys.path[:0] = {sys.path!r}"
     """
 import time
+from insula.monitor.call_hooks import KINDS, CallPrograms
 from insula.monitor.layout import Kind
 from insula.monitor.probes import Probes
 probes = Probes(ring_bytes=1 << 20)
@@ -299,6 +401,41 @@ os.unlink("beside", dir_fd=folder)
     assert ("openat", f"{tmp_path}/in/relative", "") in told
     assert ("unlinkat", f"{tmp_path}/beside", "") in told
     assert ("renameat", f"{tmp_path}/in/relative", f"{tmp_path}/beside") in told
+
+
+@both_ways
+def test_a_path_that_is_too_long_is_told_as_cut(bench: Bench, stack: ExitStack, tmp_path: Path) -> None:
+    watch = bench.watch(stack, "one", TraceWish(kinds=(EventKind.FILE,), paths=(f"{tmp_path}/*",)))
+    bench.python("one", f"""
+import os
+folder = {str(tmp_path)!r} + "/"
+for length in (1022, 1023, 3000):
+    padding = length - len(folder) - 1
+    open(folder + "/" * (padding % 2) + "./" * (padding // 2) + "a", "w").close()
+os.rename("/." * 1000 + folder + "a", folder + "b")
+os.mkdir(folder + "end")
+""")  # fmt: skip
+    lines = bench.until(watch, lambda each: each.path.endswith("/end"))
+    events = [each for each in lines if isinstance(each, Event)]
+    assert [(len(each.path), each.is_cut) for each in events[:-1]] == [
+        (1022, False), (1023, True), (1023, True), (1023, True),
+    ]  # fmt: skip
+    assert events[3].other_path == f"{tmp_path}/b"
+
+
+@both_ways
+def test_a_path_beside_which_its_folder_finds_no_room_begins_nowhere(
+    bench: Bench, stack: ExitStack, tmp_path: Path
+) -> None:
+    watch = bench.watch(stack, "one", TraceWish(kinds=(EventKind.FILE,)))
+    bench.python("one", f"""
+import os
+os.chdir({str(tmp_path)!r})
+open("a", "w").close()
+os.rename("./" * 600 + "a", "./" * 600 + "b")
+""")  # fmt: skip
+    event = bench.seen(watch, lambda each: each.call.startswith("rename"))
+    assert event.is_cut and event.path.startswith("…/")
 
 
 @both_ways

@@ -225,3 +225,26 @@ def test_a_mapped_clone_shows_other_ids(tmp_path: Path) -> None:
             proc = directory("/proc")
             stack.callback(os.close, proc)
             idmap.idmapped_clone(proc, fds[1])
+
+
+@pytest.mark.parametrize("kind", ["plain", "mapped"])
+def test_what_is_mounted_in_a_clone_is_not_mounted_where_that_came_from(tmp_path: Path, kind: str) -> None:
+    """Though the host's mounts are shared, as systemd makes them."""
+    for name in ("host/volume/inner", "container"):
+        (tmp_path / name).mkdir(parents=True)
+
+    def child() -> str:
+        host = str(tmp_path / "host")
+        mount.attach(mount.clone(directory(host)), host)
+        mount.set_propagation(host, propagation=mount.MS_SHARED)
+        volume = directory(f"{host}/volume")
+        if kind == "plain":
+            made = mount.clone(volume)
+        else:
+            made = idmap.idmapped_clone(volume, idmap.user_namespace(uids=RANGES, gids=RANGES))
+        mount.attach(made, str(tmp_path / "container"))
+        mount.attach(mount.tmpfs(), str(tmp_path / "container/inner"))
+        (tmp_path / "container/inner/file").touch()
+        return " ".join(os.listdir(f"{host}/volume/inner"))
+
+    assert in_own_mounts(child) == ""

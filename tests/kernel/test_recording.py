@@ -85,7 +85,7 @@ def test_what_was_counted_before_is_not_in_it(subject: Subject) -> None:
 
 def test_what_happens_before_the_filter_is_left_out(subject: Subject) -> None:
     """As with a container: its ids and mounts are made before its seccomp filter is there."""
-    with recording(subject, is_from_birth=True) as made:
+    with recording(subject._replace(is_confined=True), is_from_birth=True) as made:
         python(subject, """
 import ctypes, os, struct
 os.getpgid(0)

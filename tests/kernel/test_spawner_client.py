@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -130,6 +130,31 @@ def test_an_older_spawner_with_containers_goes_on(host: Spawned, monkeypatch: py
         with pytest.raises(Unsupported) as refused:
             client._ask("dance")
         assert "`dance`" in refused.value.message and refused.value.hint
+
+
+def test_it_is_told_into_which_container_a_connection_leads(host: Spawned) -> None:
+    one, two = (host.start("/bin/sleep", "1000") for _ in range(2))
+    program = protocol.ProgramPlan(argv=("/bin/sleep", "1000"), environment=(), capabilities=())
+    expected: dict[int, str] = {}
+    with connected(host.run, [], []) as client, ExitStack() as opened:
+        for container, is_added in ((one, False), (two, False), (two, True)):
+            ours, theirs = socket.socketpair()
+            opened.enter_context(ours)
+            plan = protocol.AttachPlan(preamble="", hello="", stdin=False)
+            with theirs:
+                expected[os.fstat(theirs.fileno()).st_ino] = container.key
+                if is_added:
+                    key = f"{container.key}-added"
+                    client.execute(
+                        container.key, program, exec_key=key, attach=plan, connection=theirs.fileno()
+                    )
+                else:
+                    client.attach(container.key, plan, connection=theirs.fileno())
+        assert client.streams() == expected
+        opened.close()
+        wait_until(lambda: client.streams() == {}, what="they have hung up")
+        client._verbs -= {"streams"}
+        assert client.streams() == {}, "an older spawner does not know"
 
 
 def test_containers_end_with_their_spawner(run_folder: Path) -> None:

@@ -10,11 +10,13 @@ import select
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 import forked
+from accounts import AccountsHost
 from hosted import GROUP_ID, Host, Person, answered, wait_until
 from insula.kernel import idmap, libc
 from insula.tenant.idmap import FIRST_UID
@@ -23,11 +25,11 @@ from security.asking import create
 WHOAMI = b"GET /v1/containers?tenant=root HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
 
-def asked_as(host: Host, uid: int, *, gid: int = GROUP_ID) -> str:
+def asked_as(host: Host, uid: int, *, gid: int = GROUP_ID, groups: Sequence[int] = ()) -> str:
     """Ask as a uid; returns the first line of the answer, or the error's name."""
 
     def act() -> str:
-        os.setgroups([])
+        os.setgroups(groups)
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
         with socket.socket(socket.AF_UNIX) as connection:
@@ -44,6 +46,28 @@ def asked_as(host: Host, uid: int, *, gid: int = GROUP_ID) -> str:
 @pytest.mark.parametrize("uid", [FIRST_UID, FIRST_UID + 1000, FIRST_UID + 65535, FIRST_UID + 65536 * 7])
 def test_2a_uid_of_a_container_is_nobody(the_host: Host, uid: int) -> None:
     assert "403" in asked_as(the_host, uid)
+
+
+def test_2a_uid_that_is_only_lent_is_nobody(ruled: AccountsHost) -> None:
+    """Who is in the group stays in it as each of the uids of its line in /etc/subuid: it is not as many users."""
+    lent = range(300_000, 300_003)
+    (ruled.folder / "etc/subuid").write_text(f"alice:{lent[0]}:65536\n")
+
+    def known() -> list[str]:
+        listed = (ruled.root.json(kind, "ls", "--format", "json") for kind in ("user", "tenant"))
+        return [each["name"] for rows in listed for each in rows]
+
+    before, doors = known(), ruled.folder / "run/users"
+    for uid in lent:
+        assert " 403 " in asked_as(ruled, uid, gid=uid, groups=[GROUP_ID])
+    assert known() == before
+    assert {f"{uid}.sock" for uid in lent} & set(os.listdir(doors)) == {f"{lent[0]}.sock"}, "counted as one"
+    ruled.accounts["carol"] = lent[0]
+    ruled.write_accounts()
+    assert " 404 " in asked_as(ruled, lent[0], gid=lent[0], groups=[GROUP_ID])
+    del ruled.accounts["carol"]
+    ruled.write_accounts()
+    assert " 401 " in asked_as(ruled, lent[0], gid=lent[0], groups=[GROUP_ID])
 
 
 def test_2a_who_is_not_in_the_group_is_not_let_in(the_host: Host) -> None:

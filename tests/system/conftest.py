@@ -24,8 +24,10 @@ def image() -> bytes:
 
 
 @pytest.fixture(scope="module")
-def module_host(program: Path, image: bytes) -> Iterator[hosted.Host]:
-    with hosted.host(program, image) as made:
+def module_host(request: pytest.FixtureRequest, program: Path, image: bytes) -> Iterator[hosted.Host]:
+    """A host for all tests of a module; one of another kind if the module names it, as HOST_KIND."""
+    kind: type[hosted.Host] = getattr(request.module, "HOST_KIND", hosted.Host)
+    with hosted.host(program, image, kind=kind) as made:
         yield made
 
 

@@ -2,6 +2,7 @@
 """`insula audit`: what is written down, who reads it, and what a changed line says."""
 
 import contextlib
+import http.client
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -56,6 +57,23 @@ def test_a_flood_is_counted_and_leaves_room_for_others(host: Host) -> None:
     wait_until(is_told, what=lambda: f"450 requests: {seen[-3:]}")
     assert next(line["path"] for line in seen if line.get("times", 1) > 1) == "*"
     assert "as they were written" in host.root("audit", "verify")
+
+
+def test_a_flood_of_starts_that_change_nothing_is_counted(host: Host) -> None:
+    host.root("run", "-d", "--name", "runs", "box", "sleep", "1000")
+    log = host.folder / "state/audit.log"
+    before = log.read_bytes().count(b"\n")
+    asking = http.client.HTTPConnection("insula")
+    asking.sock = host.root.connected()
+    with contextlib.closing(asking):
+        for _ in range(2000):
+            asking.request("POST", "/v1/containers/runs/start")
+            answer = asking.getresponse()
+            answer.read()
+            assert answer.status == 304
+    assert log.read_bytes().count(b"\n") - before < 300
+    told = host.root.json("audit", "ls", "--format", "json")
+    assert {line["result"] for line in told if line["path"].endswith("/runs/start")} == {"unchanged"}
 
 
 def test_what_nobody_looks_at_is_counted(host: Host) -> None:

@@ -81,6 +81,18 @@ class Silent:
         """Nobody listens."""
 
 
+def test_one_that_is_paused_stays_and_is_named(pair: Pair) -> None:
+    pair.run("one")
+    pair.run("two")
+    pair.client("alpha").call("POST", "/v1/containers/one/pause")
+    with pytest.raises(MigrationFailed, match="1 moved, 1 not; `one` stays: it is paused"):
+        act(pair, "drain")
+    assert pair.status("alpha", "one") == "paused"
+    pair.client("alpha").call("POST", "/v1/containers/one/unpause")
+    pair.remove("two")
+    assert act(pair, "undrain") == {"moved": 0}
+
+
 def test_only_whence_it_came_it_can_be_called_back(pair: Pair) -> None:
     pair.run("two", host="beta")
     identifier = (pair.find("beta", "two") or {})["id"]

@@ -34,7 +34,7 @@ RAISE = "answer = do(lambda: os.setgid(1))"
 
 @pytest.fixture
 def pair(module_pair: Pair) -> Iterator[Pair]:
-    yield from emptied_after(module_pair, "c", "d")
+    yield from emptied_after(module_pair, "c", "d", "C")
 
 
 def create(pair: Pair, name: str, *, host: str) -> str:
@@ -112,12 +112,12 @@ def test_it_goes_along_and_holds_elsewhere(pair: Pair) -> None:
 
 
 def test_a_recording_ends_with_a_move_and_is_kept(pair: Pair) -> None:
-    address = create(pair, "c", host="alpha")
+    address = create(pair, "C", host="alpha")
     client = pair.client("alpha")
-    client.call("POST", "/v1/containers/c/profile/record")
-    with started(pair, "c", address, host="alpha") as run:
+    client.call("POST", "/v1/containers/C/profile/record")
+    with started(pair, "C", address, host="alpha") as run:
         assert run(WRITE.format("a")) == "done"
-        pair.migrate("c", "alpha", "beta")
+        pair.migrate("C", "alpha", "beta")
         wait_until(lambda: [each["name"] for each in client.get("/v1/profiles")] == ["c"])
     kept = client.get("/v1/profiles/c")
     assert "/var/tmp" in kept["written"]

@@ -14,11 +14,7 @@ from accounts import STAFF_ID, AccountsHost
 from hosted import ALICE_UID, BOB_UID, wait_until
 from insula.network.firewall import can_filter_ipv6
 
-
-@pytest.fixture(scope="module")
-def module_host(program: Path, image: bytes) -> Iterator[hosted.Host]:
-    with hosted.host(program, image, kind=AccountsHost) as made:
-        yield made
+HOST_KIND = AccountsHost
 
 
 @pytest.fixture

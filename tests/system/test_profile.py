@@ -60,6 +60,21 @@ def test_what_was_recorded_can_be_done_again_and_nothing_else(host: Host, server
     host.root("profile", "rm", "usual")
 
 
+def test_what_makes_an_exec_is_not_the_containers(host: Host) -> None:
+    """Its namespaces and ids are given to it before it has its seccomp filter."""
+    host.root("run", "-d", "--name", "looked-at", "--network", "none", "host", "sleep", "1000")
+    host.root("profile", "record", "looked-at")
+    host.root("exec", "looked-at", "true")
+    host.root("profile", "stop", "looked-at", "usual")
+    (shown,) = host.root.json("profile", "ls", "--format", "json")
+    host.root("profile", "rm", "usual")
+    host.root("rm", "-f", "looked-at")
+    assert "execve" in shown["calls"]
+    assert not {"setns", "setresuid", "capset", "keyctl"} & shown["calls"].keys()
+    assert shown["capabilities"] == {}
+    assert shown["written"] == {}
+
+
 def test_logging_lets_it_happen(host: Host, server: str) -> None:
     host.root("profile", "record", server)
     converse(host, server)

@@ -115,6 +115,22 @@ def test_folders_are_read_only_but_for_those_that_were_written(host: Host) -> No
     host.root("profile", "rm", "p")
 
 
+def test_another_form_of_a_call_that_was_used_is_neither_refused_nor_told(host: Host) -> None:
+    begin(host)
+    opened = 'f = os.open("/var/lib/f", os.O_CREAT | os.O_RDWR); {}; os.close(f)'
+    record(host, opened.format('os.pwritev(f, [b"in", b"two"], 0)'))
+    shown = host.root.json("profile", "show", "--format", "json", "p")
+    assert "pwrite64" not in shown["calls"], shown
+    host.root("profile", "apply", "p", "c")
+    host.root("start", "c")
+    with events(host.root) as told, talking(host, "c") as say:
+        assert say(opened.format('os.pwrite(f, b"in one", 0)')) == ["done"]
+        assert say("os.mkfifo('/var/lib/pipe')") == ["EPERM"]
+        wait_until(lambda: told.drifts() != [], what="what is none is told")
+        assert all("mknod" in each for each in told.drifts()), told.drifts()
+    host.root("profile", "rm", "p")
+
+
 def test_it_is_held_after_a_checkpoint_too(host: Host) -> None:
     begin(host)
     record(host, *LOAD)

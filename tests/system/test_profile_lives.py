@@ -11,17 +11,21 @@ from hosted import Host, wait_until
 SERVER = "while :; do [ -e /run/go ] && mkdir -p $(cat /run/go); sleep 0.1; done"
 
 
+KEPT = "r"
+"""The profile: its container's name is none that a profile can have."""
+
+
 @pytest.fixture
 def server(host: Host) -> str:
-    host.root("create", "--name", "r", "--network", "none", "box", "sh", "-c", SERVER)
-    host.root.give("profile", "rm", "r")
-    return "r"
+    host.root("create", "--name", "R", "--network", "none", "box", "sh", "-c", SERVER)
+    host.root.give("profile", "rm", KEPT)
+    return "R"
 
 
 def do(host: Host, folder: str) -> None:
     """Have the server make a folder, beneath one of its own."""
-    host.root("exec", "r", "sh", "-c", f"mkdir -p /run; echo {folder}/x > /run/new; mv /run/new /run/go")
-    wait_until(lambda: host.root.give("exec", "r", "ls", f"{folder}/x").code == 0, what=f"{folder} is made")
+    host.root("exec", "R", "sh", "-c", f"mkdir -p /run; echo {folder}/x > /run/new; mv /run/new /run/go")
+    wait_until(lambda: host.root.give("exec", "R", "ls", f"{folder}/x").code == 0, what=f"{folder} is made")
 
 
 def test_every_life_is_recorded(host: Host, server: str) -> None:
@@ -35,7 +39,7 @@ def test_every_life_is_recorded(host: Host, server: str) -> None:
     host.root("start", server)
     do(host, "/three")
     host.root("profile", "stop", server)
-    kept = host.root.json("profile", "show", "--format", "json", server)
+    kept = host.root.json("profile", "show", "--format", "json", KEPT)
     assert {"/one", "/two", "/three"} <= kept["written"].keys()
     assert kept["is_from_birth"]
     assert kept["incomplete_because"] == ""
@@ -62,11 +66,11 @@ def test_a_recording_survives_insulad(
     do(host, "/three")
     assert missing in host.root("profile", "show", server)
     assert f"incomplete: {missing}" in host.root("profile", "stop", server)
-    kept = host.root.json("profile", "show", "--format", "json", server)
+    kept = host.root.json("profile", "show", "--format", "json", KEPT)
     assert {"/one", "/three"} <= kept["written"].keys()
     assert ("/two" in kept["written"]) is is_there
     assert kept["incomplete_because"] == missing
-    assert missing in host.root.give("profile", "apply", "r", server).err
+    assert missing in host.root.give("profile", "apply", KEPT, server).err
 
 
 def test_what_waits_for_a_start_still_does_after_insulad_was_killed(host: Host, server: str) -> None:
@@ -77,7 +81,7 @@ def test_what_waits_for_a_start_still_does_after_insulad_was_killed(host: Host, 
     host.root("start", server)
     do(host, "/one")
     host.root("profile", "stop", server)
-    kept = host.root.json("profile", "show", "--format", "json", server)
+    kept = host.root.json("profile", "show", "--format", "json", KEPT)
     assert "/one" in kept["written"]
     assert (kept["is_from_birth"], kept["incomplete_because"]) == (True, "")
 
@@ -90,7 +94,7 @@ def test_a_life_that_begins_from_a_checkpoint_has_no_start(host: Host, server: s
     host.root("restore", server)
     do(host, "/one")
     host.root("profile", "stop", server)
-    kept = host.root.json("profile", "show", "--format", "json", server)
+    kept = host.root.json("profile", "show", "--format", "json", KEPT)
     assert "/one" in kept["written"]
     assert not kept["is_from_birth"]
 

@@ -11,9 +11,6 @@ import termios
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-
-import pytest
 
 import hosted
 from accounts import AccountsHost
@@ -23,10 +20,7 @@ BUSY = "while :; do cat /none/at/all 2>/dev/null; : > /tmp/x; done"
 _SEQUENCE = re.compile(rb"\x1b(\[[0-?]*[ -/]*[@-~]|[P\]_^][^\x1b\x07]*(\x1b\\|\x07)|[=>])")
 
 
-@pytest.fixture(scope="module")
-def module_host(program: Path, image: bytes) -> Iterator[hosted.Host]:
-    with hosted.host(program, image, kind=AccountsHost) as made:
-        yield made
+HOST_KIND = AccountsHost
 
 
 class Screen:

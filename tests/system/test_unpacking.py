@@ -1,26 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Uploads are unpacked at their sender's cost: in a process of its own, in the tenant's cgroup."""
 
-import contextlib
 import io
 import tarfile
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 
-from hosted import Host, Person, wait_until
+from hosted import Host, Person, charged_tenants, wait_until
 
 
 def members(host: Host) -> set[str]:
     """The tenants in whose cgroups an unpacking process is."""
-    found = set()
-    for each in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if b"unpack_worker" in each.read_bytes():
-                words = (each.parent / "cgroup").read_text()
-                if host.cgroup in words:
-                    found |= {part for part in words.split("/") if part.startswith("tenant-")}
-    return found
+    return charged_tenants(host, "unpack_worker")
 
 
 def pieces() -> Iterator[bytes]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Users of a real host: accounts that change hands, groups, roles, tokens, users of other machines; and what is open."""
+"""Users of a real host: accounts that change hands, groups, roles, tokens, users of other machines."""
 
 import json
 import os
@@ -12,33 +12,18 @@ from pathlib import Path
 import pytest
 
 import hosted
-from accounts import STAFF_ID, AccountsHost
-from hosted import ALICE_UID, BOB_UID, Person, wait_until
+from accounts import STAFF_ID, AccountsHost, people_restored_after
+from hosted import ALICE_UID, BOB_UID, Person
 from insula.client.http import Client
 from insula.model.errors import OperationNotFound
 
-
-@pytest.fixture(scope="module")
-def module_host(program: Path, image: bytes) -> Iterator[hosted.Host]:
-    with hosted.host(program, image, kind=AccountsHost) as made:
-        yield made
+HOST_KIND = AccountsHost
 
 
 @pytest.fixture
 def here(host: hosted.Host) -> Iterator[AccountsHost]:
     """The host with its two people as they were."""
-    assert isinstance(host, AccountsHost)
-    yield host
-    host.accounts = {"alice": ALICE_UID, "bob": BOB_UID}
-    host.groups = {}
-    host.write_accounts()
-    for each in host.root.json("user", "ls", "--format", "json"):
-        if each["origin"] != "unix":
-            host.root("user", "rm", each["name"])
-    for name in ("alice", "bob"):
-        host.root("user", "set", name, "--rebind", "--role", "user", "--tenant", name)
-        host.root.give("user", "add", name)
-        host.root("user", "set", name, "--by-groups")
+    yield from people_restored_after(host)
 
 
 def who(person: Person) -> dict[str, object]:
@@ -142,57 +127,40 @@ def test_an_operator_sees_and_stops_everybodys_containers_and_enters_none(here: 
         assert "needs the right" in here.bob.fails("--tenant", "alice", *words, code=125)
     for words in (("logs", "web"), ("rm", "-f", "web"), ("cp", "web:/etc/hostname", "-")):
         assert "needs the right" in here.bob.fails("--tenant", "alice", *words)
+    for tenant in ("alice", "*"):
+        assert "needs the right `logs`" in here.bob.fails("--tenant", tenant, "audit", "ls")
     assert "needs the right `admin`" in here.bob.fails("user", "ls")
     here.bob("--tenant", "alice", "pause", "web")
     here.bob("--tenant", "alice", "unpause", "web")
     here.bob("--tenant", "alice", "kill", "web")
 
 
-# what is open
+def tenants(here: AccountsHost) -> list[str]:
+    return [each["name"] for each in here.root.json("tenant", "ls", "--format", "json")]
 
 
-def test_what_a_user_has_open_ends_with_its_right(here: AccountsHost) -> None:
-    here.alice("run", "-d", "--name", "web", "box", "sh", "-c", "while :; do echo x; sleep 0.1; done")
-    with (
-        here.alice.begin("logs", "-f", "web") as logs,
-        here.alice.begin("exec", "web", "sleep", "1000") as entered,
-        here.alice.begin("attach", "web") as attached,
-        here.alice.begin("stats", "web") as stats,
-        here.alice.begin("wait", "web") as waiting,
+def test_looking_at_a_tenant_that_is_not_there_makes_none(here: AccountsHost) -> None:
+    here.root("user", "set", "bob", "--role", "operator")
+    before = tenants(here)
+    for person in (here.root, here.bob):
+        for name, status in (("nobody-there", 404), ("*", 404), ("../x", 400)):
+            assert person.ask("GET", f"/v1/tenants/~?tenant={name}")[0] == status, (person.name, name)
+    for method, path, body in (
+        ("POST", "/v1/containers", {"image": "box"}),
+        ("POST", "/v1/volumes", {"name": "v"}),
+        ("PUT", "/v1/profiles/p", {}),
     ):
-        for each in (logs, attached):
-            assert each.stdout is not None
-            assert each.stdout.readline() == b"x\n"
-        wait_until(lambda: "sleep 1000" in here.alice("top", "web"), what="entered")
-        here.root("user", "rm", "alice")
-        for each in (logs, entered, attached, stats, waiting):
-            assert each.wait(hosted.DEADLINE_S) != 0, each.args
-    assert here.root.json("--tenant", "alice", "inspect", "web")[0]["status"] == "running"
+        assert here.root.ask(method, f"{path}?tenant=../x", body=json.dumps(body).encode())[0] == 400, path
+    assert tenants(here) == before
+    assert here.bob.ask("GET", "/v1/tenants/~")[0] == 200
 
 
-def test_what_was_open_before_a_kill_ends_with_its_right(here: AccountsHost) -> None:
-    here.alice("run", "-d", "--name", "web", "box", "sleep", "1000")
-    with here.alice.begin("exec", "web", "sleep", "1001") as entered:
-        wait_until(lambda: "sleep 1001" in here.alice("top", "web"), what="entered")
-        here.kill()
-        here.start()
-        assert entered.poll() is None
-        here.root("user", "rm", "alice")
-        assert entered.wait(hosted.DEADLINE_S) != 0
-
-
-def test_what_a_token_has_open_ends_with_it(here: AccountsHost) -> None:
-    here.alice("run", "-d", "--name", "web", "box", "sleep", "1000")
-    token = here.alice("token", "create", "--scope", "read,logs")
-    environment = {"PATH": "/usr/bin", "INSULA_TOKEN": token}
-    with here.bob.begin("logs", "-f", "web", env=environment) as logs:
-        wait_until(lambda: b" /v1/containers" in _requests(here) or logs.poll() is None, what="asked")
-        here.alice("token", "rm", here.alice("token", "ls", "-q"))
-        assert logs.wait(hosted.DEADLINE_S) != 0
-
-
-def _requests(here: AccountsHost) -> bytes:
-    return (here.folder / "insulad.log").read_bytes()
+def test_an_admin_makes_a_tenant_by_what_is_made_for_it(here: AccountsHost) -> None:
+    here.root("--tenant", "fresh", "image", "import", "-", "box", data=hosted.busybox_tar())
+    here.root("--tenant", "fresh", "create", "--name", "web", "box", "true")
+    assert "fresh" in tenants(here)
+    here.root("--tenant", "fresh", "rm", "web")
+    here.root("--tenant", "fresh", "image", "rm", "box")
 
 
 # tokens

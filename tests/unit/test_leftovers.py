@@ -24,6 +24,15 @@ def test_a_new_descriptor_is_seen() -> None:
     assert len([line for line in left if line.startswith("descriptor: ")]) == 2
 
 
+def test_what_another_manager_makes_below_its_own_group_is_not_ours(tmp_path: Path) -> None:
+    for each in ("user.slice/session-1", "user.slice/insula-x/one", "insula-y", "stray/inner"):
+        (tmp_path / each).mkdir(parents=True)
+    found = leftovers.cgroups(tmp_path, others={str(tmp_path / "user.slice")})
+    assert {os.path.relpath(each, tmp_path) for each in found} == {
+        ".", "user.slice", "user.slice/insula-x", "user.slice/insula-x/one", "insula-y", "stray", "stray/inner",
+    }  # fmt: skip
+
+
 def test_a_new_process_is_seen_until_it_ends() -> None:
     before = leftovers.take_snapshot()
     with subprocess.Popen(("cat",), stdin=subprocess.PIPE) as process:

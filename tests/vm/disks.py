@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The guests' disks: a Debian 12 with two kernels, built once and kept, and a small one with insula, made for each run.
 
-    system.ext4     root file system: Debian 12, kernels 6.1 and 6.12 (backports), Redis, PostgreSQL; each guest writes into
-                    a qcow2 file of its own over it
+    system.ext4     root file system: Debian 12, kernels 6.1 and 6.12 (backports) and 5.15 (`older_kernel.py`), Redis,
+                    PostgreSQL; each guest writes into a qcow2 file of its own over it
     image.tar       the containers' image: the same without kernels; a guest reads it as a disk
     tree/           the same as files, for the clients' pgbench
     insula.ext4     this working tree with the guest's init and agent, the locked packages, CRIU
@@ -24,6 +24,7 @@ from py_compile import PycInvalidationMode
 
 from insula.image.debian import machine_mirror
 from insula.kernel.criu_find import PREFIX
+from vm import older_kernel
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -50,7 +51,7 @@ NOT_IN_IMAGE = (
 )  # fmt: skip
 #: Beside the lock: the guests run some of the tests themselves.
 FOR_TESTS = ("iniconfig", "packaging", "pluggy", "pygments", "pytest")
-_FORMAT = 3
+_FORMAT = 4
 _BUILD_SECONDS = 1800.0
 
 
@@ -86,7 +87,10 @@ class System:
 
 def find_system() -> System:
     """Return the guests' system; build it if it is not there in the form that this file describes."""
-    words = repr((_FORMAT, PACKAGES, SYSTEM_SIZE, NOT_IN_IMAGE)).encode() + RECIPE.read_bytes()
+    words = (
+        repr((_FORMAT, PACKAGES, older_kernel.FILES, SYSTEM_SIZE, NOT_IN_IMAGE)).encode()
+        + RECIPE.read_bytes()
+    )
     folder = CACHE / hashlib.sha256(words).hexdigest()[:16]
     CACHE.mkdir(parents=True, exist_ok=True)
     with open(CACHE / "lock", "w") as lock:
@@ -112,7 +116,7 @@ def _build(folder: Path) -> None:
     part = folder.with_suffix(".part")
     part.mkdir(mode=0o700)
     tree = part / "tree"
-    _debootstrap(tree)
+    _debootstrap(tree, kernels=older_kernel.fetch(part / "kernels"))
     (tree / "boot").rename(part / "boot")
     (tree / "boot").mkdir()
     excluded = [f"--exclude=./{name}" for name in NOT_IN_IMAGE]
@@ -121,7 +125,7 @@ def _build(folder: Path) -> None:
     part.rename(folder)
 
 
-def _debootstrap(tree: Path) -> None:
+def _debootstrap(tree: Path, *, kernels: Path) -> None:
     mirror = machine_mirror()
     unneeded = ("doc", "man", "locale", "info")
     _run(
@@ -130,9 +134,9 @@ def _debootstrap(tree: Path) -> None:
         "--dpkgopt=force-unsafe-io", '--aptopt=Acquire::Languages "none"', '--aptopt=APT::Install-Recommends "false"',
         *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in unneeded),
         "--include=" + ",".join(PACKAGES),
-        f"--customize-hook=copy-in {RECIPE} /",
+        f"--customize-hook=copy-in {RECIPE} {kernels} /",
         f'--customize-hook=chroot "$1" sh /{RECIPE.name} {mirror}',
-        f'--customize-hook=rm "$1"/{RECIPE.name}',
+        f'--customize-hook=rm -r "$1"/{RECIPE.name} "$1"/{kernels.name}',
         "bookworm", str(tree), mirror,
     )  # fmt: skip
 

@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Inside the new root file system of a guest: the second kernel, what boots either, and the few files that make it a machine
+# Inside the new root file system of a guest: the other kernels, what boots each, and the few files that make it a machine
 # of our tests.
 set -eu
 export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
@@ -9,6 +9,17 @@ export INITRD=No  # what initramfs-tools makes looks for all hardware, which tak
 echo "deb $1 bookworm-backports main" > /etc/apt/sources.list.d/backports.list
 apt-get update -q
 apt-get install -q -y --no-install-recommends -t bookworm-backports linux-image-cloud-amd64
+# Kernels of elsewhere, as files: what their packages do when they are installed is for another system.
+for package in /kernels/*.deb; do
+    test ! -e "$package" || dpkg-deb -x "$package" /kernels/files
+done
+if test -d /kernels/files; then
+    cp -a /kernels/files/boot/. /boot/
+    cp -a /kernels/files/lib/. /usr/lib/
+fi
+for modules in /lib/modules/*; do
+    depmod "${modules##*/}"
+done
 rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /var/cache/apt/archives/*.deb
 
 # The initrd: a shell that loads the disk's driver (ext4 is in the kernels), mounts the disk and goes there.

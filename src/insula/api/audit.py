@@ -5,8 +5,6 @@ The log is all tenants': who reads much of it reads at nobody else's cost.  It i
 a time, so that the loop and others' threads have their turn in between, and each caller in turns with itself (`lanes.py`).
 """
 
-import asyncio
-from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from itertools import islice
 
@@ -14,6 +12,7 @@ from aiohttp import web
 
 from insula.api.bodies import AuditQuery, AuditVerdict
 from insula.api.call import Call, answer, lines
+from insula.api.lanes import to_its_end
 from insula.model.grant import scope
 from insula.tenant.audit_chain import Verdict
 from insula.tenant.audit_chain import verify as verify_log
@@ -48,21 +47,12 @@ async def _last(call: Call, wanted: Wanted, *, count: int) -> Block:
         blocks = found_backwards(log, wanted)
         while len(found) < count and size < MAX_BYTES:
             async with turn:
-                some = await _to_its_end(call.run(next, blocks, None))
+                some = await to_its_end(call.run(next, blocks, None))
             if some is None:
                 break
             found += some
             size += sum(map(len, some))
     return found[:count]
-
-
-async def _to_its_end(reading: Coroutine[None, None, Block | None]) -> Block | None:
-    """Wait for a thread also when cancelled: the files that it reads are open until then."""
-    task = asyncio.create_task(reading)
-    try:
-        return await asyncio.shield(task)
-    finally:
-        await asyncio.wait({task})
 
 
 async def check(call: Call) -> web.StreamResponse:

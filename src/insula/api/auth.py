@@ -30,8 +30,11 @@ from insula.tenant import identity
 from insula.tenant.check import check
 from insula.tenant.identity import Account, Known
 from insula.tenant.idmap import is_container_uid
+from insula.tenant.subordinates import Lent
 
 _BEARER = "bearer "
+
+_LENT = Lent()
 
 NOBODY = Principal(name="", kind=Kind.NOBODY)
 
@@ -197,10 +200,16 @@ def account(uid: int, *, limit: frozenset[int] | None = None) -> Account:
     try:
         entry = pwd.getpwuid(uid)
     except KeyError:
-        return Account(uid=uid, login=None)
+        return Account(uid=uid, login=None, lent_to=_LENT.holder_of(uid))
     groups = frozenset(os.getgrouplist(entry.pw_name, entry.pw_gid))
     counted = groups if limit is None else groups & limit
     return Account(uid=uid, login=entry.pw_name, gid=entry.pw_gid, groups=counted)
+
+
+def counted_uid(uid: int) -> int:
+    """Return the uid as which connections are counted: those that one line of /etc/subuid lends are one together."""
+    line = _LENT.line_of(uid)
+    return line.first if line is not None and account(uid).login is None else uid
 
 
 def group_name(gid: int) -> str:

@@ -14,6 +14,8 @@ AUDIT_TAIL = 1000
 """Lines of the audit log that are read if nobody says how many."""
 MAX_AUDIT_TAIL = 10_000
 """Lines that are held in memory at once."""
+MAX_TAIL = 100_000_000
+"""Lines of a container's log: more than there is room for in one."""
 
 
 class Query(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

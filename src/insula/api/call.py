@@ -84,7 +84,7 @@ class Api:
     threads: Lanes = field(default_factory=lambda: Lanes("verb", width=MAX_THREADS))
     transfers: Lanes = field(default_factory=lambda: Lanes("transfer", width=MAX_TRANSFERS))
     readings: Turns = field(default_factory=Turns)
-    """Readings of much: of the audit log, and of what containers have written."""
+    """Readings of much: of the audit log, and of what containers have written and changed."""
     stopping: set[asyncio.Task[bool]] = field(default_factory=set)
     """Stops under way: they outlive the request that began them."""
 
@@ -104,7 +104,7 @@ class Call:
     deed: Deed
     """What its line in the audit log will say."""
     judge: Judge
-    """Asks again whether the caller may do this: for what outlives the request."""
+    """Asks again whether the caller may do this, in the tenant of the grant: for what outlives the request."""
     ref: str = ""
     """The word in the path that names the thing; for a token of one container: its id."""
 

@@ -69,6 +69,7 @@ async def _begin(
         tenant=record.tenant,
         asker=call.grant.principal.tenant,
         subject=record.name,
+        container=record.id,
         may_cancel=may_cancel,
     )
     return answer(operation, status=ACCEPTED)

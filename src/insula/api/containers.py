@@ -10,6 +10,7 @@ from insula.api import stopping
 from insula.api.bodies import Created, DeleteQuery, Ended, ListQuery, NoQuery, StreamQuery, WaitQuery
 from insula.api.call import Call, answer, empty, line, lines
 from insula.api.changes import Seen
+from insula.api.lanes import to_its_end
 from insula.model.errors import BadRequest
 from insula.model.grant import scope
 from insula.model.lifecycle import ALIVE, Status
@@ -50,7 +51,7 @@ async def delete(call: Call) -> web.StreamResponse:
 
 async def start(call: Call) -> web.StreamResponse:
     if (await call.find()).status in ALIVE:
-        return empty(NOT_MODIFIED)
+        return _as_it_was(call)
     await call.run(call.api.verbs.start, call.grant, call.ref)
     return empty()
 
@@ -58,7 +59,12 @@ async def start(call: Call) -> web.StreamResponse:
 async def stop(call: Call) -> web.StreamResponse:
     wish = await call.body(StopWish, may_be_empty=True)
     # Also of one that does not run: it may be about to be restarted.
-    return empty() if await stopping.stop(call, wish) else empty(NOT_MODIFIED)
+    return empty() if await stopping.stop(call, wish) else _as_it_was(call)
+
+
+def _as_it_was(call: Call) -> web.StreamResponse:
+    call.deed.finds_it_so()
+    return empty(NOT_MODIFIED)
 
 
 async def restart(call: Call) -> web.StreamResponse:
@@ -151,7 +157,15 @@ async def top(call: Call) -> web.StreamResponse:
 
 async def diff(call: Call) -> web.StreamResponse:
     record = await call.find()
-    found = await call.run(call.api.verbs.diff, call.grant, record.id)
+    async with call.api.readings.of(call.grant.principal):
+        return await to_its_end(call.run(_changes, call, record))
+
+
+def _changes(call: Call, record: ContainerRecord) -> web.Response:
+    found = call.api.verbs.diff(call.grant, record.id)
     hidden = call.redaction(record.tenant)
-    told = (replace(each, path=hidden.path(each.path)) for each in found)
-    return answer(list(dict.fromkeys(told)))
+    told = (replace(each, path=hidden.path(each.path)) for each in found.changes)
+    answered = answer(list(dict.fromkeys(told)))
+    if not found.is_complete:
+        answered.headers["X-Insula-Incomplete"] = "1"
+    return answered

@@ -19,7 +19,7 @@ from insula.kernel import unix_peer
 from insula.model.errors import InsulaError
 from insula.model.grant import EVERY_TENANT, Action, Grant, Principal
 from insula.tenant.audit import Audit
-from insula.tenant.audit_entry import Entry
+from insula.tenant.audit_entry import UNCHANGED, Entry
 
 LOG = logging.getLogger(__name__)
 
@@ -29,6 +29,8 @@ class Deed:
     """What is known of it so far."""
 
     principal: Principal
+    source: str
+    """The address that asks: asked for at once, because a connection that has ended tells none."""
     tenant: str = ""
     """Whose things it is about: the caller's own, until another's are known to be it."""
     asked_tenant: str = ""
@@ -37,6 +39,8 @@ class Deed:
     made: str = ""
     """Id of what came to be; its name where it has no other."""
     made_name: str = ""
+    success: str = "ok"
+    """What the line says if nothing fails."""
     result: str = "internal"
 
     def by(self, principal: Principal, *, asked_tenant: str) -> None:
@@ -57,16 +61,20 @@ class Deed:
         """Note what came to be."""
         self.made, self.made_name = made, name
 
+    def finds_it_so(self) -> None:
+        """Note that nothing had to be changed."""
+        self.success = UNCHANGED
+
 
 @contextmanager
 def written_down(request: web.Request, action: Action, *, audit: Audit) -> Iterator[Deed]:
     """Write a request's line when the block has ended, however it did."""
     begun = time.monotonic()
     process = auth.caller_process(request)
-    deed = Deed(principal=_unknown(request))
+    deed = Deed(principal=_unknown(request), source=_source(request))
     try:
         yield deed
-        deed.result = "ok"
+        deed.result = deed.success
     except InsulaError as error:
         deed.result = error.code
         raise
@@ -107,7 +115,7 @@ def _entry(request: web.Request, action: Action, deed: Deed) -> Entry:
         made=deed.made,
         made_name=deed.made_name,
         result=deed.result,
-        source=_source(request),
+        source=deed.source,
     )
 
 

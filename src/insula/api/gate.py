@@ -130,7 +130,7 @@ class Gate:
     async def wait_turn(self, request: web.Request) -> None:
         """Have a request wait until its source may ask again.  Raises: TooManyRequests."""
         known = self._known_of(request)
-        pace = self._paces.get(known.tenant) if known is not None else None
+        pace = self._pace_of(known)
         if known is None or pace is None:
             return
         try:
@@ -141,9 +141,11 @@ class Gate:
 
     def rate_of(self, source: str) -> int | None:
         """Return how many requests a second the tenant of a source has; None: any number, or nobody knows yet."""
-        known = self._known.get(source)
-        pace = self._paces.get(known.tenant) if known is not None else None
+        pace = self._pace_of(self._known.get(source))
         return pace.turns.rate if pace is not None else None
+
+    def _pace_of(self, known: _Known | None) -> _Pace | None:
+        return self._paces.get(known.tenant) if known is not None else None
 
     @asynccontextmanager
     async def passed(self, request: web.Request, grant: Grant) -> AsyncIterator[None]:

@@ -50,7 +50,6 @@ async def hand_over(call: Call, give: Callable[[int], object], *, upgrade: str) 
         raise ConnectionResetError("the client has gone")
     if is_encrypted(call.request):
         await relay(call, give, transport=transport)
-        transport.close()
         return HandedOver()
     transport.pause_reading()
     copy = Copy(transport.get_extra_info("socket").fileno())

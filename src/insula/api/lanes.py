@@ -8,9 +8,13 @@ and paired hosts, and a lane has no thread before it has had work.
 import asyncio
 import threading
 import time
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from insula.model.grant import Principal
+
+Answer = TypeVar("Answer")
 
 
 class Lanes:
@@ -82,6 +86,15 @@ class Turns:
     def of(self, principal: Principal) -> Turn:
         """Return the caller's."""
         return self._turns.setdefault(_key(principal), Turn())
+
+
+async def to_its_end(reading: Coroutine[None, None, Answer]) -> Answer:
+    """Wait for a thread also when cancelled: what it reads is open, and held in memory, until then."""
+    task = asyncio.create_task(reading)
+    try:
+        return await asyncio.shield(task)
+    finally:
+        await asyncio.wait({task})
 
 
 def _key(principal: Principal) -> str:

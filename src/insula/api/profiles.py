@@ -53,7 +53,7 @@ async def seccomp(call: Call) -> web.StreamResponse:
     """The system calls of a profile, for other managers."""
     runtime = call.query(SeccompQuery).runtime
     found = await call.run(call.api.profiles.get, call.grant, call.ref)
-    return answer(seccomp_list(found.calls, runtime=runtime))
+    return answer(seccomp_list(found.calls, refused=found.refused_calls, runtime=runtime))
 
 
 async def put(call: Call) -> web.StreamResponse:

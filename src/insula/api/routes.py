@@ -92,7 +92,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/history", history.every, Action.READ),
     Route("GET", _CONTAINER + "/trace", monitor.trace, Action.ENTER),
     Route("GET", _CONTAINER + "/calls", monitor.calls, Action.READ),
-    Route("GET", "/v1/audit", audit.read, Action.READ),
+    Route("GET", "/v1/audit", audit.read, Action.LOGS),
     Route("GET", "/v1/audit/verify", audit.check, Action.ADMIN),
     Route("GET", "/metrics", monitor.metrics, Action.READ),
     Route("GET", "/v1/events", monitor.events, Action.READ),

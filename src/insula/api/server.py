@@ -43,8 +43,8 @@ LINGER_S = 2.0
 """How long the rest of a refused body is read, so that its sender sees the answer."""
 _UNTRACED = frozenset({Action.READ, Action.OPEN, Action.PEER})
 _OF_CONTAINERS = frozenset({"containers", "streams", "checkpoints", "archive"})
-_HIDDEN = web.RequestKey("hidden", Redaction)
-"""Of a request, once it is known whose things it is about: what the caller is not told of them (`Redaction`)."""
+_HIDDEN: web.RequestKey[Callable[[], Redaction]] = web.RequestKey("hidden")
+"""Of a request, once it is known whose things it is about: finds out what the caller is not told of them."""
 _HARMLESS = frozenset({Action.READ, Action.OPEN})
 """Actions that are served also while nothing can be written into the audit log."""
 
@@ -89,9 +89,13 @@ def _serve(route: Route, *, api: Api) -> Plain:
             caller = auth.Caller.of(request, directory=api.store, admins=api.identity.admins)
             asked = request.query.get("tenant", "")
             deed.by(principal := caller.now(), asked_tenant=asked)
-            judge = functools.partial(caller.may, route.action, target_tenant=asked)
-            grant = judge(principal)
-            request[_HIDDEN] = api.sight.of_reader(principal, grant.tenant)
+            grant = caller.may(route.action, principal, target_tenant=asked)
+            # In the tenant of now: it may be the caller's own because none was named, and another one later.
+            judge = functools.partial(caller.may, route.action, target_tenant=grant.tenant)
+            find_hidden: Callable[[], Redaction] = functools.partial(
+                api.sight.of_reader, principal, grant.tenant
+            )
+            request[_HIDDEN] = find_hidden
             if route.action not in _HARMLESS:
                 api.audit.require_room()
             named = request.match_info.get("ref", "")
@@ -151,8 +155,7 @@ async def _confined(call: Call) -> Call:
         return replace(call, ref=only)
     if call.ref and path.startswith("/v1/operations/"):
         operation = await call.run(call.api.operations.get, scope(call.grant), call.ref)
-        present = await call.run(call.api.store.get_container, only)
-        if operation.subject != present.name:
+        if operation.container != only:
             raise OperationNotFound(f"cannot find operation `{call.ref}`")
         return call
     raise Denied("cannot use the token for this: it is for one container only")
@@ -189,8 +192,8 @@ def _refuse(request: web.Request, error: InsulaError, *, status: int) -> web.Str
     if request.writer.output_size > 0 and request.transport is not None:
         # The answer has begun: cut it, so that nobody takes a part for the whole.
         request.transport.abort()
-    told = request.get(_HIDDEN, NOTHING_HIDDEN).error(body_of(error))
-    refusal = answer(Failure(error=told), status=status)
+    hidden = request[_HIDDEN]() if _HIDDEN in request else NOTHING_HIDDEN
+    refusal = answer(Failure(error=hidden.error(body_of(error))), status=status)
     if isinstance(error, TooManyRequests):
         refusal.headers["Retry-After"] = str(error.after_s)
     return refusal

@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 
 from aiohttp import web
 
-from insula.api.bodies import AttachQuery, ExecStarted, LogsQuery
+from insula.api.bodies import MAX_TAIL, AttachQuery, ExecStarted, LogsQuery
 from insula.api.call import Call, answer, line, lines
 from insula.api.handover import hand_over, preamble
 from insula.api.verbs import AttachRequest, LogCursor, LogWish
@@ -21,6 +21,7 @@ from insula.model.stream import UPGRADE
 
 LOG_POLL_S = 0.05
 """The spawner writes logs without telling anybody; a poll is one read at the end of a file."""
+_TAILS = f"a number up to {MAX_TAIL}, or all"
 
 
 async def attach(call: Call) -> web.StreamResponse:
@@ -82,22 +83,24 @@ async def logs(call: Call) -> web.StreamResponse:
         while True:
             # Asked before reading, so that what was written until the end is read.
             ended = not query.follow or not await _is_alive(call)
-            while found := await _batch(call, cursor, turn=turn):
-                await response.write(found)
+            while (found := await _batch(call, cursor, turn=turn)) is not None:
+                if found:
+                    await response.write(found)
             if ended:
                 return response
             turn = nullcontext()
             await asyncio.sleep(LOG_POLL_S)
 
 
-async def _batch(call: Call, cursor: LogCursor, *, turn: AbstractAsyncContextManager[None]) -> bytes:
-    """Return the lines that are new, some of them at once, as they are sent.  Empty: none for now."""
+async def _batch(call: Call, cursor: LogCursor, *, turn: AbstractAsyncContextManager[None]) -> bytes | None:
+    """Return the lines that are new, some of them at once, as they are sent.  None: there are none for now."""
     async with turn:
         return await call.run(_encoded, cursor)
 
 
-def _encoded(cursor: LogCursor) -> bytes:
-    return b"".join(line(each) for each in cursor.read())
+def _encoded(cursor: LogCursor) -> bytes | None:
+    found = cursor.read()
+    return None if found is None else b"".join(map(line, found))
 
 
 @asynccontextmanager
@@ -120,7 +123,9 @@ def _tail(word: str) -> int | None:
     if word == "all":
         return None
     if not (word.isascii() and word.isdigit()):
-        raise BadRequest(f"cannot show the last `{word}` lines: not a number", hint="a number, or all")
+        raise BadRequest(f"cannot show the last `{word}` lines: not a number", hint=_TAILS)
+    if len(word) > len(str(MAX_TAIL)) or int(word) > MAX_TAIL:
+        raise BadRequest("cannot show so many of the last lines: no log has them", hint=_TAILS)
     return int(word)
 
 

@@ -14,7 +14,6 @@ from insula.api.bodies import PairAnswer, PairingToken, PairRequest, PolicyView
 from insula.model.grant import Grant
 from insula.model.quota import QuotaWish, TenantView, TenantWish
 from insula.model.record import (
-    ChangedPath,
     CheckpointRecord,
     ContainerRecord,
     ContainerStats,
@@ -53,6 +52,7 @@ from insula.model.users import (
     UserRecord,
     UserWish,
 )
+from insula.runtime.diff import Difference
 from insula.runtime.stop import Stopping
 from insula.runtime.top import Told
 
@@ -89,9 +89,9 @@ class LogWish:
 
 
 class LogCursor(Protocol):
-    """An open log.  Each `read` returns the lines that are new, without waiting; empty: none for now."""
+    """An open log.  Each `read` returns some lines that are new, perhaps none of those it looked at; None: no more for now."""
 
-    def read(self) -> Sequence[LogLine]: ...
+    def read(self) -> Sequence[LogLine] | None: ...
     def close(self) -> None: ...
 
 
@@ -125,7 +125,7 @@ class Verbs(Protocol):
     def stats(self, grant: Grant, ref: str) -> ContainerStats: ...
     def all_stats(self, grant: Grant) -> list[ContainerStats]: ...
     def top(self, grant: Grant, ref: str, *, told: Told) -> list[ProcessRecord]: ...
-    def diff(self, grant: Grant, ref: str) -> list[ChangedPath]: ...
+    def diff(self, grant: Grant, ref: str) -> Difference: ...
     def open_logs(self, grant: Grant, ref: str, *, wish: LogWish) -> LogCursor: ...
     def stat_path(self, grant: Grant, ref: str, *, path: str) -> PathStat: ...
     def read_archive(self, grant: Grant, ref: str, *, path: str, output: BinaryIO) -> None: ...
@@ -196,7 +196,15 @@ class Operations(Protocol):
     """Long actions."""
 
     def start(
-        self, work: Work, *, kind: str, tenant: str, asker: str, subject: str, may_cancel: bool
+        self,
+        work: Work,
+        *,
+        kind: str,
+        tenant: str,
+        asker: str,
+        subject: str,
+        container: str = "",
+        may_cancel: bool,
     ) -> OperationRecord: ...
     def list(self, tenant: str | None) -> list[OperationRecord]: ...
     def get(self, tenant: str | None, operation_id: str) -> OperationRecord: ...

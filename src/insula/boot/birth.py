@@ -344,7 +344,7 @@ def execute(host: Host, container: Container, plan: ProgramPlan, *, key: str) ->
         made.stdio = connect_stdio(
             host, plan, outer=made.outer, terminal=made.terminal, log=None, pidfd=worker.pidfd
         )
-        job = Job(key, pid=worker.pid, pidfd=worker.pidfd, stdio=made.stdio)
+        job = Job(key, container=container.key, pid=worker.pid, pidfd=worker.pidfd, stdio=made.stdio)
         host.add(job)
     finally:
         if job is None:

@@ -41,8 +41,10 @@ _CACHE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 class Job:
     """One program that is our child."""
 
-    def __init__(self, key: str, *, pid: int, pidfd: int, stdio: Stdio) -> None:
+    def __init__(self, key: str, *, container: str, pid: int, pidfd: int, stdio: Stdio) -> None:
+        """container: key of the one that it runs in."""
         self.key = key
+        self.container = container
         self.pid = pid
         self.pidfd = pidfd
         self.stdio = stdio
@@ -84,7 +86,7 @@ class Container(Job):
     """The first process of a container, with its cgroup."""
 
     def __init__(self, key: str, *, pid: int, pidfd: int, stdio: Stdio, group: Group, uid_base: int) -> None:
-        super().__init__(key, pid=pid, pidfd=pidfd, stdio=stdio)
+        super().__init__(key, container=key, pid=pid, pidfd=pidfd, stdio=stdio)
         self.group = group
         self.uid_base = uid_base
 
@@ -128,6 +130,11 @@ class Host:
 
     def get_container(self, key: str) -> Container:
         return self.containers[key]
+
+    def streams(self) -> dict[int, str]:
+        """Return the connections that have a program's streams, by inode, and the key of the container that it runs in."""
+        jobs = (*self.containers.values(), *self.jobs.values())
+        return {each.inode: job.container for job in jobs for each in job.stdio.attached}
 
     def refuse_living(self, key: str) -> None:
         """Raise OSError EEXIST if a container of that key runs."""

@@ -10,16 +10,14 @@ Sources: passwd(5), group(5), execve(2), capabilities(7), seccomp(2).  Standard 
 import errno
 import os
 import resource
-import signal
 import stat
 from collections.abc import Mapping
 from typing import NamedTuple, NoReturn
 
 from insula.boot import counts, interpreters
 from insula.boot.protocol import ProgramPlan
-from insula.kernel import caps, keyring, libc, paths, seccomp
+from insula.kernel import caps, keyring, libc, lifeline, paths, seccomp
 
-PR_SET_PDEATHSIG = 1
 PR_SET_NO_NEW_PRIVS = 38
 CLOSE_RANGE_CLOEXEC = 4
 MAX_ID = 65535
@@ -236,7 +234,7 @@ def execute(plan: ProgramPlan, *, filter_program: bytes) -> NoReturn:
     libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     caps.become(frozenset(plan.capabilities), uid=identity.uid, gid=identity.gid, groups=identity.groups)
     # After the ids, whose change clears it.  Nobody could reap, stop or hear a container whose spawner has gone.
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    lifeline.end_with_parent()
     if plan.seccomp:
         seccomp.install(filter_program)
     libc.close_range(3, 0xFFFFFFFF, CLOSE_RANGE_CLOEXEC)

@@ -6,6 +6,7 @@
       │◄───────────────────── {"id": 7, "ok": {"pid": 4711}} + fds, or {"id": 7, "error": {…}} │
       │◄───────────────────── {"event": "exited", "key": …, "code": …, "at": …}                │ (id is absent)
       │ hello: every container and every unforgotten exit, so that a new insulad knows all     │
+      │ streams: into which container each connection leads, so that it can judge them again   │
       │ forget: insulad has written an exit down                                               │
 
     spawner                            child (in its namespaces), over a socketpair that exec closes
@@ -27,7 +28,7 @@ import socket
 import types
 import typing
 
-VERSION = 3
+VERSION = 4
 """Raised with every change of what is said here; `hello` tells it, and an insulad replaces an idle spawner of another."""
 MAX_MESSAGE = 4 << 20
 MAX_DESCRIPTORS = 64

@@ -46,6 +46,7 @@ class Spawner:
             "start": self._start,
             "execute": self._execute,
             "attach": self._attach,
+            "streams": self._streams,
             "resize": self._resize,
             "signal": self._signal,
             "forget": self._forget,
@@ -167,6 +168,9 @@ class Spawner:
     def _attach(self, body: dict[str, Any], descriptors: list[int]) -> Answer:
         self.host.get(body["key"]).attach(decode(AttachPlan, body["attach"]), os.dup(descriptors[0]))
         return {}, []
+
+    def _streams(self, _body: dict[str, Any], _descriptors: list[int]) -> Answer:
+        return {str(inode): key for inode, key in self.host.streams().items()}, []
 
     def _resize(self, body: dict[str, Any], _descriptors: list[int]) -> Answer:
         self.host.get(body["key"]).stdio.resize(body["rows"], columns=body["columns"])

@@ -109,6 +109,11 @@ class Attached:
     def backlog(self) -> int:
         return len(self._backlog)
 
+    @property
+    def inode(self) -> int:
+        """By which insulad knows the connection."""
+        return os.fstat(self._connection.fileno()).st_ino
+
     def push(self, data: bytes) -> None:
         """Send bytes, as far as the reader takes them; the rest waits."""
         self._backlog += data

@@ -172,8 +172,8 @@ def help_text() -> str:
     lines += [
         "",
         "Options:",
-        "  -H, --host unix:///PATH   socket of insulad (default: $INSULA_HOST, else",
-        "                            unix:///run/insula/api.sock)",
+        "  -H, --host unix:///PATH   socket of insulad (default: $INSULA_HOST, else the",
+        "                            identity's host, else unix:///run/insula/api.sock)",
         "  -H, --host tls://NAME:PORT",
         "                            an insulad on another machine",
         "  --identity FILE           who you are there (default: $INSULA_IDENTITY)",
@@ -181,7 +181,7 @@ def help_text() -> str:
         "  -h, --help                this page; `insula COMMAND --help` tells more",
         "  -v, --version             version of this program",
         "",
-        "Begin with `insula doctor`, then `insula run -it host bash`.",
+        "Begin with `insula doctor`, `insula daemon` (root), `insula run -it host bash`.",
     ]
     return "\n".join(lines)
 

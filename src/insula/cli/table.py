@@ -47,8 +47,8 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("checkpoint", "save a running container's state: create, ls, rm"),
             ("restore", "let a container go on from a checkpoint"),
             ("migrate", "carry a running container to another host"),
-            ("drain", "carry everything that runs off this host, to the paired ones"),
-            ("undrain", "bring back what `insula drain` carried off this host"),
+            ("drain", "move all running containers to the paired hosts"),
+            ("undrain", "bring back what `insula drain` moved away"),
         ),
     ),
     (

@@ -12,7 +12,7 @@ from insula.migrate.source import migrate
 from insula.migrate.target import receive
 from insula.migrate.wire import Peers, Socket
 from insula.model.grant import Grant
-from insula.model.record import ChangedPath, CheckpointRecord, ContainerRecord, ContainerStats, ProcessRecord
+from insula.model.record import CheckpointRecord, ContainerRecord, ContainerStats, ProcessRecord
 from insula.model.spec import (
     CheckpointWish,
     ExecSpec,
@@ -28,7 +28,7 @@ from insula.runtime.checkpoint import checkpoint, delete_checkpoint
 from insula.runtime.context import Runtime
 from insula.runtime.create import create
 from insula.runtime.delete import delete, rename
-from insula.runtime.diff import diff
+from insula.runtime.diff import Difference, diff
 from insula.runtime.execute import attach, execute, resize
 from insula.runtime.logs import open_logs
 from insula.runtime.pause import pause, unpause
@@ -101,7 +101,7 @@ class Containers:
     def top(self, grant: Grant, ref: str, *, told: Told) -> list[ProcessRecord]:
         return top(grant, self.runtime, ref, told=told)
 
-    def diff(self, grant: Grant, ref: str) -> list[ChangedPath]:
+    def diff(self, grant: Grant, ref: str) -> Difference:
         return diff(grant, self.runtime, ref)
 
     def open_logs(self, grant: Grant, ref: str, *, wish: LogWish) -> LogCursor:

@@ -67,12 +67,17 @@ class Doorstep:
         runner: web.AppRunner,
         *,
         rate_of: Callable[[str], int | None] = lambda _source: None,
+        counted_uid: Callable[[int], int] = lambda uid: uid,
         own: OwnDoors | None = None,
     ) -> None:
-        """listener: everybody's, bound and listening.  rate_of: requests a second of a uid's tenant, as `Gate.rate_of`."""
+        """listener: everybody's, bound and listening.  rate_of: requests a second of a uid's tenant, as `Gate.rate_of`.
+
+        counted_uid: as which uid another one is counted, and gets its door.
+        """
         self._listener = listener
         self._runner = runner
         self._rate_of = rate_of
+        self._counted_uid = counted_uid
         self._own = own
         self._loop = asyncio.get_running_loop()
         self._doors: dict[int, socket.socket] = {}
@@ -113,9 +118,13 @@ class Doorstep:
                 self._rest(listener, REST_S)
                 return
             connection.setblocking(False)
-            refusals += not self._take(connection, unix_peer.credentials(connection).uid)
+            refusals += not self._take(connection, self._uid_of(connection))
         if refusals:
             self._rest(listener, FLOODED_REST_S if listener is self._listener else OWN_REST_S)
+
+    def _uid_of(self, connection: socket.socket) -> int:
+        uid = unix_peer.credentials(connection).uid
+        return uid if uid in self._doors else self._counted_uid(uid)
 
     def _rest(self, listener: socket.socket, seconds: float) -> None:
         self._loop.remove_reader(listener.fileno())

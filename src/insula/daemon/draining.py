@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The API's verbs for emptying this host and filling it again, tied to `cluster/` and `migrate/`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from insula.api.verbs import Reporter, Result
-from insula.cluster.drain import Outcome, Part, carry_all, place
+from insula.cluster.drain import Left, Outcome, Part, carry_all, place
 from insula.migrate.recall import recall
 from insula.migrate.source import migrate
 from insula.migrate.wire import Peers
@@ -17,7 +17,7 @@ from insula.model.spec import DrainWish, MigrateWish, UndrainWish
 from insula.runtime.context import Runtime
 
 AWAY = "away:"
-"""In the journal: a container that a drain carried off → the host that took it."""
+"""In the journal: a container that a drain moved away → the host that took it."""
 LOOK_SECONDS = 0.5
 
 
@@ -31,13 +31,13 @@ class Draining:
     def plan_drain(self, grant: Grant, wish: DrainWish) -> list[PlannedMove]:
         """Say which container would go where.  Raises: HostNotFound, TargetUnreachable."""
         del grant
-        return place(self._running(), self._hosts(wish))
+        return place(self._all(Status.RUNNING), self._hosts(wish))
 
-    def _running(self) -> list[ContainerRecord]:
-        return [each for each in self.runtime.store.list_containers() if each.status is Status.RUNNING]
+    def _all(self, status: Status) -> list[ContainerRecord]:
+        return [each for each in self.runtime.store.list_containers() if each.status is status]
 
     def drain(self, grant: Grant, wish: DrainWish, *, reporter: Reporter) -> Result:
-        """Carry every running container off.
+        """Carry every running container off; what is paused stays, and is named.
 
         Raises: Cancelled; MigrationFailed naming those that stay; HostNotFound, TargetUnreachable.
         """
@@ -50,10 +50,11 @@ class Draining:
             self.runtime.store.write_journal(AWAY + move.container, move.target.encode())
 
         reporter.phase("drain")
-        moves = place(self._running(), hosts)
+        moves = place(self._all(Status.RUNNING), hosts)
         outcome = carry_all(moves, carry, hosts=hosts, reporter=reporter, parallel=wish.parallel)
         self._await_the_last(reporter)
-        return _told(outcome, verb="drain this host")
+        paused = (Left(each.name, "it is paused, `insula unpause` it") for each in self._all(Status.PAUSED))
+        return _told(replace(outcome, left=(*outcome.left, *paused)), verb="drain this host")
 
     def _await_the_last(self, reporter: Reporter) -> None:
         """Wait for what has moved before, and still needs this host: its memory follows (post-copy), or it is in doubt."""
@@ -65,7 +66,7 @@ class Draining:
                 raise MigrationFailed("cannot drain this host wholly: insulad ends")
 
     def undrain(self, grant: Grant, wish: UndrainWish, *, reporter: Reporter) -> Result:
-        """Bring back what a drain carried off.
+        """Bring back what a drain moved away.
 
         Raises: Cancelled; MigrationFailed naming those that did not come.
         """
@@ -79,6 +80,7 @@ class Draining:
         ]
 
         whole = span.current()
+        gone: list[str] = []
 
         def carry(move: PlannedMove, part: Part) -> None:
             try:
@@ -92,9 +94,11 @@ class Draining:
                     )
             except ContainerNotFound:
                 part.message(f"is no longer on `{move.target}`")
+                gone.append(move.container)
             store.delete_journal(AWAY + move.container)
 
-        return _told(carry_all(moves, carry, hosts=(), reporter=reporter), verb="fill this host again")
+        outcome = carry_all(moves, carry, hosts=(), reporter=reporter)
+        return _told(replace(outcome, moved=outcome.moved - len(gone)), verb="fill this host again")
 
     def _host_of(self, container: str) -> str:
         return (self.runtime.store.read_journal(AWAY + container) or b"").decode()

@@ -205,15 +205,18 @@ class Exporter:
 
     def _deliver(self, span: Span) -> None:
         tenant, container = (str(span.attributes.get(key, "")) for key in WHOSE)
-        hidden = self._sight.of_export(tenant or EVERY_TENANT)
-        told = {
-            key: hidden.text(value) if isinstance(value, str) else value
-            for key, value in span.attributes.items()
-        }
         with self._lock:
-            for place in self._places.spans:
-                if place.choice.is_about(tenant=tenant, container=container):
-                    place.sink.offer(replace(span, attributes=told))
+            places = self._places.spans
+            wanted = [each for each in places if each.choice.is_about(tenant=tenant, container=container)]
+            if not wanted:
+                return
+            hidden = self._sight.of_export(tenant or EVERY_TENANT)
+            told = {
+                key: hidden.text(value) if isinstance(value, str) else value
+                for key, value in span.attributes.items()
+            }
+            for each in wanted:
+                each.sink.offer(replace(span, attributes=told))
 
     def counts(self) -> list[SinkCounts]:
         """Tell what became of it all."""

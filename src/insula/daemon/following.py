@@ -17,6 +17,7 @@ from insula.model.errors import Unsupported, WrongState
 from insula.model.monitor import TraceLine, TraceWish
 from insula.model.record import ContainerRecord
 from insula.monitor.collect import Collector
+from insula.monitor.setbacks import Setbacks
 from insula.monitor.subscription import Scope, Subject, Subscription
 from insula.runtime.context import Runtime
 
@@ -74,6 +75,7 @@ class Following:
         self._take = take
         self._scope = scope
         self._beside = beside
+        self._setbacks = Setbacks(name)
         self._ready = threading.Event()
         self._lock = threading.RLock()
         self._watches: dict[str, _Watch] = {}
@@ -117,19 +119,22 @@ class Following:
         """Go on with what is wished for now: what was heard until then is judged by what was."""
         self._collector.catch_up()
         self._hear(known)
-        self._collector.change(known.subscription, subject, wish=wish)
+        try:
+            self._collector.change(known.subscription, subject, wish=wish)
+        except Unsupported as error:  # it goes on as it was, and is tried again at the next change
+            _log("a container is not watched as is wished for", record, error=error)
+            return
         self._watches[record.id] = replace(known, record=record)
 
     def _begin(self, record: ContainerRecord, subject: Subject, *, wish: TraceWish) -> None:
         with ExitStack() as held:
             try:
-                held.enter_context(self._collector.from_birth(subject))
                 subscription = held.enter_context(
                     self._collector.subscribe(subject, wish, notify=self._ready.set, scope=self._scope)
                 )
                 held.enter_context(self._beside(record, subject))
             except Unsupported as error:
-                LOG.warning("a container is not watched", extra={"fields": {"reason": error.message}})
+                _log("a container is not watched", record, error=error)
                 return
             self._watches[record.id] = _Watch(record, subscription, held.pop_all())
 
@@ -150,7 +155,8 @@ class Following:
 
     def _hear(self, watch: _Watch) -> None:
         while lines := watch.subscription.read(at_most=_AT_ONCE):
-            self._take(watch.record, lines)
+            with self._setbacks.going_on("take events"):
+                self._take(watch.record, lines)
 
     def close(self) -> None:
         """Watch no more."""
@@ -160,3 +166,8 @@ class Following:
         with self._lock:
             for container_id in list(self._watches):
                 self._drop(container_id)
+
+
+def _log(message: str, record: ContainerRecord, *, error: Unsupported) -> None:
+    fields = {"container": record.name, "reason": error.message, "hint": error.hint}
+    LOG.warning(message, extra={"fields": fields, "tenant": record.tenant})

@@ -19,7 +19,7 @@ from insula.daemon.reactions import Reactions
 from insula.daemon.sight import Sight
 from insula.daemon.watching import WATCHABLE, Watching
 from insula.kernel import call_functions
-from insula.kernel.bpf_object import knows_tracepoint
+from insula.kernel.bpf_object import CAPABILITY_TRACEPOINT, knows_tracepoint
 from insula.model.change import Change, alarm_of
 from insula.model.errors import InvalidRule
 from insula.model.export import SinkCounts
@@ -217,7 +217,7 @@ def _untold(rules: Iterable[Rule]) -> frozenset[EventKind]:
     if not any(EventKind.CAPABILITY in kinds_of(rule) for rule in rules):
         return frozenset()
     try:
-        is_told = knows_tracepoint("cap_capable")
+        is_told = knows_tracepoint(CAPABILITY_TRACEPOINT)
     except OSError:  # there is no libbpf: who would watch says so
         is_told = True
     return frozenset() if is_told else frozenset({EventKind.CAPABILITY})

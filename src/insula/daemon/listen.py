@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from insula.daemon.hello import MAX_BYTES, Incomplete, protocols
 from insula.daemon.pki import split_address
-from insula.daemon.strangers import fullest, site_of
+from insula.daemon.strangers import crowded, site_of
 from insula.model.errors import BadRequest
 from insula.model.migration import PROTOCOL
 
@@ -132,13 +132,9 @@ class Doorkeeper(threading.Thread):
 
     def _make_room(self, site: str) -> None:
         sites = Counter(each.site for each in self._silent.values())
-        if sites[site] >= MAX_SILENT_OF_ADDRESS:
-            self._drop_oldest(site)
-        elif len(self._silent) >= MAX_SILENT:
-            self._drop_oldest(fullest(sites))
-
-    def _drop_oldest(self, site: str) -> None:
-        self._drop(next(number for number, each in self._silent.items() if each.site == site))
+        crowd = crowded(sites, site, of_one=MAX_SILENT_OF_ADDRESS, of_all=MAX_SILENT)
+        if crowd is not None:
+            self._drop(next(number for number, each in self._silent.items() if each.site == crowd))
 
     def _look(self, descriptor: int) -> None:
         connection = self._silent[descriptor].connection

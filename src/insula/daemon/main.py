@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from insula.api import server
+from insula.api import auth, server
 from insula.daemon import log, wiring
 from insula.daemon.door import HostDoor
 from insula.daemon.doorstep import Doorstep
@@ -116,7 +116,9 @@ async def _serve(options: Options) -> None:
     try:
         own = None if group is None else OwnDoors(options.run, group=group)
         listener = _unix_listener(options.socket_path, group=group)
-        doorstep = Doorstep(listener, runner, rate_of=daemon.api.gate.rate_of, own=own)
+        doorstep = Doorstep(
+            listener, runner, rate_of=daemon.api.gate.rate_of, counted_uid=auth.counted_uid, own=own
+        )
         undo.push_async_callback(doorstep.close)
         if options.listen:
             door = HostDoor.open(

@@ -107,11 +107,20 @@ class OperationRegistry:
         self._running: dict[str, _Running] = {}
 
     def start(
-        self, work: Work, *, kind: str, tenant: str, asker: str, subject: str, may_cancel: bool
+        self,
+        work: Work,
+        *,
+        kind: str,
+        tenant: str,
+        asker: str,
+        subject: str,
+        container: str = "",
+        may_cancel: bool,
     ) -> OperationRecord:
         """Begin an action in a thread of its own.
 
         asker: the tenant of who asks; its bound counts, so that no tenant keeps an administrator out.
+        container: id of the one that it is done to.
         Raises: QuotaExceeded if the asker has enough under way.
         """
         record = OperationRecord(
@@ -119,6 +128,7 @@ class OperationRegistry:
             kind=kind,
             tenant=tenant,
             subject=subject,
+            container=container,
             status=OperationStatus.RUNNING,
             may_cancel=may_cancel,
             created_at=time.time(),

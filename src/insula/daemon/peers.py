@@ -63,5 +63,9 @@ def post(connection: ssl.SSLSocket, path: str, body: bytes) -> http.client.HTTPR
     head = f"POST {path} HTTP/1.1\r\nHost: insula\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
     connection.sendall(head.encode() + body)
     response = http.client.HTTPResponse(connection)
-    response.begin()
+    try:
+        response.begin()
+    except BaseException:
+        response.close()  # it holds the connection, too
+        raise
     return response

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 
 from insula.export.sink import Sink, Unavailable
+from insula.kernel.threads import begin
 from insula.model.errors import InsulaError
 from insula.model.export import SinkCounts
 from insula.model.grant import Action, Grant, Principal, Role
@@ -25,7 +26,7 @@ from insula.model.monitor import Event, in_words
 from insula.model.record import ContainerRecord
 from insula.model.spec import CheckpointWish
 from insula.monitor.rules import Rule, RuleAction
-from insula.runtime.checkpoint import checkpoint
+from insula.runtime.checkpoint import MAX_NAME, checkpoint
 from insula.runtime.context import Runtime
 from insula.runtime.pause import pause
 from insula.runtime.stop import kill
@@ -61,14 +62,17 @@ class Reactions:
         """Rule and address → what waits for it."""
 
     def begin(self, rule: Rule, record: ContainerRecord, *, event: Event) -> None:
-        """Do what a rule says.  event: redacted."""
-        match rule.action:
-            case RuleAction.LOG:
-                pass
-            case RuleAction.WEBHOOK:
-                self._hook(rule).offer(_message(rule, record, event))
-            case RuleAction.PAUSE | RuleAction.CHECKPOINT | RuleAction.KILL:
-                self._begin_act(rule, record)
+        """Do what a rule says; if that cannot be begun the log says so.  event: redacted."""
+        try:
+            match rule.action:
+                case RuleAction.LOG:
+                    pass
+                case RuleAction.WEBHOOK:
+                    self._hook(rule).offer(_message(rule, record, event))
+                case RuleAction.PAUSE | RuleAction.CHECKPOINT | RuleAction.KILL:
+                    self._begin_act(rule, record)
+        except OSError as error:  # there may be no more threads
+            _log_failure(rule, record, error)
 
     def _hook(self, rule: Rule) -> Sink[bytes]:
         with self._lock:
@@ -89,17 +93,26 @@ class Reactions:
             if key in self._acting:
                 return
             self._acting.add(key)
-        threading.Thread(target=self._act, args=(rule, record), name=f"rule {rule.name}", daemon=True).start()
+        thread = threading.Thread(
+            target=self._act, args=(rule, record), name=f"rule {rule.name}", daemon=True
+        )
+        try:
+            begin(thread)
+        except OSError:
+            self._end_act(rule, record)
+            raise
+
+    def _end_act(self, rule: Rule, record: ContainerRecord) -> None:
+        with self._lock:
+            self._acting.discard((rule.name, record.id))
 
     def _act(self, rule: Rule, record: ContainerRecord) -> None:
         try:
             self._carry_out(rule, record)
         except (InsulaError, OSError) as error:
-            fields = {"rule": rule.name, "container": record.name, "reason": str(error)}
-            LOG.error("a rule could not act", extra={"fields": fields, "tenant": record.tenant})
+            _log_failure(rule, record, error)
         finally:
-            with self._lock:
-                self._acting.discard((rule.name, record.id))
+            self._end_act(rule, record)
 
     def _carry_out(self, rule: Rule, record: ContainerRecord) -> None:
         grant = Grant(
@@ -113,7 +126,8 @@ class Reactions:
             case RuleAction.KILL:
                 kill(grant, self._runtime, record.id, signal="KILL")
             case RuleAction.CHECKPOINT:
-                wish = CheckpointWish(name=f"{rule.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}")
+                at = time.strftime("-%Y%m%d-%H%M%S", time.gmtime())
+                wish = CheckpointWish(name=rule.name[: MAX_NAME - len(at)] + at)
                 checkpoint(grant, self._runtime, record.id, wish=wish, reporter=Silent())
             case RuleAction.LOG | RuleAction.WEBHOOK:
                 pass
@@ -137,6 +151,11 @@ class Reactions:
         self.keep(())
         for sink in sinks:
             sink.wait_end()
+
+
+def _log_failure(rule: Rule, record: ContainerRecord, error: Exception) -> None:
+    fields = {"rule": rule.name, "container": record.name, "reason": str(error)}
+    LOG.error("a rule could not act", extra={"fields": fields, "tenant": record.tenant})
 
 
 def _message(rule: Rule, record: ContainerRecord, event: Event) -> bytes:
@@ -163,15 +182,15 @@ class Webhook:
         reasons: list[str] = []
         try:
             for number, item in enumerate(items):
-                reasons += filter(None, [self._send(item, carried=number)])
+                reasons += filter(None, [self._send(item, carried=number, refused=len(reasons))])
         finally:
             if reasons:
                 fields = {"rule": self._rule.name, "alarms": len(reasons), "reason": reasons[-1]}
                 LOG.error("a webhook refused alarms", extra={"fields": fields})
         return len(reasons)
 
-    def _send(self, item: bytes, *, carried: int) -> str:
-        """Send one.  Returns: why it was refused; empty: it was not."""
+    def _send(self, item: bytes, *, carried: int, refused: int) -> str:
+        """Send one, after so many.  Returns: why it was refused; empty: it was not.  Raises: Unavailable."""
         request = urllib.request.Request(  # http or https: `monitor/rule_text.py` has looked
             self._rule.url, data=item, headers={"Content-Type": "application/json"}
         )
@@ -182,9 +201,10 @@ class Webhook:
             with error:
                 if error.code not in _LATER and error.code < HTTPStatus.INTERNAL_SERVER_ERROR:
                     return str(error)
-                raise Unavailable(str(error), carried=carried) from error
+                raise Unavailable(str(error), carried=carried, refused=refused) from error
         except (OSError, http.client.HTTPException) as error:
-            raise Unavailable(str(error) or type(error).__name__, carried=carried) from error
+            reason = str(error) or type(error).__name__
+            raise Unavailable(reason, carried=carried, refused=refused) from error
 
     def close(self) -> None:
         """Nothing is kept open."""

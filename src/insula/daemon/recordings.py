@@ -21,9 +21,10 @@ from msgspec.structs import replace
 
 from insula.daemon.drifting import home_of
 from insula.daemon.watching import Watching
-from insula.model.errors import ContainerNotFound, Unsupported, WrongState
+from insula.model.errors import ContainerNotFound, InsulaError, Unsupported, WrongState
 from insula.model.lifecycle import ALIVE, Status
-from insula.model.profile import Profile, joined
+from insula.model.profile import UNNAMED, Profile, joined
+from insula.model.profile_name import name_like
 from insula.model.record import ContainerRecord
 from insula.monitor.collect import Collector
 from insula.monitor.recording import Recording
@@ -32,7 +33,7 @@ from insula.runtime.context import Runtime
 LOG = logging.getLogger(__name__)
 
 Keep = Callable[[str, Profile], str]
-"""Keeps a tenant's profile under a name that is free.  Returns: the name."""
+"""Keeps a tenant's profile under a name that is free.  Returns: the name.  Raises: OSError, QuotaExceeded."""
 
 
 class _Life(StrEnum):
@@ -78,19 +79,19 @@ class _UnderWay:
         reasons = dict.fromkeys(filter(None, (*self.incomplete_because.split("; "), reason)))
         self.incomplete_because = "; ".join(reasons)
 
-    def profile(self, name: str) -> Profile | None:
+    def profile(self, name: str = UNNAMED) -> Profile | None:
         """Return what has been seen; None: the first life is still to come."""
         seen = [] if self.past is None else [self.past]
         if self.current is not None:
-            last = self.current.profile(name)
+            last = self.current.profile(UNNAMED)
             seen.append(replace(last, is_from_birth=last.is_from_birth and not self.is_restored))
         if not seen:
             return None
         return replace(joined(seen), name=name, incomplete_because=self.incomplete_because)
 
-    def end_life(self, name: str) -> None:
+    def end_life(self) -> None:
         """Add the last life to those before."""
-        self.past = self.profile(name)
+        self.past = self.profile()
         if self.current is not None:
             self.current.close()
             self.current = None
@@ -132,8 +133,16 @@ class Recordings:
             self._begin_or_wait(made, record, is_from_birth=False)
         self._write(record.id, made, life=_Life.OPEN if made.current else _Life.NONE)
 
-    def begin(self, record: ContainerRecord) -> None:
-        """Begin to record.  Raises: WrongState if it is recorded already; Unsupported."""
+    def begin(self, found: ContainerRecord) -> None:
+        """Begin to record.  Raises: ContainerNotFound, Unsupported; WrongState if it is recorded already, or has moved."""
+        # What is starting just now would neither be watched nor be said to be missing.
+        with self._runtime.locked(found.id):
+            record = self._runtime.store.get_container(found.id)
+            if record.status is Status.MOVED:
+                raise WrongState(f"cannot record `{record.name}`: host `{record.owner}` owns it")
+            self._begin(record)
+
+    def _begin(self, record: ContainerRecord) -> None:
         with self._lock:
             if record.id in self._under_way:
                 raise WrongState(
@@ -152,7 +161,7 @@ class Recordings:
             made = self._under_way.get(record.id)
             if made is None:
                 return
-            made.end_life(record.name)
+            made.end_life()
             made.is_restored = self._runtime.store.get_container(record.id).status is Status.RESTORING
             self._runtime.group(record).create()
             self._begin_or_wait(made, record, is_from_birth=True)
@@ -185,17 +194,19 @@ class Recordings:
             threading.Thread(target=self._end_moved, args=(record, made), name=name, daemon=True).start()
 
     def _end_moved(self, record: ContainerRecord, made: _UnderWay) -> None:
-        made.miss(f"it moved to host {record.owner}")
-        seen = made.profile(record.name)
-        if seen is not None:
-            self._keep_moved(record, seen)
-        self._forget(record.id, made)
+        try:
+            made.miss(f"it moved to host {record.owner}")
+            seen = made.profile(name_like(record.name))
+            if seen is not None:
+                self._keep_moved(record, seen)
+        finally:
+            self._forget(record.id, made)
 
     def _keep_moved(self, record: ContainerRecord, seen: Profile) -> None:
         fields = {"container": record.name, "host": record.owner}
         try:
             name = self._keep(record.tenant, seen)
-        except OSError as error:
+        except (InsulaError, OSError) as error:
             LOG.error("a recording is lost", extra={"fields": {**fields, "reason": str(error)}})
         else:
             LOG.warning("a recording ended: it is kept", extra={"fields": {**fields, "profile": name}})
@@ -227,7 +238,7 @@ class Recordings:
         """Write down what was seen, for the next insulad."""
         with self._lock:
             for container_id, made in self._under_way.items():
-                made.end_life("unnamed")
+                made.end_life()
                 self._write(container_id, made, life=self._life_of(container_id))
             self._under_way.clear()
 

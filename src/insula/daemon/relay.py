@@ -13,18 +13,19 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 
 import msgspec
 
 from insula.daemon.peers import post
 from insula.daemon.pki import Pki
-from insula.model.errors import InsulaError
+from insula.model.errors import ContainerNotFound, InsulaError
+from insula.model.lifecycle import Status
 from insula.model.monitor import Began, Ended, TraceLine
 from insula.monitor.collect import Collector
 from insula.monitor.subscription import Subscription
-from insula.runtime.ledger import Ledger
+from insula.runtime.store import Store
 
 LOG = logging.getLogger(__name__)
 
@@ -41,30 +42,51 @@ class Relay:
     def __init__(self, connect: Callable[[], ssl.SSLSocket], subscription: Subscription) -> None:
         self.subscription = subscription
         self.is_open = threading.Event()
-        self.has_moved = False
+        self._has_moved = False
         """The container runs there: its end there is the end."""
+        self._has_ended = False
         self._connect = connect
+        self._lock = threading.Lock()
         self._connection: ssl.SSLSocket | None = None
+        self._is_closed = False
         threading.Thread(target=self._run, name="relay", daemon=True).start()
 
+    def take_over(self) -> bool:
+        """From now on its watcher hears this alone.  Returns: False if there is nothing to hear."""
+        with self._lock:
+            if self._has_ended or not self.is_open.is_set():
+                return False
+            self._has_moved = self.subscription.is_elsewhere = True
+        self.subscription.on_close(self.close)
+        return True
+
     def close(self) -> None:
-        """Stop reading."""
-        if self._connection is not None:
+        """Stop reading, or do not begin."""
+        with self._lock:
+            self._is_closed = True
+            connection = self._connection
+        if connection is not None:
             try:
-                self._connection.shutdown(socket.SHUT_RDWR)
+                connection.shutdown(socket.SHUT_RDWR)
             except OSError:  # the other side was faster
                 pass
 
     def _run(self) -> None:
         why = "the connection to it was lost"
         try:
-            self._connection = self._connect()
-            with self._connection:
-                why = self._read(self._connection)
+            with self._connect() as connection:
+                with self._lock:
+                    self._connection = connection
+                    if self._is_closed:
+                        return
+                why = self._read(connection)
         except (InsulaError, OSError, http.client.HTTPException, msgspec.DecodeError) as error:
             why = str(error)
             LOG.info("a trace could not go on", extra={"fields": {"reason": why}})
-        if self.has_moved:
+        with self._lock:
+            self._has_ended = True
+            has_moved = self._has_moved
+        if has_moved:
             self.subscription.end(why)
 
     def _read(self, connection: ssl.SSLSocket) -> str:
@@ -90,7 +112,7 @@ class Relay:
 class Relays:
     """The relays of this host, by container."""
 
-    def __init__(self, collector: Collector, *, store: Ledger, pki: Pki) -> None:
+    def __init__(self, collector: Collector, *, store: Store, pki: Pki) -> None:
         self._collector = collector
         self._store = store
         self._pki = pki
@@ -104,7 +126,11 @@ class Relays:
             target = self._store.get_host(host)
             relays = [Relay(lambda: self._pki.open_stream(target), watcher) for watcher in watchers]
             with self._lock:
+                earlier = self._relays.get(container_id, [])
                 self._relays[container_id] = relays
+            _close(earlier)
+            if not self._is_leaving(container_id):  # its end was told before these were known
+                self.give_up(container_id)
 
     def wait_open(self, container_id: str) -> None:
         """Wait until they are open, for OPEN_S at most."""
@@ -114,19 +140,24 @@ class Relays:
 
     def take_over(self, container_id: str, *, host: str) -> None:
         """The container has moved: from now on the relays are what its watchers hear, and the rest hear of its end."""
-        with self._lock:
-            relays = self._relays.pop(container_id, [])
-        for relay in relays:
-            if relay.is_open.is_set():
-                relay.has_moved = relay.subscription.is_elsewhere = True
-                relay.subscription.on_close(relay.close)
-            else:
-                relay.close()
+        _close(each for each in self._taken(container_id) if not each.take_over())
         self._collector.end(container_id, reason=f"moved to host {host}, which does not tell more")
 
     def give_up(self, container_id: str) -> None:
-        """The move has failed: the container runs on here."""
+        """The move has failed: the container runs on here, or nowhere."""
+        _close(self._taken(container_id))
+
+    def _taken(self, container_id: str) -> list[Relay]:
         with self._lock:
-            relays = self._relays.pop(container_id, [])
-        for relay in relays:
-            relay.close()
+            return self._relays.pop(container_id, [])
+
+    def _is_leaving(self, container_id: str) -> bool:
+        try:
+            return self._store.get_container(container_id).status in (Status.MIGRATING, Status.MOVED)
+        except ContainerNotFound:
+            return False
+
+
+def _close(relays: Iterable[Relay]) -> None:
+    for each in relays:
+        each.close()

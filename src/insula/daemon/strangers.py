@@ -40,9 +40,11 @@ def site_of(connection: socket.socket) -> str:
     return str(ipaddress.ip_network((address, _IPV6_NEIGHBOURS), strict=False))
 
 
-def fullest(sites: Counter[str]) -> str:
-    """Return the site that has most."""
-    return max(sites, key=sites.__getitem__)
+def crowded(sites: Counter[str], came: str, *, of_one: int, of_all: int) -> str | None:
+    """Return the site whose oldest connection gives its place to one more of `came`; None: there is a place left."""
+    if sites[came] >= of_one:
+        return came
+    return max(sites, key=sites.__getitem__) if sites.total() >= of_all else None
 
 
 class Stranger:
@@ -95,10 +97,9 @@ class Strangers:
         self._forget_others()
         came = Stranger(connection)
         sites = Counter(each.site for each in self._here)
-        if sites[came.site] >= MAX_OF_ADDRESS:
-            self._cut_oldest(came.site)
-        elif len(self._here) >= MAX_STRANGERS:
-            self._cut_oldest(fullest(sites))
+        site = crowded(sites, came.site, of_one=MAX_OF_ADDRESS, of_all=MAX_STRANGERS)
+        if site is not None:
+            self._cut(next(each for each in self._here if each.site == site))
         loop = asyncio.get_running_loop()
         self._here[came] = loop.call_later(STRANGER_S, self._end_of_time, came)
         return came
@@ -127,9 +128,6 @@ class Strangers:
             self.forget(stranger)
         else:
             self._cut(stranger)
-
-    def _cut_oldest(self, site: str) -> None:
-        self._cut(next(each for each in self._here if each.site == site))
 
     def _cut(self, stranger: Stranger) -> None:
         self.forget(stranger)

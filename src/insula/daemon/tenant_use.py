@@ -34,12 +34,14 @@ class TenantUse:
         *,
         count_streams: Callable[[str], int],
         count_requests: Callable[[str], int],
+        count_profiles: Callable[[str], int],
     ) -> None:
         """count_streams: of a tenant, open ones.  count_requests: in the last second.  Both as `Gate` has them."""
         self._runtime = runtime
         self._disks = disks
         self._count_streams = count_streams
         self._count_requests = count_requests
+        self._count_profiles = count_profiles
 
     def of(self, names: Sequence[str]) -> dict[str, Used]:
         """Return what each of these tenants uses.  Takes MOMENT_S."""
@@ -51,6 +53,8 @@ class TenantUse:
         used = {
             Resource.CONTAINERS: store.count_containers(name),
             Resource.NETWORKS: len(self._runtime.networks.list(name)),
+            Resource.VOLUMES: store.count_volumes(name),
+            Resource.PROFILES: self._count_profiles(name),
             Resource.PORTS: quotas.published(self._runtime, name),
             Resource.STREAMS: self._count_streams(name),
             Resource.REQUESTS: self._count_requests(name),

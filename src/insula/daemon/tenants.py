@@ -19,7 +19,6 @@ from insula.runtime.context import Runtime
 from insula.runtime.disks import Disks
 from insula.runtime.ledger import Ledger, TenantRecord
 from insula.tenant import quota
-from insula.tenant.identity import check_tenant_name
 from insula.tenant.idmap import uid_base
 from insula.tenant.quota import DEFAULT_TENANT
 
@@ -32,7 +31,7 @@ class Limits:
 
     def __init__(self, store: Ledger, *, built_in: Quota) -> None:
         """built_in: what counts where neither a tenant's limits nor everybody's say anything."""
-        self._store, self._built_in = store, built_in.limits
+        self._store, self._built_in = store, built_in
         self._known: dict[str, Quota] = {}
         self._guard = threading.Lock()
 
@@ -56,8 +55,7 @@ class Limits:
 
     def limit(self, tenant: str, resource: Resource) -> int | None:
         """Return the limit that counts."""
-        default = Quota(limits={**self._built_in, **self.quota(DEFAULT_TENANT).limits})
-        return quota.limit_of(resource, own=self.quota(tenant), default=default)
+        return quota.limit_of(resource, self.quota(tenant), self.quota(DEFAULT_TENANT), self._built_in)
 
     def check(self, tenant: str, resource: Resource, *, used: int, more: int = 1) -> None:
         """Refuse more than the limit.  Raises: QuotaExceeded."""
@@ -80,17 +78,19 @@ class Tenants:
         return self._views([each for each in known if grant.principal.is_admin or each.name == grant.tenant])
 
     def get_tenant(self, grant: Grant, name: str) -> TenantView:
-        """Return a tenant with what it uses; `*`: the limits of everybody, `~`: the caller's.  Raises: TenantNotFound."""
-        if name == OWN:
+        """Return a tenant with what it uses; `*`: the limits of everybody, `~`: the caller's, made if it is new.
+
+        Raises: TenantNotFound.
+        """
+        if name == OWN and grant.tenant == grant.principal.tenant:
             return self._view(self.uid_ranges.tenant(grant.tenant))
         if name == DEFAULT_TENANT and grant.principal.is_admin:
             return TenantView(name=name, uses=self._uses(name, used={}))
-        return self._view(self._find(grant, name))
+        return self._view(self._find(grant, grant.tenant if name == OWN else name))
 
     def create_tenant(self, grant: Grant, wish: TenantWish) -> TenantView:
         """Make a tenant before its users come, with limits of its own.  Raises: BadRequest, InvalidSpec, NameTaken."""
         del grant
-        check_tenant_name(wish.name)
         if self.runtime.store.find_tenant(wish.name) is not None:
             raise NameTaken(f"cannot make tenant `{wish.name}`: there is one")
         limits = quota.changed(Quota(), QuotaWish(limits=wish.limits))
@@ -130,12 +130,13 @@ class Tenants:
         self._find(grant, name)
         store = self.runtime.store
         for kind, count in (
-            ("containers", store.count_containers(name)),
-            ("volumes", len(store.list_volumes(name))),
-            ("images", sum(each.tenant == name for each in store.list_images())),
+            ("container", store.count_containers(name)),
+            ("volume", store.count_volumes(name)),
+            ("image", sum(each.tenant == name for each in store.list_images())),
         ):
             if count:
-                raise InUse(f"cannot remove tenant `{name}`: it has {count} {kind}", hint="remove them first")
+                what = f"{count} {kind}{'s' if count > 1 else ''}"
+                raise InUse(f"cannot remove tenant `{name}`: it has {what}", hint="remove them first")
         for network in self.runtime.networks.list(name):
             self.runtime.networks.remove(name, network.name)
         self.disks.remove(name)
@@ -150,7 +151,8 @@ class Tenants:
         if found is None or not (grant.principal.is_admin or name == grant.tenant):
             raise TenantNotFound(
                 f"cannot find tenant `{name[:80]}`",
-                hint="insula tenant ls lists them, insula tenant create makes one",
+                hint="insula tenant ls lists them"
+                + (", insula tenant create makes one" if grant.principal.is_admin else ""),
             )
         return found
 

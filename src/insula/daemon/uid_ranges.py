@@ -12,32 +12,39 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from insula.kernel.nsswitch import NSSWITCH, lenders_elsewhere
 from insula.model.errors import Conflict, UidRangeTaken
 from insula.runtime.ledger import Ledger, TenantRecord
+from insula.tenant.identity import check_tenant_name
 from insula.tenant.idmap import (
     MAX_TENANTS,
     RESERVATION,
     Subordinate,
     holder_of,
     is_reserved,
-    parse_subordinates,
     uid_base,
 )
+from insula.tenant.subordinates import SUBGID, SUBUID, lines_of
 
 LOG = logging.getLogger(__name__)
 
-FILES = (Path("/etc/subuid"), Path("/etc/subgid"))
+FILES = (SUBUID, SUBGID)
 
 
 class UidRanges:
     """Which tenant has which uids.  files: as of shadow-utils."""
 
-    def __init__(self, store: Ledger, *, files: tuple[Path, ...] = FILES) -> None:
+    def __init__(self, store: Ledger, *, files: tuple[Path, ...] = FILES, nsswitch: Path = NSSWITCH) -> None:
         self._store = store
         self._files = files
+        self._nsswitch = nsswitch
 
     def tenant(self, name: str) -> TenantRecord:
-        """Return a tenant, made if it is new, with a range that nobody holds a part of.  Raises: UidRangeExhausted."""
+        """Return a tenant, made if it is new, with a range that nobody holds a part of.
+
+        Raises: BadRequest for what can be no tenant's name.
+        """
+        check_tenant_name(name)
         lines = self._read()
 
         def is_usable(position: int) -> bool:
@@ -47,7 +54,7 @@ class UidRanges:
         return self._store.tenant(name, is_usable=is_usable)
 
     def base_of(self, name: str) -> int:
-        """Return the first uid of a tenant.  Raises: UidRangeExhausted, UidRangeTaken."""
+        """Return the first uid of a tenant.  Raises: BadRequest, UidRangeExhausted, UidRangeTaken."""
         position = self.tenant(name).position
         base, holder = uid_base(position), holder_of(position, self._read())
         if holder:
@@ -66,26 +73,25 @@ class UidRanges:
                 LOG.error("uids of a tenant are somebody else's, too", extra={"fields": fields})
         if not is_reserved(lines):
             LOG.warning("uids of tenants are not reserved in /etc/subuid: run `insula setup`")
+        if others := lenders_elsewhere(file=self._nsswitch):
+            fields = {
+                "services": " ".join(others),
+                "cure": "write the whole range that they lend into /etc/subuid",
+            }
+            LOG.warning("uids are lent that insulad does not know of", extra={"fields": fields})
 
     def _read(self) -> tuple[Subordinate, ...]:
-        return tuple(line for path in self._files for line in _lines_of(path))
+        return tuple(line for path in self._files for line in lines_of(path))
 
 
 def reserve(report: Callable[[str], None], *, files: tuple[Path, ...] = FILES) -> None:
     """Reserve the uids of all tenants, as far as they are not; say each step as one line.  Raises: Conflict."""
     for path in files:
-        if is_reserved(_lines_of(path)):
+        if is_reserved(lines_of(path)):
             report(f"uids: reserved in {path}")
             continue
         _append(path, RESERVATION)
         report(f"uids: reserved in {path} by the line `{RESERVATION}`")
-
-
-def _lines_of(path: Path) -> tuple[Subordinate, ...]:
-    try:
-        return parse_subordinates(path.read_text(encoding="utf-8", errors="replace"))
-    except FileNotFoundError:
-        return ()
 
 
 def _append(path: Path, line: str) -> None:

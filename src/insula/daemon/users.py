@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from insula.daemon.authority import UserAuthority
 from insula.daemon.pki import Pki, split_address
 from insula.model.errors import BadRequest, Conflict, Denied, LimitRefused, NameTaken, TokenNotFound
-from insula.model.grant import EVERY_TENANT, Action, Grant, Role, scope
+from insula.model.grant import EVERY_TENANT, TENANT_NAME, Action, Grant, Role, scope
 from insula.model.users import (
     DEFAULT_CERTIFICATE_S,
     Origin,
@@ -87,7 +87,7 @@ class UserDesk:
         return self._save(record)
 
     def _add_remote(self, wish: UserWish) -> UserAdded:
-        if not identity.TENANT_NAME.fullmatch(wish.name):
+        if not TENANT_NAME.fullmatch(wish.name):
             raise BadRequest(
                 f"cannot call a user `{wish.name[:80]}`", hint="small letters, digits, `_`, `-`, at most 32"
             )

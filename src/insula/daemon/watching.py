@@ -111,21 +111,23 @@ class Watching:
         """
         group = group or self._runtime.group(record)
         try:
-            return Subject(record.id, record.name, group, group.v2_id(), record.uid_base, RANGE_WIDTH)
+            cgroup = group.v2_id()
         except FileNotFoundError:
             raise WrongState(f"container `{record.name}` is not running: it has just ended") from None
+        return Subject(record.id, record.name, group, cgroup, record.uid_base, RANGE_WIDTH, is_confined=True)
 
     def note(self, container_id: str, record: ContainerRecord | None) -> None:
         """Take a change of a container: its watchers are told of an end."""
         self._changes += 1
+        if record is not None and record.status is Status.MOVED:
+            self._relays.take_over(container_id, host=record.owner)
+            return
+        if record is None or record.status is not Status.MIGRATING:
+            self._relays.give_up(container_id)
         if record is None:
             self._collector.end(container_id, reason="removed")
         elif record.status is Status.EXITED:
             self._collector.end(container_id, reason=f"ended with exit code {record.exit_code}")
-        elif record.status is Status.MOVED:
-            self._relays.take_over(container_id, host=record.owner)
-        elif record.status is Status.RUNNING:
-            self._relays.give_up(container_id)
 
     def note_phase(self, container_id: str, phase: str, host: str) -> None:
         """Take a new phase of a move away from here: who watches the container goes on watching it there."""
@@ -166,7 +168,10 @@ class _Counters:
         self._lock = threading.Lock()
 
     def __enter__(self) -> "_Counters":
-        self._take_in()
+        with ExitStack() as undo:
+            undo.push(self.__exit__)
+            self._take_in()
+            undo.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -186,6 +191,7 @@ class _Counters:
             for cgroup in self._counted.keys() - now.keys():
                 self._counted.pop(cgroup).close()
             for cgroup in now.keys() - self._counted.keys():
-                self._counted[cgroup] = ExitStack()
-                self._counted[cgroup].enter_context(self._collector.counting(now[cgroup], how=self._how))
+                with ExitStack() as held:
+                    held.enter_context(self._collector.counting(now[cgroup], how=self._how))
+                    self._counted[cgroup] = held.pop_all()
         return list(now.values())

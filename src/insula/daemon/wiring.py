@@ -22,6 +22,7 @@ from insula.daemon.options import Options
 from insula.daemon.pairing import PairingDesk
 from insula.daemon.peers import PairedHosts
 from insula.daemon.pki import Pki
+from insula.daemon.profile_files import ProfileFiles
 from insula.daemon.profiles import ProfileDesk
 from insula.daemon.recover import recover_operations
 from insula.daemon.rights import PolicyFile, Rights
@@ -116,6 +117,7 @@ class _Ground:
     images: Images
     networks: Networks
     volumes: Volumes
+    profiles: ProfileFiles
 
     @classmethod
     def open(cls, options: Options) -> "_Ground":
@@ -135,7 +137,8 @@ class _Ground:
             disks=disks,
             images=Images(options.state, store),
             networks=Networks(options.name, store, pool_subnet=options.pool, allowance=limits),
-            volumes=Volumes(options.state / "volumes", store, ready=disks.home_of),
+            volumes=Volumes(options.state / "volumes", store, allowance=limits, ready=disks.home_of),
+            profiles=ProfileFiles(options.state / "profiles", limits),
         )
 
 
@@ -166,7 +169,8 @@ def build(options: Options, *, loop: asyncio.AbstractEventLoop) -> Daemon:
         sight=sight,
         loop=loop,
     )
-    held_streams.take_up(api, runtime.spawner.connections(), run=options.run)
+    containers = runtime.spawner.streams()
+    held_streams.take_up(api, runtime.spawner.connections(), containers=containers, run=options.run)
     arrivals = Arrivals(
         ground.pki.server_context(),
         find_host=ground.store.find_host_by_fingerprint,
@@ -201,7 +205,11 @@ def _verbs(ground: _Ground, runtime: Runtime, *, peers: PairedHosts, gate: Gate)
         allowance=ground.limits,
         disks=ground.disks,
         use=TenantUse(
-            runtime, ground.disks, count_streams=gate.open_of, count_requests=gate.requests_per_second
+            runtime,
+            ground.disks,
+            count_streams=gate.open_of,
+            count_requests=gate.requests_per_second,
+            count_profiles=ground.profiles.count,
         ),
         filler_of=Unpacking(runtime).filler_of,
         starter_of=Building(runtime).starter_of,
@@ -227,7 +235,7 @@ def _api(
     standing = Standing(loop, streams=runtime.spawner)
     watching = Watching(runtime, collector, pki=ground.pki, sight=sight)
     store.subscribe(watching.note)
-    profiles = ProfileDesk(runtime, collector, watching, sight=sight, folder=options.state / "profiles")
+    profiles = ProfileDesk(runtime, collector, watching, sight=sight, files=ground.profiles)
     store.subscribe(profiles.recordings.note)
     exporter.follow(runtime, collector, watching)
     drifts = DriftDesk(runtime, collector, watching, sight=sight, announce=changes.announce)

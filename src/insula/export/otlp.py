@@ -54,6 +54,7 @@ EVENT_ATTRIBUTES = {
     "error": "insula.error",
     "path": "insula.path",
     "other_path": "insula.other_path",
+    "is_cut": "insula.is_cut",
     "address": "insula.address",
     "arguments": "process.command_args",
     "detail": "insula.detail",

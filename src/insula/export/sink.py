@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Generic, Protocol, TypeVar
 
+from insula.kernel.threads import begin
 from insula.model.export import SinkCounts
 
 LOG = logging.getLogger(__name__)
@@ -35,10 +36,14 @@ CLOSE_S = 2.0
 class Unavailable(Exception):
     """It cannot be carried now; later, it may."""
 
-    def __init__(self, reason: str, *, carried: int = 0, after_s: float = 0.0) -> None:
-        """carried: how many of the batch went all the same.  after_s: when it may be tried again, if that was said."""
+    def __init__(self, reason: str, *, carried: int = 0, refused: int = 0, after_s: float = 0.0) -> None:
+        """carried: how many of the batch went all the same.  refused: how many of these were not wanted, and never will be.
+
+        after_s: when it may be tried again, if that was said.
+        """
         super().__init__(reason)
         self.carried = carried
+        self.refused = refused
         self.after_s = after_s
 
 
@@ -79,7 +84,7 @@ class Sink(Generic[Item]):
         self._has_problem = False
         self._sent = self._dropped = self._refused = self._failures = self._tried = 0
         self._thread = threading.Thread(target=self._run, name=f"export {name}", daemon=True)
-        self._thread.start()
+        begin(self._thread)
 
     def offer(self, item: Item) -> None:
         """Have an item carried some time, if there is room.  From any thread; never waits."""
@@ -162,7 +167,7 @@ class Sink(Generic[Item]):
                 refused = min(self._carrier.carry(batch), len(batch))
             except Unavailable as error:
                 batch = batch[error.carried :]
-                self._note(error.carried, refused=0, left=len(batch), failures=1)
+                self._note(error.carried - error.refused, refused=error.refused, left=len(batch), failures=1)
                 self._judge(str(error))
                 if self._waits_to_end(error.after_s or PAUSES_S[min(tries, len(PAUSES_S) - 1)]):
                     self._note(0, refused=0, left=0, dropped=len(batch))

@@ -35,6 +35,10 @@ _link_fd = libc.foreign(_LIBRARY, "bpf_link__fd", "p", answer="i")
 _destroy_link = libc.foreign(_LIBRARY, "bpf_link__destroy", "p", answer="i")
 
 
+CAPABILITY_TRACEPOINT = "cap_capable"
+"""Of each question for a capability; since Linux 6.14."""
+
+
 def knows_tracepoint(name: str) -> bool:
     """Answer whether this kernel's BTF describes a raw tracepoint.  Raises: OSError: ENOSYS without libbpf."""
     _set_print(None)  # it would talk on our stderr

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kernel's own functions behind system calls, and whether programs can be hung at them (fexit).
 
-Not every kernel lets that be: it takes trampolines (CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS) and nobody who forbids
-them.  So it is tried.  Out of scope: what the programs do (`monitor/programs/calls.bpf.c`), which calls they are for.
+Not every kernel lets that be: it takes trampolines (CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS), the result of a function
+whatever arguments it has (Linux 5.17), and nobody who forbids it.  So it is tried.  Out of scope: what the programs do (`monitor/programs/calls.bpf.c`), which calls they are for.
 
 Sources: `include/uapi/linux/btf.h`; `include/uapi/linux/bpf.h` (union bpf_attr); `arch/x86/include/asm/syscall_wrapper.h`;
 btf.h of libbpf 1.1.
@@ -29,7 +29,17 @@ _TRIED_AT = "chroot"
 _PREFIXES = {"x86_64": "__x64_sys_", "aarch64": "__arm64_sys_"}
 _OTHERWISE_NAMED = {"umount2": "umount"}
 _SYMBOLS = Path("/proc/kallsyms")
-_RETURN_0 = struct.pack("=BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0)
+#: r2 = r10 - 8; call bpf_get_func_ret (184); r0 = 0; exit: struct bpf_insn { __u8 code, registers; __s16 off; __s32 imm; }
+_ASK_RESULT = b"".join(
+    struct.pack("=BBhi", code, registers, 0, immediate)
+    for code, registers, immediate in (
+        (0xBF, 0xA2, 0),
+        (0x07, 2, -8),
+        (0x85, 0, 184),
+        (0xB7, 0, 0),
+        (0x95, 0, 0),
+    )
+)
 #: prog_type, insn_cnt, insns, license; log_…, kern_version, prog_flags, prog_name, prog_ifindex; expected_attach_type;
 #: prog_btf_fd, func_info…, line_info…; attach_btf_id.
 _LOADED = struct.Struct("=IIQQ 44x I 36x I")
@@ -87,16 +97,17 @@ def _find(types: int, name: str) -> Function | None:
 
 
 def try_hook() -> None:
-    """Hang a program that does nothing at a function of the kernel, and take it off.
+    """Hang a program that only asks for the result at a function of the kernel, and take it off.
 
-    Raises: OSError naming what was refused: EPERM: somebody forbids trampolines; ENOTSUPP: the kernel is built without.
+    Raises: OSError naming what was refused: EPERM: somebody forbids trampolines; ENOTSUPP: the kernel is built without;
+    EINVAL: it tells no results (before Linux 5.17).
     """
     for function in find_call_functions([_TRIED_AT]).values():
         licence = b"Apache-2.0\0"
         attributes = _LOADED.pack(
             _BPF_PROG_TYPE_TRACING,
-            len(_RETURN_0) // 8,
-            libc.address_of(_RETURN_0),
+            len(_ASK_RESULT) // 8,
+            libc.address_of(_ASK_RESULT),
             libc.address_of(licence),
             BPF_TRACE_FEXIT,
             function.id,

@@ -177,9 +177,19 @@ def filesystem(kind: str, *, source: str, options: Sequence[str] = (), attribute
 
 
 def clone(path_fd: int, *, recursive: bool = False) -> int:
-    """Clone the mount at a path, detached.  recursive: with all mounts below it."""
+    """Clone the mount at a path, detached.  recursive: with all mounts below it.
+
+    The clone is private: as the peer of a shared mount, which systemd makes of all, it would pass on to the host what is
+    mounted in it.  Source: mount_namespaces(7), "Shared subtrees".
+    """
     flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
-    return libc.open_tree(path_fd, b"", flags)
+    detached = libc.open_tree(path_fd, b"", flags)
+    try:
+        set_attributes(detached, recursive=recursive, propagation=MS_PRIVATE)
+    except OSError:
+        os.close(detached)
+        raise
+    return detached
 
 
 def bind_fd(path_fd: int, *, recursive: bool = False, attributes: int = 0) -> int:

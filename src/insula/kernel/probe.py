@@ -71,7 +71,7 @@ def _optional(name: str, needed_for: str, *, consequence: str, cure: str, probe:
 
 _ROOT = "run as root, outside of a container that limits it"
 _NAMESPACES = "a kernel with all namespaces; no sandbox around insulad that forbids unshare"
-_KERNEL = "a newer kernel (Linux 5.15 or later)"
+_KERNEL = "a newer kernel (Linux 5.19 or later)"
 
 _PROCESS_FEATURES = (
     _required("root (CAP_SYS_ADMIN)", "mounts and namespaces", cure=_ROOT, probe=process.cap_sys_admin),
@@ -266,7 +266,7 @@ _TOOL_FEATURES = (
         "programs at calls",
         "events of system calls, at no cost to others",
         consequence="told when a call ends: while somebody asks, each call of every process on the host takes 90 to 190 ns longer",
-        cure="CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS; nothing around insulad that forbids eBPF trampolines",
+        cure="Linux 5.17, CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS; nothing around insulad that forbids eBPF trampolines",
         probe=tools.call_hooks,
     ),
     _optional(
@@ -282,6 +282,13 @@ _TOOL_FEATURES = (
         consequence="a container whose program reaps nothing collects zombies",
         cure="apt-get install tini",
         probe=tools.tini,
+    ),
+    _optional(
+        "lent uids",
+        "telling who is nobody",
+        consequence="whoever is lent a uid by that service can be a user of its own with it",
+        cure="write the whole range that it lends into /etc/subuid, in any name",
+        probe=tools.lent_uids,
     ),
     _optional(
         "tar", "image import, cp", consequence="no import, no cp", cure="apt-get install tar", probe=tools.tar

@@ -21,6 +21,7 @@ from insula.model.errors import (
     TargetFull,
     Unsupported,
 )
+from insula.model.grant import TENANT_NAME
 from insula.model.migration import VERSION, NetworkNeed, Offer
 from insula.model.profile_text import check_applied
 from insula.model.record import ContainerRecord, ImageRecord
@@ -30,8 +31,8 @@ from insula.runtime.create import check_spec
 from insula.runtime.obstacles import refuse_obstacles
 from insula.runtime.permitted import check_permitted, check_ports
 
-OLDEST_KERNEL = (5, 12)
-"""The first with id-mapped mounts, which every container stands on."""
+OLDEST_KERNEL = (5, 19)
+"""The first with id-mapped layers in overlayfs, which every container stands on."""
 
 SPARE_BYTES = 64 << 20
 """Of disk and memory, beyond what the container needs."""
@@ -117,7 +118,6 @@ def tree_bytes(folder: Path) -> int:
 
 
 _ID = re.compile(r"[0-9a-f]{64}")
-_TENANT = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.@-]{0,63}\$?")
 
 
 def check_identity(runtime: Runtime, offer: Offer) -> None:
@@ -128,7 +128,7 @@ def check_identity(runtime: Runtime, offer: Offer) -> None:
     record = offer.record
     if (
         not _ID.fullmatch(record.id)
-        or not _TENANT.fullmatch(record.tenant)
+        or not TENANT_NAME.fullmatch(record.tenant)
         or record.name != record.spec.name
     ):
         raise ProtocolError("cannot take a container: its id, name or tenant is none")

@@ -57,9 +57,10 @@ from insula.model.migration import (
     SharedPages,
 )
 from insula.model.record import ContainerRecord
+from insula.model.spec import VolumeWish
 from insula.runtime import dump, lazy, quotas
 from insula.runtime.context import Runtime
-from insula.runtime.create import make_folders
+from insula.runtime.create import make_folders, write_down
 from insula.runtime.fault import fault
 from insula.runtime.logs import import_logs
 from insula.runtime.own_disk import remove_folder
@@ -70,7 +71,6 @@ from insula.runtime.recover import (
     RAN,
     TAKEN,
     drop_arrival,
-    drop_arriving_volume,
     end_lost_arrival,
 )
 from insula.runtime.start import bring_up_network
@@ -199,8 +199,8 @@ def _reserve(runtime: Runtime, offer: Offer, *, peer: str, undo: ExitStack) -> C
                 f"cannot take `{offered.name}`: this host has a volume `{volume.name}`",
                 hint=f"insula volume rm {volume.name}, if it is not needed any more",
             )
-        runtime.volumes.ensure(offered.tenant, volume.name)
-        undo.callback(attempt, drop_arriving_volume, runtime, offered, name=volume.name)
+        runtime.volumes.create(offered.tenant, VolumeWish(name=volume.name))
+        undo.callback(attempt, runtime.volumes.delete, offered.tenant, volume.name)
     remove_folder(runtime.folders.container(offered.id))
     undo.callback(remove_folder, runtime.folders.container(offered.id))
     make_folders(runtime, offered.id, tenant=offered.tenant, spec=offered.spec)
@@ -217,7 +217,7 @@ def _reserve(runtime: Runtime, offer: Offer, *, peer: str, undo: ExitStack) -> C
         pid=0,
         ports=(),
     )
-    runtime.store.add_container(record)
+    write_down(runtime, record)
     undo.pop_all()
     undo.callback(_drop, runtime, record)
     return bring_up_network(runtime, record, undo=undo, before=offered.ports)

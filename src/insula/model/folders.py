@@ -1,16 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folders by their paths, as profiles name them.  Pure: nothing is looked up, links mean nothing."""
+"""Folders and paths by their names, as profiles and rules name them.  Pure: nothing is looked up, links mean nothing."""
 
 import os.path
+import posixpath
 from collections.abc import Iterable
 
 #: Mounts of insula's own in each container: they are not its root, and stay as they are.
 OURS = ("/dev", "/proc", "/sys")
+#: What a path begins with of which only the innermost folders are known.
+CUT = "…"
 
 
 def is_within(path: str, folder: str) -> bool:
     """Tell whether a path is a folder, or below it.  Both absolute and normalized."""
     return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def normal_path(path: str) -> str:
+    """Return a path without `.`, `..` and repeated slashes; above the known folders of one that is cut all are unknown."""
+    beginning = CUT if path.startswith(f"{CUT}/") else ""
+    rest = path.removeprefix(beginning)
+    if rest.startswith("/"):
+        return beginning + posixpath.normpath("/" + rest.lstrip("/"))
+    return posixpath.normpath(path) if path else ""
 
 
 def merged_folders(folders: Iterable[str]) -> tuple[str, ...]:

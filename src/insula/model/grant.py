@@ -5,6 +5,7 @@ No runtime verb can be called without a `Grant`.  Only `tenant/check.py` builds 
 builds them for the system's own acts (restart policies, recovery).  A house test holds this.  Pure.
 """
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -101,6 +102,8 @@ class Principal:
         return self.kind is Kind.HOST
 
 
+TENANT_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
+"""Names that are safe as a folder and in a message; who is called otherwise is `uid<N>`."""
 EVERY_TENANT = "*"
 """In place of a tenant's name, where all of them are meant."""
 

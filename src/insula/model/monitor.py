@@ -62,6 +62,8 @@ class Event(Fact, kw_only=True, frozen=True, tag="event", omit_defaults=True):
     """As `ENOENT`."""
     path: str = ""
     other_path: str = ""
+    is_cut: bool = False
+    """How `path` or `other_path` goes on is not known: it is longer than what is told of one (1,023 bytes)."""
     address: str = ""
     """As `192.0.2.1:80`, `[2001:db8::1]:80`, `unix:/path`, `unix:@abstract`."""
     arguments: tuple[str, ...] = ()
@@ -75,9 +77,12 @@ class Event(Fact, kw_only=True, frozen=True, tag="event", omit_defaults=True):
 def in_words(event: Event) -> str:
     """Return an event in one line."""
     what = " ".join(event.arguments) or event.path or event.address or event.detail
+    if event.is_cut:
+        what = f"{what[: MAX_WORDS // 2]}… (path cut)"
     if event.kind is EventKind.DRIFT and what != event.detail:
         what = f"{what} ({event.detail})"
-    return f"{event.command}[{event.pid}] {event.call or event.kind.value} {what}"[:MAX_WORDS]
+    who = f"{event.command}[{event.pid}] " if event.command or event.pid else ""  # of some it is not known
+    return f"{who}{event.call or event.kind.value} {what}"[:MAX_WORDS]
 
 
 class Lost(Fact, kw_only=True, frozen=True, tag="lost"):
@@ -111,7 +116,7 @@ class TraceWish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     commands: tuple[str, ...] = ()
     """Shell patterns of a thread's name."""
     paths: tuple[str, ...] = ()
-    """Shell patterns of a path."""
+    """Shell patterns of a path; one that was cut is told in any case."""
     addresses: tuple[str, ...] = ()
     """Shell patterns of an address."""
 

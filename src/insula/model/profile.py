@@ -16,6 +16,8 @@ from insula.model.spec import AppliedProfile, Enforce, ProfileName
 
 VERSION = 2
 """The first had neither paths that begin in a working directory nor protocols: only its calls and capabilities hold."""
+UNNAMED = "unnamed"
+"""Of what is not kept yet."""
 
 
 class Profile(Fact, kw_only=True, frozen=True):
@@ -90,7 +92,7 @@ class Drift(Fact, kw_only=True, frozen=True):
     """UTC seconds since the epoch."""
     last_at: float
     command: str = ""
-    """Of the thread that was the first."""
+    """Of the thread that was the first; empty: the event that told it was lost."""
     is_refused: bool = False
 
 

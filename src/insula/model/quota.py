@@ -25,6 +25,8 @@ class Resource(StrEnum):
     INODES = "inodes"
     CONTAINERS = "containers"
     NETWORKS = "networks"
+    VOLUMES = "volumes"
+    PROFILES = "profiles"
     PORTS = "ports"
     STREAMS = "streams"
     REQUESTS = "requests"
@@ -58,6 +60,8 @@ KINDS: dict[Resource, Kind] = {
     Resource.INODES: Kind(Unit.COUNT, "files of containers and volumes", 1000),
     Resource.CONTAINERS: Kind(Unit.COUNT, "containers"),
     Resource.NETWORKS: Kind(Unit.COUNT, "networks"),
+    Resource.VOLUMES: Kind(Unit.COUNT, "volumes"),
+    Resource.PROFILES: Kind(Unit.COUNT, "kept profiles"),
     Resource.PORTS: Kind(Unit.COUNT, "published ports"),
     Resource.STREAMS: Kind(Unit.COUNT, "open streams"),
     Resource.REQUESTS: Kind(Unit.PER_SECOND, "requests of all users together", 1),

@@ -212,6 +212,8 @@ class OperationRecord(Fact, kw_only=True, frozen=True):
     """migrate, checkpoint, restore, image-build, image-import."""
     tenant: str
     subject: str
+    container: str = ""
+    """Id of the container that it is done to; empty: to none."""
     status: OperationStatus
     may_cancel: bool = False
     progress: Progress = Progress()

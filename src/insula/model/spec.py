@@ -10,6 +10,8 @@ from typing import Annotated
 
 import msgspec
 
+from insula.model.profile_name import PROFILE_NAME
+
 
 class RestartKind(StrEnum):
     NO = "no"
@@ -50,7 +52,6 @@ class Enforce(StrEnum):
     """System calls fail with EPERM, what needs a capability as without it, writing with EROFS, starting a program with EACCES, connections are refused."""
 
 
-PROFILE_NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 ProfileName = Annotated[str, msgspec.Meta(pattern=PROFILE_NAME)]
 
 
@@ -161,6 +162,10 @@ class Spec(Wish, kw_only=True, frozen=True):
     """Takes away, never adds."""
     max_pause_ms: MaxPause | None = None
     """For how long it may stand still when it is migrated; None: DEFAULT_MAX_PAUSE_MS."""
+
+    def volumes(self) -> frozenset[str]:
+        """Return the names of the volumes that it mounts."""
+        return frozenset(each.source for each in self.mounts if each.kind is MountKind.VOLUME)
 
 
 class ExecSpec(Wish, kw_only=True, frozen=True):

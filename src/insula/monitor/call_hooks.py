@@ -18,6 +18,7 @@ from typing import NamedTuple, TypeAlias
 
 from insula.kernel import call_functions
 from insula.kernel.bpf_object import Object
+from insula.kernel.threads import begin
 from insula.monitor.keeper import Keeper
 from insula.monitor.layout import Kind
 from insula.monitor.shapes import SHAPES
@@ -142,12 +143,13 @@ class CallHooks:
         """Why nothing can be seen here; empty: it can, or nobody has wanted it yet."""
 
     def want(self, kinds: frozenset[Kind]) -> None:
-        """Say which kinds are wanted from now on."""
+        """Say which kinds are wanted from now on.  Raises: OSError: EAGAIN: no thread can be had for it; wanted again, it may."""
         with self._changed:
             self._kinds = kinds & KINDS
             if self._kinds and self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="call hooks", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="call hooks", daemon=True)
+                begin(thread)
+                self._thread = thread
             self._changed.notify_all()
 
     def covers(self, kinds: frozenset[Kind]) -> bool:

@@ -8,7 +8,6 @@ Nothing is loaded before somebody watches; with the last watcher everything is d
 thread.  Out of scope: which containers there are, and who may watch them (`daemon/watching.py`).
 """
 
-import errno
 import itertools
 import os
 import random
@@ -17,9 +16,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 from insula.kernel import syscalls
+from insula.kernel.threads import begin
 from insula.model.errors import Unsupported
 from insula.model.monitor import ContainerCounts, Event, TraceLine, TraceWish
 from insula.monitor import layout
@@ -27,6 +27,7 @@ from insula.monitor.counts import Counts
 from insula.monitor.describe import call_names
 from insula.monitor.layout import CGROUP, Kind
 from insula.monitor.probes import Counting, Probes
+from insula.monitor.setbacks import Setbacks, refusing
 from insula.monitor.subscription import Redact, Scope, Subject, Subscription, as_it_is
 from insula.monitor.throttling import Throttling
 
@@ -56,8 +57,6 @@ class Collector:
         """cgroup → how it is counted, by each who counts."""
         self._counted_from: dict[int, float] = {}
         """cgroup → `Probes.looked_s` when that began."""
-        self._newborn: Counter[int] = Counter()
-        """cgroups of which what happens before the seccomp filter is left out → for how many."""
         self._lost: dict[int, int] = {}
         """cgroup → losses that were handed out."""
         self._unread: Counter[str] = Counter()
@@ -67,6 +66,7 @@ class Collector:
         """The ring has one reader at a time; taken before `_lock`."""
         self._names = call_names(syscalls.numbers(os.uname().machine))
         self._throttling = Throttling()
+        self._setbacks = Setbacks("collector")
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread: threading.Thread | None = None
         self._is_closing = False
@@ -91,82 +91,79 @@ class Collector:
         subscription = Subscription(
             subject, wish, calls=self._names, clock=clock, notify=notify, redact=redact, scope=scope
         )
-        with self._lock:
-            probes = self._ready()
-            self._lost.setdefault(cgroup, probes.lost_events(cgroup))
-            self._subscriptions.setdefault(cgroup, []).append(subscription)
-            self._tell_capabilities_again(subscription, had=frozenset())
-            self._tell(cgroup)
         try:
+            with self._lock, refusing():
+                lost = self._ready().lost_events(cgroup)
+                self._lost.setdefault(cgroup, lost)
+                self._subscriptions.setdefault(cgroup, []).append(subscription)
+                self._tell_capabilities_again(subscription, had=frozenset())
+                self._tell(subject)
             yield subscription
         finally:
             with self._lock:
-                self._subscriptions[cgroup].remove(subscription)
-                if not self._subscriptions[cgroup]:
-                    del self._subscriptions[cgroup], self._lost[cgroup]
-                    self._throttling.forget(subject)
-                self._tell(cgroup)
-                self._forget_unwatched(probes, cgroup)
+                self._unsubscribe(subscription)
             subscription.close()
+
+    def _unsubscribe(self, subscription: Subscription) -> None:
+        cgroup = subscription.subject.cgroup
+        watchers = self._subscriptions.get(cgroup, [])
+        if subscription not in watchers:  # it could not even begin
+            return
+        watchers.remove(subscription)
+        if not watchers:
+            del self._subscriptions[cgroup], self._lost[cgroup]
+            self._throttling.forget(subscription.subject)
+        self._tell_end(subscription.subject)
 
     def change(self, subscription: Subscription, subject: Subject, *, wish: TraceWish) -> None:
         """Have a subscription that is open tell what is wished for now, without a gap.  For the thread that reads it.
 
         subject: the same run of the same container; its name may be another.
+        Raises: Unsupported; then it tells what it told.
         """
         with self._lock:
-            had = subscription.kinds
+            had, before = subscription.kinds, (subscription.subject, subscription.wish)
             subscription.change(subject, wish)
-            self._tell_capabilities_again(subscription, had=had)
-            self._tell(subject.cgroup)
+            try:
+                with refusing():
+                    self._tell_capabilities_again(subscription, had=had)
+                    self._tell(subject)
+            except Unsupported:
+                subscription.change(*before)
+                self._tell_end(subject)
+                raise
 
     @contextmanager
     def counting(self, subject: Subject, *, how: Counting = Counting.EACH) -> Iterator[None]:
         """Count a container's system calls while the block runs.  Raises: as `subscribe`."""
         cgroup = subject.cgroup
-        with self._lock:
-            probes = self._ready()
-            self._counted_from.setdefault(cgroup, probes.looked_s)
+        with self._lock, refusing():
+            self._counted_from.setdefault(cgroup, self._ready().looked_s)
             self._counting.setdefault(cgroup, []).append(how)
-            self._tell(cgroup)
         try:
+            with self._lock, refusing():
+                self._tell(subject)
             yield
         finally:
             with self._lock:
                 self._counting[cgroup].remove(how)
                 if not self._counting[cgroup]:
                     del self._counting[cgroup], self._counted_from[cgroup]
-                self._tell(cgroup)
-                if cgroup not in self._counting:
-                    probes.forget_calls(cgroup)
-                    if self._counts is not None:
-                        self._counts.forget_calls(cgroup)
-                self._forget_unwatched(probes, cgroup)
-
-    @contextmanager
-    def from_birth(self, subject: Subject) -> Iterator[None]:
-        """Leave out, while the block runs, what the container's tasks do before they have their seccomp filter."""
-        cgroup = subject.cgroup
-        with self._lock:
-            self._newborn[cgroup] += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._newborn[cgroup] -= 1
-                if not self._newborn[cgroup]:
-                    del self._newborn[cgroup]
+                self._tell_end(subject)
+                with self._setbacks.going_on("forget what was counted"):
+                    self._forget_uncounted(cgroup)
 
     @contextmanager
     def knowing(self, subject: Subject, calls: frozenset[str]) -> Iterator[None]:
         """Have a container's system calls other than these told as drift while the block runs.  Raises: as `subscribe`."""
-        with self._lock:
+        with self._lock, refusing():
             probes = self._ready()
-            probes.know(subject.cgroup, [number for number, name in self._names.items() if name in calls])
         try:
+            with self._lock, refusing():
+                probes.know(subject.cgroup, [number for number, name in self._names.items() if name in calls])
             yield
         finally:
-            with self._lock:
+            with self._lock, self._setbacks.going_on("forget what is known"):
                 probes.know(subject.cgroup, None)
 
     def strange(self, subject: Subject) -> dict[str, int]:
@@ -231,8 +228,11 @@ class Collector:
             end = probes.ring.written
             while probes.ring.position < end and (records := probes.ring.read(at_most=BATCH)):
                 self._hand_out(records)
-        with self._lock:
+        with self._lock, self._counting_losses():
             self._hand_out_losses(probes)
+
+    def _counting_losses(self) -> AbstractContextManager[None]:
+        return self._setbacks.going_on("count losses")
 
     @property
     def attached(self) -> frozenset[str]:
@@ -264,53 +264,61 @@ class Collector:
                 self._probes.close(at_once=at_once)
         os.close(self._wake)
 
-    def _tell(self, cgroup: int) -> None:
+    def _tell(self, subject: Subject) -> None:
         """Say to the kernel what is wanted of a container now."""
+        cgroup = subject.cgroup
         wanted: frozenset[Kind] = frozenset().union(
             *(each.kinds for each in self._subscriptions.get(cgroup, ()))
         )
         if self._probes is not None:
             hows = self._counting.get(cgroup, [])
             counting = Counting.EACH if Counting.EACH in hows else next(iter(hows), Counting.NOT)
-            self._probes.watch(cgroup, wanted, counting=counting, flags=self._flags(cgroup))
+            self._probes.watch(cgroup, wanted, counting=counting, flags=self._flags(subject))
             os.eventfd_write(self._wake, 1)
 
-    def _forget_unwatched(self, probes: Probes, cgroup: int) -> None:
+    def _tell_end(self, subject: Subject) -> None:
+        """Say that less is wanted now, and drop what nobody asks for any more.  What is refused stays as it is."""
+        with self._setbacks.going_on("say that less is wanted"):
+            self._tell(subject)
+        with self._setbacks.going_on("forget what was told"):
+            self._forget_unwatched(subject.cgroup)
+
+    def _forget_uncounted(self, cgroup: int) -> None:
+        if cgroup not in self._counting and self._probes is not None and self._counts is not None:
+            self._probes.forget_calls(cgroup)
+            self._counts.forget_calls(cgroup)
+
+    def _forget_unwatched(self, cgroup: int) -> None:
         """What was lost, and which capabilities were told, is each watcher's business as long as there is one."""
-        if cgroup not in self._subscriptions and cgroup not in self._counting:
-            probes.forget(cgroup)
-            if self._counts is not None:
-                self._counts.forget(cgroup)
+        is_watched = cgroup in self._subscriptions or cgroup in self._counting
+        if not is_watched and self._probes is not None and self._counts is not None:
+            self._probes.forget(cgroup)
+            self._counts.forget(cgroup)
 
     def _tell_capabilities_again(self, subscription: Subscription, *, had: frozenset[Kind]) -> None:
         """The kernel tells the first use of each: who begins to watch for them has not heard of any."""
         if self._counts is not None and Kind.CAPABILITY in subscription.kinds - had:
             self._counts.tell_capabilities_again(subscription.subject.cgroup)
 
-    def _flags(self, cgroup: int) -> int:
-        flags = layout.CONFINED_ONLY if self._newborn[cgroup] else 0
-        of_calls = [
-            each for each in self._subscriptions.get(cgroup, ()) if each.kinds & {Kind.FILE, Kind.NETWORK}
-        ]
+    def _flags(self, subject: Subject) -> int:
+        flags = layout.CONFINED_ONLY if subject.is_confined else 0
+        watchers = self._subscriptions.get(subject.cgroup, ())
+        of_calls = [each for each in watchers if each.kinds & {Kind.FILE, Kind.NETWORK}]
         if all(each.scope is Scope.CHANGES for each in of_calls):
             flags |= layout.CHANGES_ONLY
         return flags
 
     def _ready(self) -> Probes:
+        """Return the programs, loaded.  Raises: OSError."""
         if self._probes is None:
-            try:
-                self._probes = self._load()
-            except OSError as error:
-                raise Unsupported(
-                    f"cannot watch containers: {error.strerror or error}",
-                    hint="insula doctor says what eBPF needs here",
-                    errno=errno.errorcode.get(error.errno or 0, ""),
-                ) from error
-            self._counts = Counts(self._probes, self._names)
-            self._thread = threading.Thread(
-                target=self._run, args=(self._probes,), name="collector", daemon=True
-            )
-            self._thread.start()
+            with ExitStack() as undo:
+                probes = self._load()
+                undo.callback(probes.close)
+                thread = threading.Thread(target=self._run, args=(probes,), name="collector", daemon=True)
+                begin(thread)
+                undo.pop_all()
+            self._probes, self._thread = probes, thread
+            self._counts = Counts(probes, self._names)
         return self._probes
 
     def _run(self, probes: Probes) -> None:
@@ -347,7 +355,8 @@ class Collector:
                 self._hand_out(records)
         if ending:
             with self._lock:
-                self._hand_out_losses(probes)
+                with self._counting_losses():
+                    self._hand_out_losses(probes)
                 for subscription, _ in ending:
                     self._unread.pop(subscription.subject.container, None)
             for subscription, reason in ending:
@@ -371,14 +380,14 @@ class Collector:
                 self._unread[subscription.subject.container] += unplaced
 
     def _tick(self, probes: Probes, *, is_look: bool, is_timed: bool) -> None:
+        kind = "end a look" if not is_look else "time calls" if is_timed else "count calls"
         with self._lock:
-            probes.look(is_on=is_look, is_timing=is_timed)
-            self._hand_out_losses(probes)
+            with self._setbacks.going_on(kind):
+                probes.look(is_on=is_look, is_timing=is_timed)
+            with self._counting_losses():
+                self._hand_out_losses(probes)
             for subscriptions in self._subscriptions.values():
-                throttled = self._look(subscriptions)
-                for each in subscriptions:
-                    if throttled and each.wants_throttling:
-                        self._give(each, throttled)
+                self._tell_throttling(subscriptions)
 
     def _hand_out_losses(self, probes: Probes) -> None:
         """Tell each watcher how many of its container's events have found the ring full since this was done last."""
@@ -395,13 +404,15 @@ class Collector:
             for each in watchers:
                 each.give((), lost=new)
 
-    def _look(self, subscriptions: list[Subscription]) -> list[Event]:
-        """Look at a container's throttling, if one of its watchers wants that."""
+    def _tell_throttling(self, subscriptions: list[Subscription]) -> None:
+        """Look at a container's throttling if one of its watchers wants that.  One that hears from elsewhere hears it there."""
         subject = subscriptions[0].subject
-        if any(each.wants_throttling for each in subscriptions):
-            return self._throttling.look(subject)
-        self._throttling.forget(subject)
-        return []
+        wanting = [each for each in subscriptions if each.wants_throttling and not each.is_elsewhere]
+        if not wanting:
+            self._throttling.forget(subject)
+        elif throttled := self._throttling.look(subject):
+            for each in wanting:
+                self._give(each, throttled)
 
 
 def _looks() -> Iterator[tuple[bool, bool]]:

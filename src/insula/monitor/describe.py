@@ -11,9 +11,10 @@ import struct
 from collections.abc import Callable, Mapping
 
 from insula.kernel import syscalls
+from insula.model.folders import CUT
 from insula.model.monitor import Event, EventKind
 from insula.monitor.details import FLAGS_AT, detail_of
-from insula.monitor.layout import ARGUMENTS_AT, NAMED, NAMED_AT, RESULT_AT, Kind, Raw
+from insula.monitor.layout import ARGUMENTS_AT, NAMED, NAMED_AT, RESULT_AT, TEXT_BYTES, Kind, Raw
 from insula.monitor.shapes import SHAPES, WORKING_FOLDER, Shape
 
 _KINDS: Mapping[int, EventKind] = {kind: EventKind(kind.name.lower()) for kind in Kind}
@@ -98,9 +99,10 @@ def describe(
     call = calls.get(raw.number) or f"syscall {raw.number}" if is_call else ""
     is_address = call in _ADDRESSED
     is_exec = kind == Kind.EXEC
+    told = b"" if is_address else raw.other if is_exec else raw.text
+    path = text_of(told) if told else ""
     begins = raw.other_folder if is_exec else raw.folder
-    folder = folder_of(begins) if begins else ""
-    path = "" if is_address else text_of(raw.other if is_exec else raw.text) if raw.text else ""
+    folder = folder_of(begins) if begins or _is_without_folder(path, call=call, kind=kind) else ""
     return Event(
         at=clock + raw.nanoseconds / 1e9,
         container=container,
@@ -115,6 +117,7 @@ def describe(
         error=error_name(raw.result) if is_call else "",
         path=_path_of(path, folder) if folder else path,
         other_path=_other_path(raw, call, folder=folder) if raw.other else "",
+        is_cut=len(told) == TEXT_BYTES or len(raw.folder if is_exec else raw.other) == TEXT_BYTES,
         address=address_of(raw.text) if is_address else "",
         arguments=_arguments(raw.text) if is_exec else (),
         detail=detail_of(raw, call),
@@ -127,10 +130,16 @@ def _arguments(text: bytes) -> tuple[str, ...]:
 
 
 def folder_of(names: bytes) -> str:
-    """Return a folder's path from its names, innermost first; `…` stands for those above that found no room."""
+    """Return a folder's path from its names, innermost first; `CUT` stands for those above that found no room."""
     found = [text_of(each) for each in reversed(names.split(b"\0")[:-1]) if each]
     is_whole = names == b"\0" or names.endswith(b"\0\0")
-    return ("/" if is_whole else "…/") + "/".join(found)
+    return ("/" if is_whole else f"{CUT}/") + "/".join(found)
+
+
+def _is_without_folder(path: str, *, call: str, kind: int) -> bool:
+    """Tell whether a path begins in a folder for which there was no room beside it."""
+    begins = kind == Kind.EXEC or (call in SHAPES and SHAPES[call].path and SHAPES[call].folder)
+    return bool(begins) and path != "" and not path.startswith("/")
 
 
 def _path_of(path: str, folder: str) -> str:

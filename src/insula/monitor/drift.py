@@ -6,20 +6,22 @@ what was done before it was refused, or in a way that no event tells, is not her
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from insula.model.folders import OURS, is_within
+from insula.model.folders import CUT, OURS, is_within
 from insula.model.monitor import Event, EventKind
 from insula.model.peer import parse_peer
 from insula.model.profile import Drift, Drifts
 from insula.model.spec import AppliedProfile, Enforce
+from insula.monitor.describe import is_writing
 from insula.monitor.usage import (
     Home,
     changed_folders,
+    is_unknown,
     outgoing_peer,
     refused_program,
     serving_ports,
@@ -83,6 +85,8 @@ class Judge:
     def _programs(self, event: Event) -> list[Found]:
         known = {*(self._profile.programs or ()), *self._profile.refused_programs}
         found = [Found(PROGRAMS, each, False) for each in started_programs(event) if each not in known]
+        if event.kind is EventKind.EXEC and is_unknown(event):
+            found.append(Found(PROGRAMS, CUT, False))
         # One that was started before may be another now: a script whose interpreter was not.
         if (refused := refused_program(event)) and refused not in self._profile.refused_programs:
             found.append(Found(PROGRAMS, refused, self._is_denied))
@@ -93,6 +97,8 @@ class Judge:
         if written is None:
             return
         is_refused = event.error == "EROFS"
+        if is_unknown(event) and is_writing(event, is_tried=is_refused):
+            yield Found(WRITTEN, CUT, is_refused)
         for folder in tried_folders(event) if is_refused else changed_folders(event):
             known = (*written, *self._free, *(self._profile.refused_folders if is_refused else ()))
             if not any(is_within(folder, each) for each in known):
@@ -139,6 +145,10 @@ class Ledger:
         """Count one.  Returns: who is to be told."""
         key = (found.part, found.thing)
         known = self.drifts.get(key)
+        if known is not None and found.part == CALLS and not known.command:  # it is among what was counted
+            first_at = min(known.first_at, event.at)
+            self.drifts[key] = replace(known, command=event.command, first_at=first_at)
+            return Telling(known.count, is_told=False, is_announced=False)
         if known is None and len(self.drifts) >= MAX_DRIFTS:
             self.not_remembered += 1
             return Telling(1, is_told=True, is_announced=False)
@@ -161,12 +171,30 @@ class Ledger:
         self._announced += 1
         return self._announced <= MAX_ANNOUNCED
 
-    def count_calls(self, counts: dict[str, int]) -> None:
-        """Take in what the kernel counted: of system calls it tells the first of each only."""
+    def knows_call(self, call: str) -> bool:
+        """Tell whether a system call is among what was found."""
+        return (CALLS, call) in self.drifts
+
+    def count_calls(
+        self, counts: Mapping[str, int], *, is_refused: bool = False
+    ) -> list[tuple[Found, Telling]]:
+        """Take in what the kernel counted: of system calls it tells the first of each only, and that may be lost.
+
+        is_refused: whether such calls are.  Returns: what was not known yet, and who is to be told.
+        """
+        now = time.time()
+        new: list[tuple[Found, Telling]] = []
         for call, count in counts.items():
             known = self.drifts.get((CALLS, call))
             if known is not None:
                 self.drifts[CALLS, call] = replace(known, count=max(count, known.count))
+            elif len(self.drifts) < MAX_DRIFTS:
+                self.drifts[CALLS, call] = Drift(
+                    part=CALLS, thing=call, count=count, first_at=now, last_at=now, is_refused=is_refused
+                )
+                telling = Telling(count, is_told=True, is_announced=self._may_announce())
+                new.append((Found(CALLS, call, is_refused), telling))
+        return new
 
     def report(self) -> Drifts:
         """Return what is known now."""

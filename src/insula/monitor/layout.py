@@ -18,10 +18,13 @@ SLOTS = 4096
 NO_SLOT = SLOTS
 USED_WORDS = SYSCALLS // 64
 """Of the map `used`, for each slot."""
-TEXT_BYTES = 256
-ARGUMENTS_BYTES = 1024
+TEXT_BYTES = 1024
+"""Of a path and its NUL at most: one that takes as much may have been cut."""
+PLACES_BYTES = 2048
+"""Where in an event a text may begin."""
 
 GENERATION = struct.Struct("=I")
+SINCE = struct.Struct("=Q")
 CGROUP = struct.Struct("=Q")
 WATCH = struct.Struct("=IIII")
 COUNT = struct.Struct("=QQ")

@@ -136,6 +136,9 @@ LOST_EVENTS = "insula_container_lost_events"
 #: Told of containers that are held to a profile; labels: part (calls, capabilities, programs, written, outgoing) and answer.
 DRIFTS = "insula_container_profile_drifts"
 
+_Whose: TypeAlias = Mapping[str, str]
+"""Container that runs → tenant."""
+
 
 class _Figures:
     """What a scrape collects."""
@@ -146,11 +149,12 @@ class _Figures:
         counts: Sequence[ContainerCounts],
         *,
         lost: Mapping[str, int],
+        whose: _Whose,
     ) -> None:
         self._stats = stats
-        self._counts = counts
+        self._counts = [each for each in counts if each.id in whose]
         self._lost = lost
-        self._whose = {each.id: each.tenant for each in stats}
+        self._whose = whose
 
     def collect(self) -> Iterator[MetricFamily]:
         for metric in METRICS:
@@ -210,7 +214,7 @@ class _Figures:
         return family
 
     def _who(self, counts: ContainerCounts) -> tuple[str, str, str]:
-        return counts.id, counts.name, self._whose.get(counts.id, "")
+        return counts.id, counts.name, self._whose[counts.id]
 
 
 def _buckets(steps: Sequence[int]) -> list[tuple[str, float]]:
@@ -256,9 +260,9 @@ class _Exports:
 class _Drifts:
     """What containers do that their profiles lack."""
 
-    def __init__(self, drifts: Sequence[ContainerDrifts], stats: Sequence[ContainerStats]) -> None:
-        self._drifts = drifts
-        self._whose = {each.id: each.tenant for each in stats}
+    def __init__(self, drifts: Sequence[ContainerDrifts], *, whose: _Whose) -> None:
+        self._drifts = [each for each in drifts if each.id in whose]
+        self._whose = whose
 
     def collect(self) -> Iterator[CounterMetricFamily]:
         if not self._drifts:
@@ -268,10 +272,10 @@ class _Drifts:
             DRIFTS, "what a container's profile lacks, since its start", labels=labels
         )
         for each in self._drifts:
+            who = (each.id, each.name, self._whose[each.id])
             for answer, counts in (("refused", each.refused), ("done", each.done)):
                 for part, count in counts.items():
-                    whose = self._whose.get(each.id, "")
-                    family.add_metric((each.id, each.name, whose, part, answer), count)
+                    family.add_metric((*who, part, answer), count)
         yield family
 
 
@@ -283,13 +287,14 @@ def exposition(
     sinks: Sequence[SinkCounts] = (),
     drifts: Sequence[ContainerDrifts] = (),
 ) -> bytes:
-    """Return the figures in Prometheus' text format.
+    """Return the figures in Prometheus' text format, of those containers that there are stats of: they run.
 
     lost: container → how many of its events nobody could read in time, of those that somebody has watched.
     """
+    whose = {each.id: each.tenant for each in stats}
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Figures(stats, counts, lost=lost))
-    registry.register(_Drifts(drifts, stats))
+    registry.register(_Figures(stats, counts, lost=lost, whose=whose))
+    registry.register(_Drifts(drifts, whose=whose))
     registry.register(_Exports(sinks))
     return generate_latest(registry)
 

@@ -14,6 +14,7 @@ from enum import StrEnum
 
 import msgspec
 
+from insula.kernel.covered_calls import allowed_by
 from insula.kernel.seccomp_policy import (
     ALWAYS_NEEDED,
     CLONE_NEW_MASK,
@@ -90,13 +91,19 @@ _LIMITED: dict[str, tuple[SeccompArgument, ...]] = {
 }
 
 
-def seccomp_list(calls: Collection[str], *, runtime: OciRuntime, machine: str | None = None) -> SeccompList:
+def seccomp_list(
+    calls: Collection[str],
+    *,
+    refused: Collection[str] = (),
+    runtime: OciRuntime,
+    machine: str | None = None,
+) -> SeccompList:
     """Return the allow-list of what was recorded.
 
-    calls: system calls by name.  machine: as os.uname() names it; None is this one.  Calls of other architectures that
+    calls, refused: system calls by name.  machine: as os.uname() names it; None is this one.  Calls of other architectures that
     its processors make, too, are refused: nothing of them was recorded.
     """
-    allowed = frozenset(calls) | ALWAYS_NEEDED | _OF_RUNTIME[runtime]
+    allowed = allowed_by(calls, refused=refused) | ALWAYS_NEEDED | _OF_RUNTIME[runtime]
     architecture = _ARCHITECTURES.get(machine or os.uname().machine)
     return SeccompList(
         default_action=_REFUSE,

@@ -3,9 +3,9 @@
 
 A program at `sys_enter` or `sys_exit` makes every system call of every process on the host 90 to 190 ns slower, watched
 or not; the others cost only what happens.  So which are attached follows from the union of all watches, counting is
-done by looks: in a part of the time (ADR 31), and events of system calls are told at the calls themselves where the kernel
-lets us (`call_hooks.py`, ADR 32).  Out of scope: who watches, when looks are (`collect.py`).  Not for several threads at
-once.
+done by looks: in a part of the time (ADR 31), the entry of calls is traced only where they are timed (ADR 35), and
+events of system calls are told at the calls themselves where the kernel lets us (`call_hooks.py`, ADR 32).  Out of
+scope: who watches, when looks are (`collect.py`).  Not for several threads at once.
 """
 
 import os
@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from insula.kernel import syscalls
 from insula.kernel.bpf_map import Map, Ring, Words, possible_processors
-from insula.kernel.bpf_object import Object, knows_tracepoint
+from insula.kernel.bpf_object import CAPABILITY_TRACEPOINT, Object, knows_tracepoint
 from insula.monitor import call_hooks, layout, shapes
 from insula.monitor.call_hooks import CallHooks, CallPrograms, MapFd
 from insula.monitor.layout import Count, Durations, Kind
@@ -37,7 +37,7 @@ _PROGRAMS = {
     Kind.OOM: "on_oom",
     Kind.CAPABILITY: "on_capability",
 }
-_TRACEPOINTS = {"on_capability": "cap_capable"}
+_TRACEPOINTS = {"on_capability": CAPABILITY_TRACEPOINT}
 """Of the programs whose tracepoint some kernels since 5.15 lack (cap_capable: before 6.14)."""
 
 
@@ -89,11 +89,14 @@ class Probes:
         self._sleeping = Words(fd("sleeping"), entries=1)
         self._slots = Slots(fd)
         self._generation = Map(fd("generation"), key_bytes=4, value_bytes=layout.GENERATION.size)
+        self._exits_since = Map(fd("exits_since"), key_bytes=4, value_bytes=layout.SINCE.size)
         table = Map(fd("shapes"), key_bytes=4, value_bytes=layout.SHAPE.size)
         for number, shape in shapes.by_number(syscalls.numbers(os.uname().machine)).items():
             table.put(number.to_bytes(4, sys.byteorder), shape)
         self.calls = CallHooks(lambda: load_calls(fd))
         self._are_covered = False
+        self._is_settled = True
+        """Whether all that is needed was attached when that was looked at last."""
         self._serial = 0
         self._is_looking = False
         self._is_timing = False
@@ -110,6 +113,7 @@ class Probes:
     ) -> None:
         """Watch a container from now on as told, in place of what was told before; nothing at all ends it.
 
+        Raises: OSError: ENOSPC, E2BIG: too many are counted, or watched; EMFILE, ENOMEM.  To be told anew then.
         flags: `layout.CONFINED_ONLY`: leave out what a task does before it has its seccomp filter; `CHANGES_ONLY`: of
         files only what changes them, of the network not what is accepted.
         """
@@ -123,10 +127,15 @@ class Probes:
             self._wished[self._wishes[cgroup]] += 1
             self._attach()
             self._watched.put(key, layout.WATCH.pack(bits, slot, self._serial, flags))
+            self._have_tasks_look_anew()
         else:
             self._take_back(cgroup)
             self._watched.drop(key)
+            self._have_tasks_look_anew()
             self._attach()
+
+    def _have_tasks_look_anew(self) -> None:
+        """Have each task look up once more whether, and how, it is watched."""
         self._generation.put(bytes(4), layout.GENERATION.pack(self._serial))
 
     def _take_back(self, cgroup: int) -> None:
@@ -159,9 +168,10 @@ class Probes:
     def look(self, *, is_on: bool, is_timing: bool) -> None:
         """Begin or end a look at those that are counted by looks; time the calls of all that are counted, or do not.
 
-        Also, what sees events at the end of calls goes when programs at the calls are in place: to be called now and then.
+        Also, what sees events at the end of calls goes when programs at the calls are in place, and what could not be
+        attached is tried again: to be called now and then.  Raises: OSError: EMFILE, ENOMEM.
         """
-        has_changed = self._are_covered != self.calls.covers(self._kinds)
+        has_changed = not self._is_settled or self._are_covered != self.calls.covers(self._kinds)
         if has_changed or (is_on, is_timing) != (self._is_looking, self._is_timing):
             self._is_looking, self._is_timing = is_on, is_timing
             self._attach()
@@ -172,6 +182,7 @@ class Probes:
         return self._looked_s + (0.0 if self._look_began is None else time.monotonic() - self._look_began)
 
     def _attach(self) -> None:
+        self._is_settled = False
         self.calls.want(self._kinds)
         self._are_covered = self.calls.covers(self._kinds)
         needed = self._needed()
@@ -179,10 +190,13 @@ class Probes:
             self._looked_s, self._look_began = self.looked_s, None
         for program in self._object.attached - needed:
             self._object.detach(program)
+        if "on_exit" in needed - self._object.attached:
+            self._exits_since.put(bytes(4), layout.SINCE.pack(time.monotonic_ns()))
         for program in sorted(needed):
             self._object.attach(program)
         if self._look_began is None and "on_exit" in needed:
             self._look_began = time.monotonic()
+        self._is_settled = True
 
     @property
     def _kinds(self) -> frozenset[Kind]:
@@ -197,7 +211,7 @@ class Probes:
         needed = {program for kind, program in _PROGRAMS.items() if kind in kinds} - self.missing
         if is_counted or is_held or at_the_end:
             needed.add("on_exit")
-        if Kind.SECCOMP in at_the_end or (is_counted and self._is_timing):
+        if is_counted and self._is_timing:
             needed.add("on_enter")
         if kinds or counting - {Counting.NOT}:
             needed.add("on_move")

@@ -115,8 +115,6 @@ class Recording:
         self._ready = threading.Event()
         self._lock = threading.Lock()
         with ExitStack() as undo:
-            if is_from_birth:
-                undo.enter_context(collector.from_birth(subject))
             self._before = _calls(collector.counts([subject]))
             undo.enter_context(collector.counting(subject))
             self._used_before, self._refused_before = _capabilities(collector.counts([subject]))

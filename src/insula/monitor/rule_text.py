@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator
 import msgspec
 
 from insula.model.errors import InvalidRule
+from insula.model.folders import CUT
 from insula.model.monitor import EventKind
 from insula.monitor.names import judge_call, judge_error
 from insula.monitor.rules import CALLED, Rule, RuleAction, kind_of_call, kinds_of, needs_of
@@ -155,7 +156,7 @@ def _doubts(rule: Rule, untold: Collection[EventKind]) -> Iterator[str]:
         yield f"this kernel tells no events of kind {words} (see `insula doctor`){end}"
     if kinds & {EventKind.EXEC, EventKind.FILE}:
         for path in (*rule.paths, *rule.except_paths):
-            if path[:1] not in ("/", "…", *_PATTERN):
+            if path[:1] not in ("/", CUT, *_PATTERN):
                 yield f"`{path}` begins with no `/`: it fits only a path that a program gave like this; `*/{path}` fits the others"
 
 

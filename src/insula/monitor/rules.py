@@ -20,6 +20,7 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 
+from insula.model.folders import CUT, normal_path
 from insula.model.monitor import Event, EventKind, TraceWish
 from insula.model.record import Fact
 from insula.monitor.describe import is_writing
@@ -44,6 +45,8 @@ CALLED = frozenset({EventKind.SECCOMP, EventKind.DRIFT, *USUAL}) - {EventKind.EX
 """Kinds of which events name a system call, and its error."""
 _WITH_PATH = frozenset({EventKind.EXEC, EventKind.FILE, EventKind.MOUNT, EventKind.SECCOMP, EventKind.DRIFT})
 _WITH_ADDRESS = frozenset({EventKind.NETWORK, EventKind.SECCOMP, EventKind.DRIFT})
+_OTHER_IS_TEXT = frozenset({"mount", "symlink", "symlinkat"})
+"""Calls whose other path need be none: the name of a file system, what a link says."""
 
 
 class RuleAction(StrEnum):
@@ -71,6 +74,7 @@ class Rule(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
     commands: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
     except_paths: tuple[str, ...] = ()
+    """What fits one of these is not among `paths`."""
     addresses: tuple[str, ...] = ()
     details: tuple[str, ...] = ()
     users: tuple[int, ...] = ()
@@ -96,16 +100,27 @@ class Rule(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
             and (not self.calls or event.call in self.calls)
             and (not self.errors or _has_error(event, self.errors))
             and (not self.commands or _fits(event.command, self.commands))
-            and (
-                not self.paths
-                or any(_fits(path, self.paths) for path in (event.path, event.other_path) if path)
-            )
-            and not (self.except_paths and event.path and _fits(event.path, self.except_paths))
             and (not self.addresses or (event.address != "" and _fits(event.address, self.addresses)))
             and (not self.details or _fits(event.detail, self.details))
             and (not self.users or event.user in self.users)
             and (not self.is_writing or is_writing(event))
+            and self._has_path(event)
         )
+
+    def _has_path(self, event: Event) -> bool:
+        if not self.paths and not self.except_paths:
+            return True
+        is_other_meant = self.paths or event.call not in _OTHER_IS_TEXT
+        told = [path for path in (event.path, event.other_path if is_other_meant else "") if path]
+        # What is cut may lead anywhere: to be too long must not be a way around a rule.
+        return event.is_cut or (any(map(self._is_about, told)) if told else not self.paths)
+
+    def _is_about(self, path: str) -> bool:
+        """Tell whether the rule is about a path, however it is written: an exception must not be a way around it."""
+        normal = normal_path(path)
+        if not _fits(path, self.paths) and not _fits(normal, self.paths) and not _may_fit(normal, self.paths):
+            return False
+        return not (self.except_paths and _fits(normal, self.except_paths))
 
 
 class RulesJudged(Fact, kw_only=True, frozen=True):
@@ -130,6 +145,14 @@ def kind_of_call(call: str) -> EventKind | None:
 
 def _fits(text: str, patterns: Sequence[str]) -> bool:
     return not patterns or any(fnmatchcase(text, pattern) for pattern in patterns)
+
+
+def _may_fit(path: str, patterns: Sequence[str]) -> bool:
+    """Tell whether a path of which only the innermost folders are known fits, for some that they may lie in."""
+    rest = path.removeprefix(CUT)
+    return rest != path and any(
+        fnmatchcase(rest, pattern[at:]) for pattern in patterns for at in range(len(pattern))
+    )
 
 
 def _has_error(event: Event, wanted: Sequence[str]) -> bool:

@@ -56,6 +56,8 @@ class Subject(NamedTuple):
     first_uid: int
     """Of its range of the host's uids."""
     uids: int
+    is_confined: bool = False
+    """Its programs have a seccomp filter: what a task does in its cgroup before it has one is insula's, which makes it."""
 
     def inner_user(self, uid: int) -> int:
         """Return the container's uid of a host's, -1 for one that is not in its range."""
@@ -70,7 +72,7 @@ def kinds_of(wish: TraceWish) -> frozenset[Kind]:
 
 
 class Subscription:
-    """What waits for one watcher.  Filled by the collector's thread, read by one other."""
+    """What waits for one watcher.  Filled from any thread (the collector's, a relay's), read by one other."""
 
     def __init__(
         self,
@@ -92,6 +94,7 @@ class Subscription:
         self.is_elsewhere = False
         """What it watches has moved, and is told of from there: its end here is not the end."""
         self._closers: list[Callable[[], None]] = []
+        self._is_closed = False
         self._waiting: deque[bytes | TraceLine] = deque()
         self._lost = 0
         self._lock = threading.Lock()
@@ -108,12 +111,11 @@ class Subscription:
 
     def give(self, records: Sequence[bytes | TraceLine], *, lost: int = 0) -> int:
         """Let records wait.  Returns: how many found no room: they are counted as lost, too."""
-        room = MAX_WAITING - len(self._waiting)
-        self._waiting.extend(records[:room] if len(records) > room else records)
-        unplaced = max(0, len(records) - room)
-        if lost or unplaced:
-            with self._lock:
-                self._lost += lost + unplaced
+        with self._lock:
+            room = max(0, MAX_WAITING - len(self._waiting))  # the end waits even where there is none
+            self._waiting.extend(records[:room] if len(records) > room else records)
+            unplaced = max(0, len(records) - room)
+            self._lost += lost + unplaced
         self._notify()
         return unplaced
 
@@ -141,17 +143,25 @@ class Subscription:
         )
 
     def on_close(self, closer: Callable[[], None]) -> None:
-        """Have something called when nobody reads this any more."""
-        self._closers.append(closer)
+        """Have something called when nobody reads this any more; at once, if nobody does."""
+        with self._lock:
+            if not self._is_closed:
+                self._closers.append(closer)
+                return
+        closer()
 
     def close(self) -> None:
         """Nobody reads this any more."""
-        for closer in self._closers:
+        with self._lock:
+            self._is_closed = True
+            closers, self._closers = self._closers, []
+        for closer in closers:
             closer()
 
     def end(self, reason: str) -> None:
         """Tell the reader that nothing more comes."""
-        self._waiting.append(Ended(reason=reason))
+        with self._lock:
+            self._waiting.append(Ended(reason=reason))
         self._notify()
 
     def _event(self, record: bytes) -> Event | None:
@@ -203,7 +213,7 @@ class Subscription:
     def _told(self, event: Event) -> Event | None:
         """Return what the watcher may see of an event, or None if nothing of that is wished for."""
         wish, event = self.wish, self._redact(event)
-        if wish.paths and not _matches((event.path, event.other_path), wish.paths):
+        if wish.paths and not event.is_cut and not _matches((event.path, event.other_path), wish.paths):
             return None
         if wish.addresses and not _matches((event.address,), wish.addresses):
             return None

@@ -11,17 +11,18 @@ class Throttling:
     """What was seen of each container's counter."""
 
     def __init__(self) -> None:
-        self._seen: dict[str, int] = {}
+        self._seen: dict[int, int] = {}
+        """By cgroup: each run of a container has another."""
 
     def look(self, subject: Subject) -> list[Event]:
         """Return an event if the container was held back since the last look; the first look only begins."""
         try:
             now_us = subject.group.cpu_stats().throttled_us
         except OSError:  # it has just ended
-            self._seen.pop(subject.container, None)
+            self.forget(subject)
             return []
-        before_us = self._seen.get(subject.container, now_us)
-        self._seen[subject.container] = now_us
+        before_us = self._seen.get(subject.cgroup, now_us)
+        self._seen[subject.cgroup] = now_us
         if now_us <= before_us:
             return []
         return [
@@ -37,4 +38,4 @@ class Throttling:
 
     def forget(self, subject: Subject) -> None:
         """Nobody looks any more: the next look begins anew."""
-        self._seen.pop(subject.container, None)
+        self._seen.pop(subject.cgroup, None)

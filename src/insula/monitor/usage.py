@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an event uses, in the words of a profile: folders that are changed, whom is connected to, where is listened.  Pure."""
 
-import os.path
+import posixpath
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
-from insula.model.folders import common_folder
+from insula.model.folders import CUT, common_folder, normal_path
 from insula.model.monitor import Event, EventKind
 from insula.model.peer import GATEWAY, Peer, parse_peer
 from insula.monitor.describe import EXECUTING, is_writing
@@ -25,6 +25,11 @@ _NOT_ALLOWED = frozenset({"EACCES", "EPERM", "EROFS"})
 _REMOVING = frozenset({"unlink", "unlinkat", "rmdir", "rename", "renameat", "renameat2"})
 
 
+def is_unknown(event: Event) -> bool:
+    """Tell whether it is not known where an event's paths lead: no folder and no program is read out of them."""
+    return event.is_cut or any(each.startswith(f"{CUT}/") for each in (event.path, event.other_path))
+
+
 def changed_folders(event: Event) -> tuple[str, ...]:
     """Return the folders that an event has changed something in; empty: it did not.
 
@@ -33,7 +38,7 @@ def changed_folders(event: Event) -> tuple[str, ...]:
     if event.kind is EventKind.NETWORK:
         path = event.address.removeprefix("unix:")
         is_made = event.call == "bind" and not event.error and path != event.address
-        return (os.path.dirname(os.path.normpath(path)),) if is_made and path.startswith("/") else ()
+        return (posixpath.dirname(normal_path(path)),) if is_made and path.startswith("/") else ()
     is_missing = event.error == "ENOENT" and event.call in _REMOVING
     if is_writing(event) or (event.kind is EventKind.FILE and is_missing):
         return _folders(event)
@@ -51,15 +56,14 @@ def tried_folders(event: Event) -> tuple[str, ...]:
 
 
 def _folders(event: Event) -> tuple[str, ...]:
+    if event.is_cut:
+        return ()
     paths = [event.path, event.other_path]
     if event.call.startswith("symlink"):
         paths = [event.path]
     elif event.call.startswith("link"):
         paths = [event.other_path]
-    # More slashes than one at the beginning would stay.
-    found = {
-        os.path.dirname("/" + os.path.normpath(each).lstrip("/")) for each in paths if each.startswith("/")
-    }
+    found = {posixpath.dirname(normal_path(each)) for each in paths if each.startswith("/")}
     if len(found) == 2:
         # Between two mounts nothing can be renamed: they must lie in one.
         found.add(common_folder(*found))
@@ -68,16 +72,16 @@ def _folders(event: Event) -> tuple[str, ...]:
 
 def started_programs(event: Event) -> tuple[str, ...]:
     """Return the files that a started program was read from: itself and, of a script, its interpreter."""
-    if event.kind is not EventKind.EXEC:
+    if event.kind is not EventKind.EXEC or event.is_cut:
         return ()
     paths = (event.path, event.other_path)
-    return tuple(os.path.normpath(each) for each in paths if each.startswith("/"))
+    return tuple(normal_path(each) for each in paths if each.startswith("/"))
 
 
 def refused_program(event: Event) -> str:
     """Return the program that somebody may not start who tried; empty: none."""
     if event.call in EXECUTING and event.error in _NOT_ALLOWED and event.path.startswith("/"):
-        return os.path.normpath(event.path)
+        return normal_path(event.path)
     return ""
 
 

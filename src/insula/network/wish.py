@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network
 
 from insula.model.errors import InvalidSpec, Unsupported
+from insula.model.labels import check_labels
 from insula.model.record import NetworkRecord
 from insula.model.spec import Ipv6, NetworkWish
 from insula.network import bridge, ipv6, pool
@@ -25,6 +26,7 @@ def plan_network(
     others: this host's networks.  has_ipv6: of this host.
     Raises: InvalidSpec, SubnetOverlaps, AddressPoolExhausted, Conflict; Unsupported for IPv6 that cannot be had.
     """
+    check_labels(wish.labels)
     subnet = _choose_subnet(wish, others=others, from_pool=from_pool)
     subnet6 = _choose_subnet6(tenant, wish, others=others, subnet=subnet, has_ipv6=has_ipv6)
     gateway6 = ipv6.choose_gateway(subnet6, wished=wish.gateway6, containers=subnet) if subnet6 else ""

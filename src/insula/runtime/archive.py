@@ -4,28 +4,28 @@
 The container's root is a handle: of one that runs `/proc/PID/root`, with its volumes and mounts; of a stopped one its
 root file system alone, mounted for the moment.  The work is done by `archive_worker.py`, a process of its own within a user
 namespace of the container's ids: it may do to files what the container's root may, and nothing more, whatever a
-symbolic link, a bind mount or /proc leads to.  A copy that fails on the way leaves what was copied until then.
+symbolic link, a bind mount or /proc leads to; and it stands in the tenant's cgroup (`charged.py`).  A copy that fails on
+the way leaves what was copied until then.
 """
 
 import json
 import os
 import stat
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 from typing import BinaryIO
 
-import insula
 from insula.kernel.paths import open_in_root
-from insula.model.errors import BadRequest, InsulaError, WrongState, from_code
+from insula.model.errors import BadRequest, InsulaError, LimitRefused, WrongState, from_code
 from insula.model.grant import Grant
 from insula.model.lifecycle import ALIVE, AT_REST
 from insula.model.record import ContainerRecord, PathStat
+from insula.runtime.charged import Charge, charged_group, let_begin
 from insula.runtime.context import Runtime
 from insula.runtime.path_errors import explain
 from insula.runtime.plan import start_plan
+from insula.runtime.worker_words import worker_words
 
 CHUNK_BYTES = 1 << 18
 MAX_PATH_BYTES = 4095
@@ -60,7 +60,7 @@ def read_archive(grant: Grant, runtime: Runtime, ref: str, *, path: str, output:
     Raises: as `stat_path`; Denied, Unsupported for a device or socket.
     """
     name_of(path)
-    with _opened_root(grant, runtime, ref) as root, _worker("read", root, path=path) as process:
+    with _opened_root(grant, runtime, ref) as root, _worker(runtime, "read", root=root, path=path) as process:
         if process.stdout is not None:
             while chunk := process.stdout.read(CHUNK_BYTES):
                 output.write(chunk)
@@ -71,7 +71,10 @@ def write_archive(grant: Grant, runtime: Runtime, ref: str, *, path: str, source
 
     Raises: as `stat_path`; Denied, InvalidImage for what is no good tar, DiskFull.
     """
-    with _opened_root(grant, runtime, ref) as root, _worker("write", root, path=path) as process:
+    with (
+        _opened_root(grant, runtime, ref) as root,
+        _worker(runtime, "write", root=root, path=path) as process,
+    ):
         if process.stdin is not None:
             with suppress(BrokenPipeError):  # the worker has stopped, and says why
                 while chunk := source.read(CHUNK_BYTES):
@@ -91,6 +94,7 @@ class _Root:
     def __init__(self, descriptor: int, record: ContainerRecord) -> None:
         self.descriptor = descriptor
         self.uid_base = record.uid_base
+        self.tenant = record.tenant
         self._record = record
 
     def refuse_absent_mounts(self, path: str, descriptor: int) -> None:
@@ -176,18 +180,26 @@ def _explained(path: str) -> Iterator[None]:
 
 
 @contextmanager
-def _worker(verb: str, root: _Root, *, path: str) -> Iterator[subprocess.Popen[bytes]]:
+def _worker(runtime: Runtime, verb: str, *, root: _Root, path: str) -> Iterator[subprocess.Popen[bytes]]:
     # Judged before anything is sent; the worker opens the path again, by its own right.
     with _explained(path):
         os.close(_open_path(root, path))
-    folder = str(Path(insula.__file__).resolve().parents[1])
-    code = f"import sys; sys.path.insert(0, {folder!r}); from insula.runtime import archive_worker as w; sys.exit(w.main())"
+    with (
+        charged_group(runtime, root.tenant, charge=Charge.COPY) as group,
+        _started(verb, root, path=path) as process,
+    ):
+        let_begin(process, group)
+        yield process
+        said = process.stderr.read() if process.stderr is not None else b""
+        if process.wait() != 0:
+            raise _failure_of(said, path)
+
+
+@contextmanager
+def _started(verb: str, root: _Root, *, path: str) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(
         (
-            sys.executable,
-            "-SI",
-            "-c",
-            code,
+            *worker_words("insula.runtime.archive_worker", needs_packages=False),
             verb,
             str(root.descriptor),
             str(root.uid_base),
@@ -195,7 +207,7 @@ def _worker(verb: str, root: _Root, *, path: str) -> Iterator[subprocess.Popen[b
             name_of(path),
         ),
         bufsize=0,
-        stdin=subprocess.PIPE if verb == "write" else subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE if verb == "read" else subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         pass_fds=(root.descriptor,),
@@ -205,9 +217,6 @@ def _worker(verb: str, root: _Root, *, path: str) -> Iterator[subprocess.Popen[b
     with process:
         try:
             yield process
-            said = process.stderr.read() if process.stderr is not None else b""
-            if process.wait() != 0:
-                raise _failure_of(said, path)
         finally:
             process.kill()
 
@@ -217,6 +226,10 @@ def _failure_of(said: bytes, path: str) -> InsulaError:
         fields = json.loads(said)
         return from_code(str(fields["code"]), str(fields["message"]), hint=str(fields["hint"]))
     except (ValueError, KeyError, TypeError):
-        return InsulaError(
-            f"cannot copy `{path}`: {said.decode('utf-8', 'replace').strip() or 'the copier was killed'}"
+        reason = said.decode("utf-8", "replace").strip()
+        if reason:
+            return InsulaError(f"cannot copy `{path}`: {reason}")
+        return LimitRefused(
+            f"cannot copy `{path}`: the process was killed",
+            hint="the tenant's memory is used up: stop some of its containers, or raise its limit",
         )

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process that copies files of a container: packs or unpacks a tar as the container's root, and ends.
 
-    stdin (write) or stdout (read): the tar        stderr: a failure as JSON {"code", "message", "hint"}; exit code 1
+    stdin: READY when it stands in its tenant's cgroup, then (write) the tar
+    stdout (read): the tar        stderr: a failure as JSON {"code", "message", "hint"}; exit code 1
 
 Arguments: verb, descriptor of the container's root, first host id, path, name in the archive.  Its user namespace has
 the container's mapping and holds nothing else: no mount, no network, no process of the container.  Standard library only.
@@ -17,8 +18,9 @@ from insula.image.pack import pack_file, pack_tree
 from insula.image.tarball import Form, unpack_tree
 from insula.kernel import idmap, libc
 from insula.kernel.paths import open_in_root
-from insula.model.errors import DiskFull, InsulaError, Unsupported
+from insula.model.errors import DiskFull, InsulaError, LimitRefused, Unsupported
 from insula.runtime.path_errors import explain
+from insula.runtime.worker_words import wait_ready
 
 ID_COUNT = 65536
 _MADE_UP = (b"proc", b"sys")
@@ -28,6 +30,8 @@ _MADE_UP = (b"proc", b"sys")
 def main() -> int:
     """Do what the arguments say."""
     verb, root, uid_base, path, name = sys.argv[1:]
+    if not wait_ready():
+        return 1
     try:
         take_identity(int(uid_base))
         if verb == "read":
@@ -36,6 +40,13 @@ def main() -> int:
             write(int(root), path)
     except InsulaError as error:
         return _fail(error)
+    except BlockingIOError:  # EAGAIN of fork: a user namespace takes a process for a moment
+        return _fail(
+            LimitRefused(
+                f"cannot copy `{path}`: the tenant may have no more processes",
+                hint="stop some of its containers, or raise its limit",
+            )
+        )
     except OSError as error:
         return _fail(explain(error, path))
     return 0

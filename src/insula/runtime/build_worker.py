@@ -7,7 +7,7 @@
 Arguments: the tenant's first host id, the folder that is /tmp in there, the program's words.  The program is pid 1 of its
 namespace, so all that it has started ends with it.  The network is the host's.  Started by `building.py`.
 
-Sources: user_namespaces(7), pid_namespaces(7), mount_namespaces(7), prctl(2) (PR_SET_PDEATHSIG).
+Sources: user_namespaces(7), pid_namespaces(7), mount_namespaces(7).
 """
 
 import os
@@ -16,11 +16,10 @@ import signal
 import sys
 from typing import NoReturn
 
-from insula.kernel import libc, mount, namespace
+from insula.kernel import libc, lifeline, mount, namespace
 from insula.runtime.archive_worker import take_identity
+from insula.runtime.worker_words import wait_ready
 
-READY = b"\n"
-PR_SET_PDEATHSIG = 1
 OOM_SCORE_ADJ = 500
 """Where the tenant's memory ends, a build goes before the tenant's containers."""
 NOT_STARTED = 127
@@ -31,7 +30,7 @@ _SEPARATE = namespace.CLONE_NEWPID | namespace.CLONE_NEWNS | namespace.CLONE_NEW
 def main() -> int:
     """Do what the arguments say."""
     uid_base, folder, *words = sys.argv[1:]
-    if os.read(0, len(READY)) != READY:
+    if not wait_ready():
         return NOT_STARTED  # insulad ended before this was moved
     try:
         _separate(int(uid_base), folder)
@@ -60,7 +59,7 @@ def _separate(uid_base: int, folder: str) -> None:
 
 def _become(words: list[str]) -> NoReturn:
     try:
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        lifeline.end_with_parent()
         mount.attach(mount.proc(), "/proc")
         os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
         os.execvp(words[0], words)

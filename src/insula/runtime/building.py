@@ -13,17 +13,17 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from insula.image.debian import Starter
 from insula.kernel.cgroup import Group
 from insula.model.errors import InvalidImage, LimitRefused
-from insula.runtime.build_worker import READY
-from insula.runtime.charged import LEAVING_SECONDS, Charge, charged_group, worker_words
+from insula.runtime.charged import LEAVING_SECONDS, Charge, charged_group, let_begin
 from insula.runtime.context import Runtime
 from insula.runtime.trees import remove_tree
+from insula.runtime.worker_words import worker_words
 
 FOLDER = "builds"
 _PASSED_ON = ("PATH", "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
@@ -106,7 +106,7 @@ def separated(
     )
     with process:
         try:
-            _let_go(process, group)
+            let_begin(process, group)
             yield process
         finally:
             _end(process)
@@ -119,14 +119,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait(LEAVING_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()  # the kernel kills the program with it
-
-
-def _let_go(process: subprocess.Popen[bytes], group: Group | None) -> None:
-    with suppress(ProcessLookupError, BrokenPipeError):  # it has failed already
-        if group is not None:
-            group.attach(process.pid)
-        if process.stdin is not None:
-            os.write(process.stdin.fileno(), READY)
 
 
 @contextmanager

@@ -3,24 +3,24 @@
 
 The tenant's limits hold for it, and its processors are taken from the tenant's share; a tenant without containers gets its
 limits here, too.  What an insulad that was killed has left goes when the next one starts (`end_leftovers`).  Out of scope:
-what the processes do (`unpacking.py`, `building.py`).
+what the processes do (`unpacking.py`, `building.py`, `archive.py`).
 """
 
 import logging
+import os
 import secrets
-import sys
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from enum import StrEnum
-from pathlib import Path
 
-import insula
 from insula.kernel.cgroup import Group
 from insula.model.errors import LimitRefused
 from insula.runtime import quotas
 from insula.runtime.context import Runtime
 from insula.runtime.undo import attempt
+from insula.runtime.worker_words import READY
 
 LOG = logging.getLogger(__name__)
 
@@ -33,6 +33,7 @@ class Charge(StrEnum):
 
     UNPACK = "unpack"
     BUILD = "build"
+    COPY = "copy"
 
 
 @contextmanager
@@ -58,6 +59,15 @@ def charged_group(runtime: Runtime, tenant: str, *, charge: Charge) -> Iterator[
         end(group)
 
 
+def let_begin(process: subprocess.Popen[bytes], group: Group | None) -> None:
+    """Move a worker that waits (`worker_words.wait_ready`) into a charged group, and let it begin."""
+    with suppress(ProcessLookupError, BrokenPipeError):  # it has failed already
+        if group is not None:
+            group.attach(process.pid)
+        if process.stdin is not None:
+            os.write(process.stdin.fileno(), READY)
+
+
 def end(group: Group) -> None:
     """Kill what is in a group, and remove it."""
     with suppress(
@@ -77,13 +87,3 @@ def end_leftovers(runtime: Runtime) -> None:
             if name.startswith(kinds):
                 LOG.warning("ending what an earlier insulad began", extra={"fields": {"cgroup": name}})
                 end(Group(runtime.hierarchies(), runtime.tenant_parent(tenant.name), name))
-
-
-def worker_words(module: str) -> list[str]:
-    """Return the words that start a worker: this interpreter with `main()` of a module, without what users have installed."""
-    folder = str(Path(insula.__file__).resolve().parents[1])
-    package, _, name = module.rpartition(".")
-    code = (
-        f"import sys; sys.path.insert(0, {folder!r}); from {package} import {name} as w; sys.exit(w.main())"
-    )
-    return [sys.executable, "-I", "-c", code]

@@ -28,7 +28,8 @@ from insula.runtime.seal import Protection, Sealer, Secret, secret_of_file, secr
 from insula.runtime.trees import remove_tree
 from insula.runtime.undo import attempt
 
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
+MAX_NAME = 63
+NAME = re.compile(rf"[a-zA-Z0-9][a-zA-Z0-9_.-]{{0,{MAX_NAME - 1}}}")
 UPPER_TAR = "upper.tar"
 
 Result = dict[str, str | int | float | bool]
@@ -51,7 +52,7 @@ def checkpoint(
     found = runtime.find(grant, ref)
     secret = secret_for(runtime, wish.key)
     name = wish.name or _fresh_name({each.name for each in runtime.store.list_checkpoints(found.id)})
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise InvalidSpec(
             f"cannot name a checkpoint `{name[:80]}`", hint="letters, digits, `_`, `.`, `-`, at most 63"
         )

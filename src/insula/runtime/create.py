@@ -12,11 +12,12 @@ from msgspec.structs import replace
 
 from insula.model.errors import InUse, InvalidSpec, LimitRefused, NetworkNotFound, VolumeNotFound
 from insula.model.grant import Grant
+from insula.model.labels import check_labels
 from insula.model.lifecycle import Status
 from insula.model.permit import Permit
 from insula.model.profile_text import check_applied
-from insula.model.record import Attachment, ContainerRecord, ImageRecord
-from insula.model.spec import MountKind, MountWish, RestartKind, Spec, VolumeWish
+from insula.model.record import Attachment, ContainerRecord, ImageRecord, VolumeRecord
+from insula.model.spec import MountKind, MountWish, RestartKind, Spec
 from insula.runtime import own_disk, quotas
 from insula.runtime.binds import check_binds
 from insula.runtime.context import Runtime
@@ -43,7 +44,7 @@ def create(grant: Grant, runtime: Runtime, spec: Spec) -> ContainerRecord:
     """Create a container of the grant's tenant.
 
     Raises: InvalidSpec, Denied, ImageNotFound, NetworkNotFound, NameTaken, AddressPoolExhausted, LimitRefused,
-    QuotaExceeded.
+    QuotaExceeded, DiskFull; Conflict if somebody removes a volume of it meanwhile.
     """
     tenant = grant.tenant
     image = runtime.images.get(tenant, spec.image)
@@ -85,9 +86,16 @@ def create(grant: Grant, runtime: Runtime, spec: Spec) -> ContainerRecord:
         with runtime.store.transaction():
             quotas.check_count(runtime, tenant)
             quotas.check_disk(runtime, tenant, spec)
-            runtime.store.add_container(record)
+            write_down(runtime, record)
         undo.pop_all()
     return record
+
+
+def write_down(runtime: Runtime, record: ContainerRecord) -> None:
+    """Remember a new container, whose volumes nobody can remove from now on.  Raises: NameTaken, Conflict."""
+    with runtime.store.transaction():
+        runtime.volumes.need(record.tenant, record.spec)
+        runtime.store.add_container(record)
 
 
 def make_folders(runtime: Runtime, container_id: str, *, tenant: str, spec: Spec) -> None:
@@ -120,6 +128,7 @@ def check_spec(spec: Spec) -> None:
             f"cannot use hostname `{spec.hostname}`", hint="letters, digits, `.`, `-`, at most 63"
         )
     _check_words(spec)
+    check_labels(spec.labels)
     _check_limits(spec)
     for mount in spec.mounts:
         _check_mount(mount)
@@ -221,18 +230,15 @@ def _with_volumes(runtime: Runtime, tenant: str, *, spec: Spec, image: ImageReco
         for target in image.config.volumes
         if target.rstrip("/") not in covered
     ]
-    present = {each.name for each in runtime.store.list_volumes(tenant)}
+
+    def drop_if_undone(made: VolumeRecord) -> None:
+        undo.callback(_drop_volume, runtime, tenant, name=made.name)
+
     mounts = []
     for each in wished:
         if each.kind is MountKind.VOLUME:
-            made = (
-                runtime.volumes.ensure(tenant, each.source)
-                if each.source
-                else runtime.volumes.create(tenant, VolumeWish())
-            )
-            if made.name not in present:
-                undo.callback(_drop_volume, runtime, tenant, name=made.name)
-            each = replace(each, source=made.name)
+            volume = runtime.volumes.ensure(tenant, each.source, on_made=drop_if_undone)
+            each = replace(each, source=volume.name)
         mounts.append(each)
     return replace(spec, mounts=tuple(mounts))
 

@@ -9,14 +9,13 @@ from msgspec.structs import replace
 
 from insula.kernel.cgroup import Group
 from insula.kernel.tcp_repair import begin_repair
-from insula.model.errors import ContainerNotFound, InvalidSpec, NameTaken, VolumeNotFound, WrongState
+from insula.model.errors import ContainerNotFound, InvalidSpec, NameTaken, WrongState
 from insula.model.grant import Grant
 from insula.model.lifecycle import ALIVE
 from insula.model.record import ContainerRecord
-from insula.model.spec import MountKind
 from insula.runtime.context import Runtime
 from insula.runtime.create import NAME
-from insula.runtime.recover import drop_arriving_volume
+from insula.runtime.recover import drop_volumes
 from insula.runtime.remove import remove_ended, unplug
 from insula.runtime.stop import stop
 
@@ -71,10 +70,7 @@ def remove_moved(runtime: Runtime, record: ContainerRecord) -> None:
         except (OSError, TimeoutError) as error:
             LOG.warning("cgroups of a moved container stay", extra={"fields": {"reason": str(error)}})
     # The record last: as long as it is there, the next insulad goes on with this.
-    for mount in record.spec.mounts:
-        if mount.kind is MountKind.VOLUME:
-            with contextlib.suppress(VolumeNotFound):
-                drop_arriving_volume(runtime, record, name=mount.source)
+    drop_volumes(runtime, record)
     with contextlib.suppress(ContainerNotFound):
         remove_ended(runtime, record, volumes=False)
 

@@ -1,31 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a container's program wrote, line by line, also while it writes.
 
-The spawner's log (`boot/stdio.py`) has records of what was read at once: a record may hold many lines, and a line may
+The spawner's log (`log_files.py`) has records of what was read at once: a record may hold many lines, and a line may
 span records.  A line without an end, such as a prompt, is given when nothing followed it for UNFINISHED_S; what follows
 later is a line of its own.
+
+A log may be of nothing but line ends, millions of them: what is held of it at once is bounded, and so is what is done
+before others have their turn.  For the last of its lines these are counted first, and then read from where they begin.
 """
 
 import os
-import select
 import threading
 import time
-from collections import deque
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from insula.boot.stdio import LOG_BYTES, RECORD
-from insula.model import stream
 from insula.model.errors import ProtocolError
 from insula.model.grant import Grant
 from insula.model.record import ContainerRecord, LogLine
 from insula.runtime.context import Runtime
+from insula.runtime.log_files import BATCH_BYTES, STREAMS, LogFiles, Place, Record
 
-BATCH_BYTES = 1 << 16
-"""So much is taken apart before others have their turn."""
-MAX_TAIL_BATCHES = 1024
-"""Thrice what a log holds at most."""
+LINE_BYTES = 64
+"""What a line costs beside its text, of BATCH_BYTES that are given at once: the shortest is 55 bytes of JSON."""
 UNFINISHED_S = 0.05
 MAX_LINE_BYTES = 1 << 20
 """A longer line is given in pieces, so that a program that never ends one costs no memory."""
@@ -35,8 +36,6 @@ KEPT_BYTES = 2 * LOG_BYTES
 MAX_MOVED_BYTES = 3 * LOG_BYTES
 """What is taken from another host."""
 MAX_RECORD_BYTES = 1 << 20
-
-_STREAMS = {stream.STDOUT: "stdout", stream.STDERR: "stderr"}
 
 
 def open_logs(
@@ -76,7 +75,7 @@ def export_logs(runtime: Runtime, record: ContainerRecord) -> Iterator[bytes]:
 
     Whole once its processes stand still; of a running container it is what was there in passing.
     """
-    files, left = _Files(runtime.folders.log(record.id)), MAX_MOVED_BYTES
+    files, left = LogFiles(runtime.folders.log(record.id)), MAX_MOVED_BYTES
     excess = files.size() - KEPT_BYTES
     try:
         while records := files.read():
@@ -128,7 +127,7 @@ def _checked(chunks: Iterable[bytes | bytearray], *, name: str) -> Iterator[byte
         buffer, at = buffer + chunk, 0
         while len(buffer) - at >= RECORD.size:
             _moment, kind, length = RECORD.unpack_from(buffer, at)
-            if kind not in _STREAMS or length > MAX_RECORD_BYTES:
+            if kind not in STREAMS or length > MAX_RECORD_BYTES:
                 raise ProtocolError(f"cannot take the log of `{name}`: it holds what is no record")
             end = at + RECORD.size + length
             if end > len(buffer):
@@ -150,83 +149,166 @@ class LogReader:
         tail: int | None = None,
         since: float | None = None,
         until: float | None = None,
-        streams: frozenset[str] = frozenset(_STREAMS.values()),
+        streams: frozenset[str] = frozenset(STREAMS.values()),
         follow: bool = True,
     ) -> None:
-        self._files = _Files(path)
+        wanted = _Wanted(
+            since if since is not None else float("-inf"),
+            until if until is not None else float("inf"),
+            streams,
+        )
+        files = LogFiles(path)
+        self._tail = tail or 0
+        self._counted = None if tail is None else _Walk(files.as_it_is(), wanted)
+        """What is there already, until its lines are counted."""
         if not follow:  # a program may write faster than this is read
-            self._files.end_here()
+            files.end_here()
+        self._walk = _Walk(files, wanted)
+        self._marks = [_Mark(0, Place(0, 0))]
+        self._excess = 0
+        """So many lines are passed over."""
+        self._lines: Iterator[LogLine] = iter(())
+        """Of what has been read those that have not been given."""
         self._is_closed = False
         self._guard = threading.Lock()
-        self._lines = {kind: _Splitter(name) for kind, name in _STREAMS.items() if name in streams}
-        self._tail = tail
-        self._since = since if since is not None else float("-inf")
-        self._until = until if until is not None else float("inf")
 
     def close(self) -> None:
         with self._guard:
             self._is_closed = True
-            self._files.close()
+            self._walk.files.close()
+            if self._counted is not None:
+                self._counted.files.close()
 
-    def read(self) -> list[LogLine]:
-        """Return the lines that are new, at most about BATCH_BYTES of them.  Empty: none for now."""
+    def read(self) -> list[LogLine] | None:
+        """Return the lines that are new, some of them: of about BATCH_BYTES, and found in as many.
+
+        Returns: None if there are none for now; an empty list if none is wanted among those that were looked at.
+        """
         with self._guard:
-            return self._read() if not self._is_closed else []
+            return self._read() if not self._is_closed else None
 
-    def _read(self) -> list[LogLine]:
-        if self._tail is not None:
-            last = deque(self._read_all(), maxlen=self._tail)
-            self._tail = None
-            if last:
-                return [line.fact() for line in last]
-        return [line.fact() for line in self._read_some()]
+    def _read(self) -> list[LogLine] | None:
+        if self._counted is not None:
+            self._count(self._counted)
+            return []
+        if batch := self._batch():
+            return batch
+        runs = self._walk.read()
+        if runs is None:
+            if self._walk.wait_for_rest():
+                return []
+            runs = self._walk.flush()
+            if not runs:
+                return None
+        self._lines = self._lines_of(runs)
+        return self._batch()
 
-    def _read_all(self) -> Iterator["_Line"]:
-        # Ends even if the program writes faster than this reads.
-        for _ in range(MAX_TAIL_BATCHES):
-            lines = self._read_some()
-            if not lines:
-                return
-            yield from lines
+    def _count(self, walk: "_Walk") -> None:
+        runs = walk.read()
+        self._excess += sum(map(_Run.count_lines, walk.flush() if runs is None else runs))
+        if runs is None:
+            self._excess = max(0, self._excess - self._tail)
+            mark = self._marks[bisect_right(self._marks, self._excess, key=lambda each: each.lines) - 1]
+            self._walk.files.go_to(mark.place)
+            self._excess -= mark.lines
+            self._counted = None
+            walk.files.close()
+        elif walk.is_between_lines:
+            self._marks.append(_Mark(self._excess, walk.files.place))
 
-    def _read_some(self) -> list["_Line"]:
-        # Batches that hold no line of interest are passed over: an empty answer means the end.
-        while True:
-            is_idle, lines = True, []
-            for record in self._files.read():
-                is_idle = False
-                if (splitter := self._lines.get(record.kind)) is not None:
-                    lines += splitter.feed(record)
-            if is_idle:
-                if self._wait_for_rest():
-                    continue
-                lines = [line for each in self._lines.values() for line in each.flush()]
-            found = [line for line in lines if self._since <= line.time <= self._until]
-            if found or is_idle:
-                return found
+    def _lines_of(self, runs: Iterable["_Run"]) -> Iterator[LogLine]:
+        for run in runs:
+            if self._excess and (count := run.count_lines()) <= self._excess:
+                self._excess -= count
+                continue
+            passed, self._excess = self._excess, 0
+            yield from islice(run.lines(), passed, None)
 
-    def _wait_for_rest(self) -> bool:
-        # Whether an unfinished line is so young that it is worth another look, after a short wait.
-        begun = [each.last_time for each in self._lines.values() if each.is_unfinished]
-        age = time.time() - max(begun, default=0.0)
-        if not 0 <= age < UNFINISHED_S:
-            return False
-        return self._files.wait(UNFINISHED_S - age)
+    def _batch(self) -> list[LogLine]:
+        found, left = [], BATCH_BYTES
+        for line in self._lines:
+            found.append(line)
+            left -= LINE_BYTES + len(line.text)
+            if left <= 0:
+                break
+        return found
 
 
-class _Record(NamedTuple):
-    time: float
-    kind: int
-    data: bytes
+class _Mark(NamedTuple):
+    """A place where a line of each stream begins."""
+
+    lines: int
+    """So many are before it."""
+    place: Place
 
 
-class _Line(NamedTuple):
+class _Wanted(NamedTuple):
+    since: float
+    until: float
+    streams: frozenset[str]
+
+
+class _Run(NamedTuple):
+    """Lines of one stream and one moment."""
+
     time: float
     stream: str
     data: bytes
+    """Without the last one's end."""
 
-    def fact(self) -> LogLine:
-        return LogLine(time=self.time, stream=self.stream, text=self.data.decode("utf-8", "surrogateescape"))
+    def count_lines(self) -> int:
+        return self.data.count(b"\n") + 1
+
+    def lines(self) -> Iterator[LogLine]:
+        # One after the other: a list of all of them is a hundred times as large.
+        at = 0
+        while (end := self.data.find(b"\n", at)) >= 0:
+            yield self._line(self.data[at:end])
+            at = end + 1
+        yield self._line(self.data[at:])
+
+    def _line(self, data: bytes) -> LogLine:
+        return LogLine(time=self.time, stream=self.stream, text=data.decode("utf-8", "surrogateescape"))
+
+
+class _Walk:
+    """One way through a log, from its beginning on."""
+
+    def __init__(self, files: LogFiles, wanted: _Wanted) -> None:
+        self.files = files
+        self._wanted = wanted
+        self._splitters = {kind: _Splitter(name) for kind, name in STREAMS.items() if name in wanted.streams}
+
+    @property
+    def is_between_lines(self) -> bool:
+        return not any(each.is_unfinished for each in self._splitters.values())
+
+    def read(self) -> list[_Run] | None:
+        """Return what is wanted of the next BATCH_BYTES.  None: there are none for now."""
+        records = self.files.read()
+        if not records:
+            return None
+        return self._wanted_of(
+            run
+            for record in records
+            if (splitter := self._splitters.get(record.kind)) is not None
+            for run in splitter.feed(record)
+        )
+
+    def flush(self) -> list[_Run]:
+        """Return the unfinished lines."""
+        return self._wanted_of(run for each in self._splitters.values() for run in each.flush())
+
+    def wait_for_rest(self) -> bool:
+        """Wait shortly, if an unfinished line is so young that it is worth another look.  Answers whether more came."""
+        begun = [each.last_time for each in self._splitters.values() if each.is_unfinished]
+        age = time.time() - max(begun, default=0.0)
+        if not 0 <= age < UNFINISHED_S:
+            return False
+        return self.files.wait(UNFINISHED_S - age)
+
+    def _wanted_of(self, runs: Iterable[_Run]) -> list[_Run]:
+        return [run for run in runs if self._wanted.since <= run.time <= self._wanted.until]
 
 
 class _Splitter:
@@ -234,7 +316,7 @@ class _Splitter:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._rest = b""
+        self._rest = bytearray()
         self._rest_time = 0.0
         self.last_time = 0.0
 
@@ -242,128 +324,29 @@ class _Splitter:
     def is_unfinished(self) -> bool:
         return bool(self._rest)
 
-    def feed(self, record: _Record) -> list[_Line]:
-        first, *others = record.data.split(b"\n")
+    def feed(self, record: Record) -> list[_Run]:
         self.last_time = record.time
-        begun = self._rest_time if self._rest else record.time
-        if not others:
-            self._rest += first
-            self._rest_time = begun
+        if not self._rest:
+            self._rest_time = record.time
+        end = record.data.rfind(b"\n")
+        if end < 0:
+            self._rest += record.data
             return self.flush() if len(self._rest) > MAX_LINE_BYTES else []
-        lines = [_Line(begun, self._name, self._rest + first)]
-        self._rest = others.pop()
+        runs, start = [], 0
+        if self._rest:
+            first_end = record.data.find(b"\n")
+            self._rest += record.data[:first_end]
+            runs, start = self.flush(), first_end + 1
+        if start <= end:
+            runs.append(_Run(record.time, self._name, record.data[start:end]))
+        self._rest += record.data[end + 1 :]
         self._rest_time = record.time
-        lines += [_Line(record.time, self._name, each) for each in others]
-        return lines
+        return runs
 
-    def flush(self) -> list[_Line]:
+    def flush(self) -> list[_Run]:
         """Give up waiting for the end of a line."""
-        rest, self._rest = self._rest, b""
-        return [_Line(self._rest_time, self._name, rest)] if rest else []
-
-
-class _Files:
-    """The records of `path`.1 and `path`, whatever is renamed meanwhile."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._older = path.with_name(path.name + ".1")
-        self._open: list[int] = []
-        """The file that is read, then those after it."""
-        self._buffer = b""
-        self._left_bytes: int | None = None
-        """Until the end that was set; None: there is none."""
-        self._find_next()
-
-    def end_here(self) -> None:
-        """Give only what is there now.  To be called before the first read."""
-        self._left_bytes = self.size()
-
-    def close(self) -> None:
-        for descriptor in self._open:
-            os.close(descriptor)
-        self._open.clear()
-
-    def read(self) -> list[_Record]:
-        """Read records, in the order they were written.  Empty: none for now."""
-        while True:
-            if not self._open:
-                self._find_next()
-            if not self._open or self._left_bytes == 0:
-                return []
-            # Looked for before the last read: once there is a next file nothing more comes into this one.
-            has_next = len(self._open) > 1 or self._find_next()
-            data = os.read(self._open[0], min(BATCH_BYTES, self._left_bytes or BATCH_BYTES))
-            if data:
-                if self._left_bytes is not None:
-                    self._left_bytes -= len(data)
-                if records := self._parse(data):
-                    return records
-            elif not has_next:
-                return []
-            else:
-                self._buffer = b""
-                os.close(self._open.pop(0))
-
-    def size(self) -> int:
-        """Return the bytes of what is there now."""
-        return sum(os.fstat(each).st_size for each in self._open)
-
-    def wait(self, seconds: float) -> bool:
-        """Wait for more.  Answers whether it came."""
-        if self._left_bytes == 0:
-            return False
-        deadline = time.monotonic() + seconds
-        while (left := deadline - time.monotonic()) > 0:
-            if os.fstat(self._open[0]).st_size > os.lseek(self._open[0], 0, os.SEEK_CUR) or self._find_next():
-                return True
-            _pause(min(left, 0.01))
-        return False
-
-    def _find_next(self) -> bool:
-        # Open what follows the file at hand: the log itself if it is another one by now, before it what became `.1`
-        # in between.  The log is opened first: so `.1` is that file or a newer one, never an older.
-        known = {_inode(each) for each in self._open}
-        newest = _opened(self._path)
-        if newest < 0 and known:
-            return False  # between rename and creation: the next look finds it
-        found: list[int] = []
-        for descriptor in (newest, _opened(self._older) if newest < 0 or _inode(newest) not in known else -1):
-            if descriptor >= 0 and _inode(descriptor) not in known:
-                known.add(_inode(descriptor))
-                found.insert(0, descriptor)
-            elif descriptor >= 0:
-                os.close(descriptor)
-        self._open += found
-        return bool(found)
-
-    def _parse(self, data: bytes) -> list[_Record]:
-        buffer, records, at = self._buffer + data, [], 0
-        while len(buffer) - at >= RECORD.size:
-            moment, kind, length = RECORD.unpack_from(buffer, at)
-            if kind not in _STREAMS or length > BATCH_BYTES:
-                at = len(buffer)  # torn by a full disk: go on with what comes
-                break
-            end = at + RECORD.size + length
-            if end > len(buffer):
-                break
-            records.append(_Record(moment, kind, buffer[at + RECORD.size : end]))
-            at = end
-        self._buffer = buffer[at:]
-        return records
-
-
-def _opened(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return -1
-
-
-def _inode(descriptor: int) -> int:
-    return os.fstat(descriptor).st_ino
-
-
-def _pause(seconds: float) -> None:
-    # Nothing tells of a file that grows in another process: the shortest pause that costs little.
-    select.poll().poll(seconds * 1000)
+        if not self._rest:
+            return []
+        run = _Run(self._rest_time, self._name, bytes(self._rest))
+        self._rest.clear()
+        return [run]

@@ -23,6 +23,7 @@ from insula.boot.protocol import (
 from insula.image.host import HOST_IMAGE
 from insula.kernel import caps
 from insula.kernel.cgroup import Limits
+from insula.kernel.covered_calls import allowed_by
 from insula.model.errors import InvalidSpec
 from insula.model.folders import is_within, merged_folders
 from insula.model.quota import Resource
@@ -188,7 +189,8 @@ class _Confined(TypedDict):
 def _confined(profile: AppliedProfile | None) -> _Confined:
     if profile is None:
         return _Confined(calls=(), is_logged=False)
-    return _Confined(calls=profile.calls, is_logged=profile.enforce is Enforce.LOG)
+    allowed = allowed_by(profile.calls, refused=profile.refused_calls)
+    return _Confined(calls=tuple(sorted(allowed)), is_logged=profile.enforce is Enforce.LOG)
 
 
 def capabilities_of(spec: Spec, profile: AppliedProfile | None = None) -> tuple[str, ...]:

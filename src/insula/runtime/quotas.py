@@ -23,17 +23,35 @@ LOG = logging.getLogger(__name__)
 
 MINIMUM_QUOTA_US = 1000
 """The kernel's."""
+MAX_CONTAINERS = 2000
+"""A record and a folder each; half of those that one host can watch."""
+MAX_NETWORKS = 200
+"""A bridge each, and of the addresses that all tenants share one part in twenty."""
+MAX_VOLUMES = 1000
+"""A record each."""
+MAX_PROFILES = 200
+"""Up to 1 MiB each."""
 OWN_TIMES = 4
 """insulad's share beside that of all containers together: it wants little, but at once (ADR 29)."""
 
 
 def built_in() -> Quota:
-    """Return the limits that count where an administrator set none: a third of the processes that the kernel can number.
+    """Return the limits that count where an administrator set none.
 
-    As systemd gives each user (TasksMax of `user-.slice`): so that a fork bomb leaves the others theirs.
+    A third of the processes that the kernel can number, as systemd gives each user (TasksMax of `user-.slice`): so that
+    a fork bomb leaves the others theirs.  And so many of what is kept in the state folder itself, beside every disk.
     """
     most = (Path("/proc/sys/kernel", name).read_text(encoding="ascii") for name in ("pid_max", "threads-max"))
-    return Quota(limits={Resource.PIDS: min(map(int, most)) // 3})
+    pids = min(map(int, most)) // 3
+    return Quota(
+        limits={
+            Resource.PIDS: pids,
+            Resource.CONTAINERS: MAX_CONTAINERS,
+            Resource.NETWORKS: MAX_NETWORKS,
+            Resource.VOLUMES: MAX_VOLUMES,
+            Resource.PROFILES: MAX_PROFILES,
+        }
+    )
 
 
 def check_wish(runtime: Runtime, tenant: str, spec: Spec) -> None:

@@ -11,10 +11,16 @@ from msgspec.structs import replace
 
 from insula.kernel import userfault_permit
 from insula.kernel.cgroup import Group
-from insula.model.errors import ContainerNotFound, InsulaError, RestoreFailed, SpawnerGone, VolumeNotFound
+from insula.model.errors import (
+    ContainerNotFound,
+    InsulaError,
+    InUse,
+    RestoreFailed,
+    SpawnerGone,
+    VolumeNotFound,
+)
 from insula.model.lifecycle import ALIVE, AT_REST, Status
 from insula.model.record import ContainerRecord
-from insula.model.spec import MountKind
 from insula.network.attach import Running
 from insula.network.limit import limit_of
 from insula.runtime.callers import open_door
@@ -26,7 +32,6 @@ from insula.runtime.plan import cpu_limits
 from insula.runtime.remove import remove_ended, unplug
 from insula.runtime.restore import end_put_back
 from insula.runtime.supervise import Exit
-from insula.runtime.trees import remove_tree
 from insula.runtime.undo import attempt, until_done
 
 LOG = logging.getLogger(__name__)
@@ -191,7 +196,7 @@ def _write_lost(runtime: Runtime, record: ContainerRecord) -> ContainerRecord:
 
 
 def _drop_halves(runtime: Runtime, known: set[str]) -> None:
-    """Take back folders and leases of containers that were being created when the last insulad died."""
+    """Take back folders and leases of containers and volumes that came or went when the last insulad died."""
 
     def is_half(container_id: str) -> bool:
         journal = (runtime.store.read_journal(word + container_id) for word in (TAKEN, ARRIVING))
@@ -204,6 +209,7 @@ def _drop_halves(runtime: Runtime, known: set[str]) -> None:
     for folder in (runtime.folders.state / "containers").iterdir():
         if is_half(folder.name):
             remove_folder(folder)
+    runtime.volumes.drop_leftovers()
 
 
 def _take_up(runtime: Runtime, record: ContainerRecord, held: Exit | None) -> None:
@@ -303,10 +309,7 @@ def drop_arrival(runtime: Runtime, record: ContainerRecord) -> None:
     _end_orphans(record, group)  # of a spawner that has ended
     runtime.networks.deactivate(record.id)
     runtime.networks.release(record.id)
-    for mount in record.spec.mounts:
-        if mount.kind is MountKind.VOLUME:
-            with contextlib.suppress(VolumeNotFound):
-                drop_arriving_volume(runtime, record, name=mount.source)
+    drop_volumes(runtime, record)
     remove_folder(runtime.folders.container(record.id))
     with runtime.store.transaction():
         runtime.store.delete_container(record.id)
@@ -315,11 +318,11 @@ def drop_arrival(runtime: Runtime, record: ContainerRecord) -> None:
         runtime.store.delete_journal(PULLING + record.id)
 
 
-def drop_arriving_volume(runtime: Runtime, record: ContainerRecord, *, name: str) -> None:
-    """Remove a volume that was made for a container that does not come.  Raises: VolumeNotFound."""
-    volume = runtime.store.get_volume(record.tenant, name)
-    remove_tree(runtime.volumes.path(volume))
-    runtime.store.delete_volume(record.tenant, name)
+def drop_volumes(runtime: Runtime, record: ContainerRecord) -> None:
+    """Remove the volumes of a container that goes, or does not come, as far as no other uses them."""
+    for name in record.spec.volumes():
+        with contextlib.suppress(VolumeNotFound, InUse):
+            runtime.volumes.delete(record.tenant, name, with_container=record.id)
 
 
 def _drop_unknown(runtime: Runtime, held: Exit) -> None:

@@ -11,6 +11,7 @@ from insula.model.lifecycle import ALIVE
 from insula.model.record import ContainerRecord, ContainerStats
 from insula.runtime import own_disk
 from insula.runtime.context import Runtime
+from insula.runtime.plan import cpu_limits
 
 _NOTHING = Counters(rx_bytes=0, rx_packets=0, tx_bytes=0, tx_packets=0)
 
@@ -43,11 +44,9 @@ def all_stats(grant: Grant, runtime: Runtime) -> list[ContainerStats]:
 
 def _measure(runtime: Runtime, record: ContainerRecord, *, route: Route) -> ContainerStats:
     used = runtime.group(record).stats()
-    counters, disk = (
-        _counters(record, route),
-        own_disk.room(runtime.folders.container(record.id), record.spec),
-    )
-    cpus = record.spec.cpus_milli
+    counters = _counters(record, route)
+    disk = own_disk.room(runtime.folders.container(record.id), record.spec)
+    limits = cpu_limits(record.spec)
     return ContainerStats(
         id=record.id,
         name=record.name,
@@ -78,7 +77,7 @@ def _measure(runtime: Runtime, record: ContainerRecord, *, route: Route) -> Cont
         image=record.spec.image,
         started_at=record.started_at,
         seen_at=time.time(),
-        cpu_quota_us=None if cpus is None else cpus * CPU_PERIOD_US // 1000,
+        cpu_quota_us=limits.cpu_quota_us,
         cpu_period_us=CPU_PERIOD_US,
         cpu_periods=used.cpu_periods,
         throttled_periods=used.throttled_periods,

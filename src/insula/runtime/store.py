@@ -44,6 +44,11 @@ def no_container(ref: str) -> ContainerNotFound:
     return ContainerNotFound(f"cannot find container `{ref}`", hint="insula ps -a lists them")
 
 
+def volume_name_taken(name: str) -> NameTaken:
+    """Return what is said where there is a volume of that name."""
+    return NameTaken(f"cannot name a volume `{name}`: the name is taken", hint="choose another name")
+
+
 LEFT = "left:"
 """Journal, with the container's id: its generation when it was given away."""
 
@@ -351,14 +356,23 @@ class Store(Ledger):
             tenant,
         )
 
+    def count_volumes(self, tenant: str) -> int:
+        """Count a tenant's volumes, also those without a name of their own."""
+        (count,) = self.read("SELECT count(*) FROM volumes WHERE tenant = ?", tenant)[0]
+        return int(count or 0)
+
+    def find_volume(self, tenant: str, name: str) -> VolumeRecord | None:
+        """Return the tenant's volume of that name."""
+        return self.record(
+            VolumeRecord, "SELECT record FROM volumes WHERE tenant = ? AND name = ?", tenant, name
+        )
+
     def get_volume(self, tenant: str, name: str) -> VolumeRecord:
         """Return the tenant's volume of that name.
 
         Raises: VolumeNotFound.
         """
-        record = self.record(
-            VolumeRecord, "SELECT record FROM volumes WHERE tenant = ? AND name = ?", tenant, name
-        )
+        record = self.find_volume(tenant, name)
         if record is None:
             raise VolumeNotFound(f"cannot find volume `{name}`", hint="insula volume ls lists them")
         return record
@@ -371,7 +385,7 @@ class Store(Ledger):
         try:
             self.write("INSERT INTO volumes VALUES (?, ?, ?)", record.tenant, record.name, encode(record))
         except sqlite3.IntegrityError as error:
-            raise NameTaken(f"cannot name a volume `{record.name}`: the name is taken") from error
+            raise volume_name_taken(record.name) from error
 
     def delete_volume(self, tenant: str, name: str) -> None:
         """Forget a volume.

@@ -190,6 +190,11 @@ class SpawnerClient:
         """Yield a duplicate of each socket that the spawner has; the caller closes it."""
         return held_sockets.copies(self._pid)
 
+    def streams(self) -> Mapping[int, str]:
+        """Return into which container each of its connections leads: inode → key.  Empty: an older spawner."""
+        known = self._ask("streams").fields if "streams" in self._verbs else {}
+        return {int(inode): str(key) for inode, key in known.items()}
+
     def hang_up(self, inode: int) -> None:
         """Cut a connection that the spawner has; nothing happens if it has ended."""
         held_sockets.shut_down(self._pid, inode)

@@ -20,8 +20,9 @@ from insula.image.layers import Filled, Filler
 from insula.image.tarball import Limits
 from insula.image.tarheader import ByteSource
 from insula.model.errors import InsulaError, LimitRefused, from_code
-from insula.runtime.charged import Charge, charged_group, worker_words
+from insula.runtime.charged import Charge, charged_group
 from insula.runtime.context import Runtime
+from insula.runtime.worker_words import worker_words
 
 CHUNK_BYTES = 1 << 18
 CHECK_S = 0.5

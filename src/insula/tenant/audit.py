@@ -20,7 +20,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -111,28 +111,32 @@ class Audit:
         self._settle_soon()
 
     def count(self, entry: Entry) -> None:
-        """Have counted what is not worth a line each time: one a second of each result and source."""
+        """Have counted what is not worth a line each time."""
         with self._lock:
             self._folding.add(entry)
         self._settle_soon()
 
     def _settle_soon(self) -> None:
         with self._lock:
-            if self._timer is not None:
+            if self._timer is not None or self._folding.is_empty:
                 return
             self._timer = threading.Timer(WINDOW_S, self.settle)
             self._timer.daemon = True
             self._timer.start()
 
     def settle(self) -> None:
-        """Append the lines of what has been counted."""
+        """Append the lines of what has been counted, as far as their tenants' budgets go."""
         with self._lock:
             self._timer = None
-            try:
-                for entry in self._folding.taken_out():
-                    self._write(entry.fields())
-            except OSError as error:
-                LOG.error("the audit log cannot be written", extra={"fields": {"reason": str(error)}})
+            self._write_all(self._folding.taken_out(now=time.monotonic()))
+        self._settle_soon()
+
+    def _write_all(self, counted: Iterable[Entry]) -> None:
+        try:
+            for entry in counted:
+                self._write(entry.fields())
+        except OSError as error:
+            LOG.error("the audit log cannot be written", extra={"fields": {"reason": str(error)}})
 
     def _note(self, result: str, note: str) -> None:
         """Append a line of insulad's own, about the log."""
@@ -185,10 +189,10 @@ class Audit:
         self._open()
 
     def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self.settle()
         with self._lock:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._write_all(self._folding.emptied())
             for each in (self._descriptor, self._head_fd, self._reserve_fd):
                 os.close(each)
             # Who comes later is told EBADF, whatever these numbers are by then.

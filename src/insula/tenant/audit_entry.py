@@ -7,10 +7,13 @@ from insula.model.errors import Denied, QuotaExceeded, TooManyRequests, codes_be
 from insula.model.grant import Action, Principal
 
 Fields = dict[str, str | int | float | None]
+UNCHANGED = "unchanged"
+"""Result of what was asked for and was so already."""
 MAX_PATH = 1000
 """Characters: none that means anything is longer."""
 _ALWAYS = ("who", "tenant")
 """Fields that stand there also when they are empty."""
+_LOOKS = frozenset({"GET", "HEAD"})
 _REFUSALS = codes_below(Denied, QuotaExceeded, TooManyRequests)
 
 
@@ -23,7 +26,7 @@ class Entry:
     path: str
     """Without the query, and no more of it than MAX_PATH."""
     result: str
-    """`ok`, or the code of the error."""
+    """`ok`, UNCHANGED, or the code of the error."""
     tenant: str = ""
     """Whose things it was about."""
     asked_tenant: str = ""
@@ -42,6 +45,11 @@ class Entry:
     seconds: float = 0.0
     times: int = 1
     """So many requests are told by this line; what differs between them is `*`, and the longest is told."""
+
+    @property
+    def is_change(self) -> bool:
+        """Whether it made something other than it was: what looks, failed or found it so already did not."""
+        return self.method not in _LOOKS and self.result == "ok"
 
     @property
     def is_allowed(self) -> bool:

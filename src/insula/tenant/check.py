@@ -15,6 +15,7 @@ that are among its scopes, and within its own tenant only.  Who may not see a te
 
 from insula.model.errors import Denied, NotFound, Unauthenticated
 from insula.model.grant import EVERY_TENANT, Action, Grant, Kind, Principal, Role
+from insula.tenant.identity import check_tenant_name
 
 _VIEWER = frozenset({Action.OPEN, Action.READ, Action.LOGS, Action.TOKEN})
 _USER = _VIEWER | {
@@ -51,7 +52,8 @@ SCOPES = _ADMIN - {Action.OPEN, Action.TOKEN}
 def check(principal: Principal, action: Action, *, target_tenant: str = "") -> Grant:
     """Return the right to do the action within a tenant, the principal's own if none is named.
 
-    Raises: Denied; NotFound for a tenant that is not the principal's.
+    Raises: Denied; NotFound for a tenant that is not the principal's; BadRequest for what can be no tenant's name:
+    tenants are made by what is made for them, and folders are called as they are.
     """
     if action is Action.OPEN:
         return Grant(principal=principal, action=action, tenant=principal.tenant)
@@ -67,6 +69,8 @@ def check(principal: Principal, action: Action, *, target_tenant: str = "") -> G
         raise _denied(principal, action)
     if tenant == EVERY_TENANT and action is Action.CREATE:
         raise Denied("cannot create for tenant `*`: choose one")
+    if tenant not in (principal.tenant, EVERY_TENANT):
+        check_tenant_name(tenant)
     return Grant(principal=principal, action=action, tenant=tenant)
 
 

@@ -21,11 +21,9 @@ from typing import Protocol
 from msgspec.structs import replace
 
 from insula.model.errors import BadRequest, Denied, Unauthenticated
-from insula.model.grant import Kind, Principal, Role
+from insula.model.grant import TENANT_NAME, Kind, Principal, Role
 from insula.model.users import Origin, Standing, TokenRecord, UserRecord
 
-TENANT_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
-"""Names that are safe as a folder and in a message; who is called otherwise is `uid<N>`."""
 _UID_NAME = re.compile(r"uid[0-9]+")
 """Belongs to that uid: a user who is called so and has another is named by his own."""
 _TOKEN = re.compile(r"insula_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
@@ -42,6 +40,8 @@ class Account:
     gid: int | None = None
     groups: frozenset[int] = frozenset()
     """Those that the connection has, too."""
+    lent_to: str = ""
+    """Who may be this uid by /etc/subuid, although it is no account; empty: nobody."""
 
 
 class Directory(Protocol):
@@ -90,13 +90,14 @@ def check_tenant_name(name: str) -> None:
 def of_unix(account: Account, known: Known) -> Principal:
     """Return who a Unix user is.
 
-    Raises: Unauthenticated if its name or its uid was somebody else's; Denied if its right was taken away.
+    Raises: Unauthenticated if its name or its uid was somebody else's; Denied if its right was taken away, or if the uid
+    is lent to somebody and no admin has added it.
     """
     name = user_name(account.uid, account.login)
     if account.uid == 0:
         tenant, role = name, Role.ADMIN
     else:
-        record = _bound_record(account.uid, name, known=known)
+        record = _bound_record(account, name, known=known)
         record = (
             _by_group(record, account.groups, known=known) if record.standing is Standing.SEEN else record
         )
@@ -167,8 +168,9 @@ def _digest(secret: str) -> bytes:
     return hashlib.sha256(secret.encode()).digest()
 
 
-def _bound_record(uid: int, name: str, *, known: Known) -> UserRecord:
+def _bound_record(account: Account, name: str, *, known: Known) -> UserRecord:
     """Return the record of a Unix user, written down now if neither name nor uid was ever seen."""
+    uid = account.uid
     held = known.directory.find_user_of_uid(uid)
     if held is not None and held.name != name:
         raise Unauthenticated(
@@ -177,6 +179,13 @@ def _bound_record(uid: int, name: str, *, known: Known) -> UserRecord:
             uid=uid,
         )
     record = known.directory.find_user(name)
+    if account.lent_to and (record is None or record.standing is Standing.SEEN):
+        # Else one user is as many as its line has uids, each with a tenant, limits and a range of uids.
+        raise Denied(
+            f"cannot serve uid `{uid}`: it is no account, and `/etc/subuid` lends it to `{account.lent_to}`",
+            hint=f"call as yourself, outside of the user namespace; an admin may let it in: insula user add {name}",
+            uid=uid,
+        )
     if record is None:
         return _first_seen(uid, name, known=known)
     if record.origin is not Origin.UNIX or record.number != uid:

@@ -26,11 +26,12 @@ class Bucket:
 
     tokens: float
     filled_at: float
+    burst_s: float = BURST_S
 
     @classmethod
-    def full(cls, rate: int, *, now: float) -> "Bucket":
-        """Return a bucket of a user who has not asked for long."""
-        return cls(rate * BURST_S, now)
+    def full(cls, rate: int, *, now: float, burst_s: float = BURST_S) -> "Bucket":
+        """Return a bucket of a user who has not asked for long.  burst_s: so many seconds' worth may come at once."""
+        return cls(rate * burst_s, now, burst_s)
 
     def take(self, rate: int, *, now: float) -> float:
         """Take a place for one request.  rate: per second.  Returns: seconds to wait for it.
@@ -44,17 +45,17 @@ class Bucket:
         self.tokens -= 1
         return wait_s
 
-    def try_take(self, rate: int, *, now: float) -> bool:
-        """Take a place if one is there now.  Returns: whether it was."""
+    def try_take(self, rate: int, *, now: float, places: float = 1) -> bool:
+        """Take places if they are there now.  Returns: whether they were."""
         self.fill(rate, now=now)
-        if self.tokens < 1:
+        if self.tokens < places:
             return False
-        self.tokens -= 1
+        self.tokens -= places
         return True
 
     def fill(self, rate: int, *, now: float) -> None:
         """Add what has come in since the last time."""
-        self.tokens = min(rate * BURST_S, self.tokens + (now - self.filled_at) * rate)
+        self.tokens = min(rate * self.burst_s, self.tokens + (now - self.filled_at) * rate)
         self.filled_at = now
 
 

@@ -34,9 +34,8 @@ from typing import TypeVar
 import msgspec
 
 from insula.model.errors import InvalidPolicy
-from insula.model.grant import EVERY_TENANT, Role
+from insula.model.grant import EVERY_TENANT, TENANT_NAME, Role
 from insula.model.permit import DEFAULT_CAPABILITIES, FIRST_HIGH_PORT, HOME, FileUser, Permit
-from insula.tenant.identity import TENANT_NAME
 from insula.tenant.redaction import Redaction
 
 MAX_BYTES = 1 << 20

@@ -13,9 +13,12 @@ DEFAULT_TENANT = "*"
 """Under this name stand the limits of everybody who has no own."""
 
 
-def limit_of(resource: Resource, *, own: Quota, default: Quota) -> int | None:
-    """Return the limit that counts; None: there is none."""
-    return own.limits[resource] if resource in own.limits else default.limits.get(resource)
+def limit_of(resource: Resource, *quotas: Quota) -> int | None:
+    """Return the limit that counts: that of the first of these which says anything of it.  None: there is none."""
+    for each in quotas:
+        if resource in each.limits:
+            return each.limits[resource]
+    return None
 
 
 def refuse_more(resource: Resource, *, limit: int | None, used: int, more: int = 1) -> None:

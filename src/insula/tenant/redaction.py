@@ -23,6 +23,7 @@ from typing import TypeVar
 from msgspec.structs import replace
 
 from insula.model.change import Alarm, Change, ProfileDrift, alarm_of, drift_of
+from insula.model.folders import normal_path
 from insula.model.monitor import Event
 from insula.model.profile import Drift, Profile
 from insula.model.record import ContainerRecord, ErrorBody, ImageConfig, ImageRecord, OperationRecord
@@ -202,7 +203,7 @@ class Redaction:
             return path
         if not path.startswith("/"):
             return HIDDEN
-        plain = "/" + posixpath.normpath(path).lstrip("/")
+        plain = normal_path(path)
         above = [each for each in self.paths if _is_below(plain, each)]
         return posixpath.join(min(above, key=len), HIDDEN) if above else path
 

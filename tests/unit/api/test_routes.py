@@ -8,6 +8,7 @@ import pytest
 
 from insula.api.routes import ROUTES, Route
 from insula.model.grant import Action
+from syntax import tree_of
 
 SOURCE = Path(__file__).resolve().parents[3] / "src/insula"
 
@@ -58,7 +59,7 @@ def test_routes_are_registered_at_one_place() -> None:
         f"{path.relative_to(SOURCE)}:{node.lineno}"
         for folder in ("api", "daemon", "monitor", "web")
         for path in (SOURCE / folder).rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(tree_of(path))
         if isinstance(node, ast.Attribute) and node.attr in adders
     ]
     assert [each.split(":")[0] for each in found] == ["api/server.py"], found
@@ -69,7 +70,7 @@ def test_each_handler_gets_a_call_which_exists_only_with_a_grant() -> None:
     found = [
         str(path.relative_to(SOURCE))
         for path in SOURCE.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(tree_of(path))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Call"
     ]
     assert found == ["api/server.py"]
@@ -79,7 +80,7 @@ def test_a_grant_is_built_at_one_place() -> None:
     found = {
         str(path.relative_to(SOURCE))
         for path in SOURCE.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(tree_of(path))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Grant"
     }
     assert found <= {"tenant/check.py"} | {each for each in found if each.startswith("daemon/")}

@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 
 from api_double import serving
+from insula.api.bodies import MAX_TAIL
 from insula.api.streams import opened
 from insula.api.verbs import LogWish
 from insula.model.record import LogLine
@@ -82,13 +83,15 @@ class Long:
     def __init__(self, counted: "list[int]") -> None:
         self._left, self._counted = 20, counted
 
-    def read(self) -> list[LogLine]:
+    def read(self) -> list[LogLine] | None:
         self._counted[0] += 1
         self._counted[1] = max(self._counted)
         threading.Event().wait(0.001)
         self._counted[0] -= 1
         self._left -= 1
-        return [LogLine(time=0.0, stream="stdout", text="x")] if self._left else []
+        if self._left == 10:
+            return []  # nothing of interest in this batch
+        return [LogLine(time=0.0, stream="stdout", text="x")] if self._left else None
 
     def close(self) -> None:
         pass
@@ -106,7 +109,24 @@ def test_one_caller_reads_one_batch_at_a_time(tmp_path: Path) -> None:
         async with serving(tmp_path, verbs=verbs) as (_, path):
             connector = aiohttp.UnixConnector(str(path))
             async with aiohttp.ClientSession("http://insula", connector=connector) as session:
-                assert await asyncio.gather(*(ask(session) for _ in range(5))) == [19] * 5
+                assert await asyncio.gather(*(ask(session) for _ in range(5))) == [18] * 5
 
     asyncio.run(go())
     assert counted == [0, 1]
+
+
+@pytest.mark.parametrize("tail", ["x", "-1", "1.5", "٣", str(MAX_TAIL + 1), str(10**20), "9" * 5000])
+def test_a_tail_that_is_no_number_of_lines_is_refused(tmp_path: Path, tail: str) -> None:
+    async def go() -> None:
+        async with serving(tmp_path) as (_, path):
+            connector = aiohttp.UnixConnector(str(path))
+            async with (
+                aiohttp.ClientSession("http://insula", connector=connector) as session,
+                session.get("/v1/containers/web/logs", params={"tail": tail}) as answer,
+            ):
+                assert answer.status == 400
+                error = (await answer.json())["error"]
+            assert error["code"] == "bad_request"
+            assert error["hint"] == f"a number up to {MAX_TAIL}, or all"
+
+    asyncio.run(go())

@@ -29,3 +29,4 @@ def test_what_was_missed_is_said(
     shown = capsys.readouterr()
     assert shown.err == "insula: 3 events were lost\n"
     assert shown.out.split()[2:] == ["web", "started"]
+    assert shown.out.endswith("started\n")

@@ -224,6 +224,21 @@ def test_logs_keep_streams_and_bytes(tmp_path: Path) -> None:
     assert done.stderr == b"1970-01-01T00:00:01.000000Z oops\n"
 
 
+@pytest.mark.parametrize("words", [(), ("--format", "json")])
+def test_diff_says_that_there_is_more(tmp_path: Path, words: tuple[str, ...]) -> None:
+    changes = [{"kind": "A", "path": "/x"}, {"kind": "D", "path": "/y"}]
+    with serve(tmp_path / "s") as double:
+        double.answers["GET /v1/containers/web/diff"] = (200, {}, changes)
+        whole = insula(double, "diff", *words, "web")
+        double.answers["GET /v1/containers/web/diff"] = (200, {"X-Insula-Incomplete": "1"}, changes)
+        part = insula(double, "diff", *words, "web")
+    assert (whole.returncode, whole.stderr) == (0, "")
+    assert (part.returncode, part.stdout) == (0, whole.stdout)
+    assert part.stderr == (
+        "insula: and more: only these 2 are shown; `insula exec web find / -xdev` lists all files\n"
+    )
+
+
 def test_migrate_shows_phases_and_the_failure(tmp_path: Path) -> None:
     def record(status: str, phase: str, **more: object) -> dict[str, object]:
         return {"id": "7", "status": status, "progress": {"phase": phase}, **more}

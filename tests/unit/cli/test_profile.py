@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`insula profile apply` warns of a profile that no start has been recorded for."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -37,3 +38,11 @@ def test_what_is_missing_among_drifts_is_said(tmp_path: Path, capsys: pytest.Cap
     first, *others = capsys.readouterr().out.splitlines()
     assert first.endswith("/etc by sh")
     assert [each.split()[0] for each in others] == ["5", "12"]
+
+
+def test_a_recording_is_kept_under_a_name_that_a_profile_can_have(tmp_path: Path) -> None:
+    with serve(tmp_path / "s") as double:
+        double.answers["GET /v1/containers/Web"] = (200, {}, {"name": "Web"})
+        assert main(["-H", double.host, "profile", "stop", "Web"]) != 0
+        (asked,) = [json.loads(each.body) for each in double.seen if each.method == "POST"]
+    assert asked == {"name": "web"}

@@ -12,6 +12,7 @@ from daemon_double import serve
 
 from insula.cli.commands import stats
 from insula.cli.main import main
+from insula.cli.render import Column, table
 
 A = "a" * 64
 SPAN = {
@@ -47,6 +48,16 @@ def test_what_was_used_in_the_last_minutes(tmp_path: Path, capsys: pytest.Captur
     assert heading.split("  ")[0] == "NAME"
     words = line.replace(" / ", "/").split()
     assert words == "web 30 minutes 50.0%/100.0% 1.0MiB/2.0MiB 1.0%/0.0%/- 0B/0B 1.0KiB/0B".split()
+
+
+@pytest.mark.parametrize("columns", [stats.COLUMNS, stats.PAST_COLUMNS], ids=["now", "past"])
+def test_a_narrow_terminal_is_wide_enough(columns: tuple[Column, ...]) -> None:
+    busy = {
+        **SPAN, "name": "database-of-the-shop", "memory_bytes": 99 << 20, "memory_peak_bytes": 99 << 20, "memory_limit_bytes": 99 << 20,
+        "read_bytes": 9 << 30, "written_bytes": 9 << 30, "received_bytes": 9 << 30, "sent_bytes": 9 << 30, "pids": 100,
+        "cpu_percent": 199.9, **dict.fromkeys(("cpu_wait_percent", "memory_wait_percent", "io_wait_percent"), 99.9),
+    }  # fmt: skip
+    assert max(map(len, table([busy], columns, width=80))) <= 80
 
 
 def test_more_than_is_kept_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

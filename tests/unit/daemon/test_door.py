@@ -1,162 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """The port for other hosts: HTTP and migrations side by side, whatever else knocks."""
 
-import asyncio
 import contextlib
-import json
 import secrets
 import socket
 import ssl
-import threading
-import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from aiohttp import web
 
+from doors import Doors, ends, http, run, secured, stranger
 from insula.api.guests import Guests
-from insula.daemon import arrivals, listen, strangers
-from insula.daemon.arrivals import Arrivals
-from insula.daemon.door import HostDoor
+from insula.daemon import listen, strangers
 from insula.daemon.listen import open_listeners
 from insula.daemon.peers import PairedHosts
-from insula.daemon.pki import Pki
-from insula.migrate.wire import Socket, Wire
+from insula.migrate.wire import Wire
 from insula.model.errors import BadRequest, Denied, MigrationFailed, TargetRefused, TargetUnreachable
-from insula.model.grant import Grant
 from insula.model.migration import PROTOCOL, Held, Restore
 from insula.model.record import HostRecord
 from insula.runtime.store import Store
-from insula.tenant.audit import Audit
-
-DEADLINE_S = 20.0
-
-
-@dataclass
-class Doors:
-    """One host with a door, and another one that knows it."""
-
-    address: tuple[str, int]
-    inside: Pki
-    store: Store
-    peers: PairedHosts
-    target: HostRecord
-    folder: Path
-    served: list[str] = field(default_factory=list)
-    guests: Guests = field(default_factory=Guests)
-
-    def connect(self) -> socket.socket:
-        return socket.create_connection(self.address, timeout=DEADLINE_S)
-
-    def open(self) -> Wire:
-        return Wire(self.peers.open(self.target))
-
-    def converses(self) -> bool:
-        """Tell whether a paired host is served."""
-        wire = self.open()
-        wire.send(Restore())
-        answer = wire.expect(Held)
-        wire.close()
-        return isinstance(answer, Held)
-
-    def audit(self) -> list[tuple[str, str]]:
-        lines = (self.folder / "audit.log").read_text().splitlines()
-        return [(entry["who"], entry["result"]) for entry in map(json.loads, lines)]
-
-
-def _serve(doors: Doors) -> Callable[[Grant, Socket], None]:
-    def serve(grant: Grant, connection: Socket) -> None:
-        doors.served.append(grant.principal.name)
-        wire = Wire(connection)
-        try:
-            while True:
-                wire.expect(Restore)
-                wire.send(Held())
-        except MigrationFailed:  # the client has hung up
-            wire.close()
-
-    return serve
-
-
-async def _hello(_: web.Request) -> web.Response:
-    return web.Response(text="http")
-
-
-@asynccontextmanager
-async def _doors(folder: Path) -> AsyncIterator[Doors]:
-    inside, outside = Pki(folder / "in", name="alpha"), Pki(folder / "out", name="beta")
-    store, other = Store(folder / "in.sqlite"), Store(folder / "out.sqlite")
-    listeners = open_listeners("127.0.0.1:0")
-    where = listeners[0].getsockname()
-    outside.trust(inside.certificate_pem)
-    inside.trust(outside.certificate_pem)
-    store.save_host(
-        HostRecord(name="beta", address="127.0.0.1:1", fingerprint=outside.fingerprint, added_at=1.0)
-    )
-    target = HostRecord(name="alpha", address=f"127.0.0.1:{where[1]}", fingerprint=inside.fingerprint)
-    doors = Doors(where, inside, store, PairedHosts(other, outside), target, folder)
-    audit = Audit(folder / "audit.log")
-    application = web.Application()
-    application.router.add_get("/", _hello)
-    runner = web.AppRunner(application, shutdown_timeout=0.1)
-    await runner.setup()
-    context = inside.server_context()
-    coming = Arrivals(context, find_host=store.find_host_by_fingerprint, audit=audit, serve=_serve(doors))
-    door = HostDoor(listeners, runner=runner, context=context, arrivals=coming, guests=doors.guests)
-    try:
-        yield doors
-    finally:
-        await door.close()
-        await runner.cleanup()
-        audit.close()
-        store.close()
-        other.close()
-    assert not [each for each in threading.enumerate() if each.name in ("migration in", "doorkeeper")]
-
-
-def run(test: Callable[[Doors], object], folder: Path) -> None:
-    async def main() -> None:
-        async with asyncio.timeout(60), _doors(folder) as doors:
-            await asyncio.to_thread(test, doors)
-
-    asyncio.run(main())
-
-
-def stranger(folder: Path) -> Pki:
-    return Pki(folder / f"stranger{secrets.token_hex(2)}", name="stranger")
-
-
-def secured(doors: Doors, context: ssl.SSLContext, *, alpn: str = "") -> ssl.SSLSocket:
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    if alpn:
-        context.set_alpn_protocols([alpn])
-    return context.wrap_socket(doors.connect())
-
-
-def http(doors: Doors) -> bool:
-    with secured(doors, ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)) as stream:
-        stream.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        answer = b""
-        while piece := stream.recv(4096):
-            answer += piece
-    return answer.endswith(b"http")
-
-
-def ends(connection: socket.socket) -> bool:
-    """Tell whether the other side hangs up, within the deadline."""
-    connection.settimeout(DEADLINE_S)
-    try:
-        while connection.recv(4096):
-            pass
-    except TimeoutError:
-        return False
-    except OSError:
-        pass
-    return True
 
 
 def test_both_protocols_are_served_on_one_port(tmp_path: Path) -> None:
@@ -284,46 +146,6 @@ def test_a_hello_that_comes_byte_by_byte_is_understood(tmp_path: Path) -> None:
     run(test, tmp_path)
 
 
-def test_a_slow_handshake_ends_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arrivals, "HANDSHAKE_S", 0.3)
-
-    def test(doors: Doors) -> None:
-        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.set_alpn_protocols([PROTOCOL])
-        session = context.wrap_bio(incoming, outgoing, server_hostname="x")
-        with pytest.raises(ssl.SSLWantReadError):
-            session.do_handshake()
-        with doors.connect() as connection:
-            connection.sendall(outgoing.read())
-            assert doors.converses()
-            assert ends(connection)
-
-    run(test, tmp_path)
-
-
-def test_too_many_at_once_are_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arrivals, "MAX_SERVED", 2)
-
-    def test(doors: Doors) -> None:
-        held = [doors.open(), doors.open()]
-        with pytest.raises(TargetRefused, match="too many"):
-            doors.open()
-        for wire in held:
-            wire.close()
-        deadline = time.monotonic() + DEADLINE_S
-        while time.monotonic() < deadline:
-            try:
-                assert doors.converses()
-                break
-            except TargetRefused:
-                continue
-        else:
-            pytest.fail("the places were not given back")
-
-    run(test, tmp_path)
-
-
 def test_silent_ones_beyond_the_limit_push_out_the_oldest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -382,30 +204,6 @@ def test_a_guest_is_not_pushed_out(tmp_path: Path, monkeypatch: pytest.MonkeyPat
                 held.enter_context(silent(doors))
             guest.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
             assert guest.recv(4096).startswith(b"HTTP/1.1 200")
-
-    run(test, tmp_path)
-
-
-def test_a_hundred_at_once(tmp_path: Path) -> None:
-    def test(doors: Doors) -> None:
-        silent = [doors.connect() for _ in range(100)]
-        answers: list[bool] = []
-
-        def ask() -> None:
-            try:
-                answers.append(doors.converses())
-            except TargetRefused:
-                answers.append(True)  # told to come again
-
-        threads = [threading.Thread(target=ask) for _ in range(100)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert answers == [True] * 100
-        assert http(doors)
-        for each in silent:
-            each.close()
 
     run(test, tmp_path)
 

@@ -15,7 +15,9 @@ from insula.daemon import reactions
 from insula.daemon.reactions import MAX_WAITING, Reactions
 from insula.export import sink as sinks
 from insula.model.monitor import Event, EventKind
+from insula.model.spec import CheckpointWish
 from insula.monitor.rules import Rule, RuleAction
+from insula.runtime.checkpoint import NAME
 from records import container_record
 
 RECORD = container_record()
@@ -102,6 +104,21 @@ def test_what_a_webhook_refuses_is_counted_and_logged(hook: Hook, caplog: pytest
     assert "a webhook refused alarms" in caplog.messages
 
 
+def test_what_is_refused_before_a_failure_is_not_counted_as_sent(hook: Hook) -> None:
+    hook.may_answer.clear()
+    hook.answers = [204, 400, 503, 204]
+    with reacting() as begun:
+        begun.begin(hook.rule, RECORD, event=event())
+        wait_until(lambda: hook.calls == 1, what="the first call is under way")
+        for number in (1, 2):  # these go as one batch
+            begun.begin(hook.rule, RECORD, event=event(number))
+        hook.may_answer.set()
+        wait_until(lambda: len(hook.taken) == 2, what="the last is taken")
+        wait_until(lambda: begun.counts()[0].waiting == 0, what="it is counted")
+        (counts,) = begun.counts()
+    assert (counts.sent, counts.refused, counts.failures) == (2, 1, 1)
+
+
 def test_a_flood_of_alarms_waits_in_a_bounded_queue_and_one_thread(hook: Hook) -> None:
     hook.may_answer.clear()
     with reacting() as begun:
@@ -126,6 +143,43 @@ def test_a_rule_that_counts_no_more_calls_nobody(hook: Hook) -> None:
         assert begun.counts() == ()
 
 
+@pytest.fixture
+def no_threads(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Have no thread begin any more, as at a limit of them, until this is undone."""
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    return monkeypatch
+
+
+def test_a_rule_that_could_not_begin_to_act_says_so_and_acts_at_the_next_alarm(
+    no_threads: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    paused: list[str] = []
+    rule = Rule(name="stop", action=RuleAction.PAUSE, quiet_s=0)
+    with reacting() as begun:
+        begun.begin(rule, RECORD, event=event())
+        assert caplog.messages == ["a rule could not act"]
+        no_threads.undo()
+        no_threads.setattr(reactions, "pause", lambda *_: paused.append("paused"))
+        begun.begin(rule, RECORD, event=event())
+        wait_until(lambda: bool(paused), what="it acts")
+
+
+def test_a_webhook_that_could_not_begin_says_so_and_is_called_at_the_next_alarm(
+    hook: Hook, no_threads: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with reacting() as begun:
+        begun.begin(hook.rule, RECORD, event=event(1))
+        assert caplog.messages == ["a rule could not act"]
+        no_threads.undo()
+        begun.begin(hook.rule, RECORD, event=event(2))
+        wait_until(lambda: len(hook.taken) == 1, what="the alarm is taken")
+    assert hook.taken[0]["at"] == 2.0
+
+
 def test_a_container_is_stopped_once_however_many_alarms_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     begun_pauses: list[str] = []
     may_end = threading.Event()
@@ -147,3 +201,18 @@ def test_a_container_is_stopped_once_however_many_alarms_there_are(monkeypatch: 
         wait_until(lambda: not begun._acting, what="both have ended")
         begun.begin(rule, RECORD, event=event())
         wait_until(lambda: len(begun_pauses) == 3, what="it acts again")
+
+
+@pytest.mark.parametrize("rule", ["shell", "a" * 63])
+def test_a_checkpoint_has_a_name_that_one_can_have(monkeypatch: pytest.MonkeyPatch, rule: str) -> None:
+    made: list[str] = []
+
+    def keep(*_: object, wish: CheckpointWish, **__: object) -> None:
+        made.append(wish.name)
+
+    monkeypatch.setattr(reactions, "checkpoint", keep)
+    with reacting() as begun:
+        begun.begin(Rule(name=rule, action=RuleAction.CHECKPOINT), RECORD, event=event())
+        wait_until(lambda: bool(made), what="it is kept")
+    assert NAME.fullmatch(made[0])
+    assert made[0].startswith(rule[:47])

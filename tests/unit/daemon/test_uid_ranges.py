@@ -68,3 +68,13 @@ def test_a_tenant_whose_uids_were_given_away_is_refused_and_keeps_its_place(
         ranges.base_of("a")
     files[1].unlink()
     assert ranges.base_of("a") == base
+
+
+@pytest.mark.parametrize(("text", "is_told"), [("subid: sss\n", True), ("subid: files\n", False)])
+def test_that_a_service_lends_uids_unseen_is_said_once(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str, is_told: bool
+) -> None:
+    nsswitch = tmp_path / "nsswitch.conf"
+    nsswitch.write_text(text)
+    UidRanges(store, files=files_in(tmp_path, RESERVATION), nsswitch=nsswitch).tell_state()
+    assert ("uids are lent that insulad does not know of" in caplog.messages) is is_told

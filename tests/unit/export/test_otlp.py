@@ -5,6 +5,7 @@ import datetime
 import ipaddress
 import ssl
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,15 @@ def test_a_span(collector: Collector) -> None:
     assert (seen.trace, seen.id, seen.parent, seen.name) == (SPAN.trace_id, SPAN.span_id, "", "migrate")
     assert (seen.begun, seen.ended, seen.is_error, seen.host) == (1_000_000_001, 2_000_000_002, True, "alpha")
     assert seen.attributes == {**SPAN.attributes, "error.type": "name_taken"}
+
+
+def test_a_span_of_a_phase_names_the_one_that_it_is_part_of(collector: Collector) -> None:
+    part = replace(SPAN, span_id="ab" * 8, parent_id=SPAN.span_id, name="freeze")
+    assert Traces(post(collector), host="alpha").carry([SPAN, part]) == 0
+    assert [(each.id, each.parent) for each in collector.spans] == [
+        (SPAN.span_id, ""),
+        ("ab" * 8, SPAN.span_id),
+    ]
 
 
 @pytest.mark.parametrize("status", [429, 502, 503, 504])

@@ -144,6 +144,24 @@ def test_what_is_refused_is_counted() -> None:
     assert (sink.counts.sent, sink.counts.refused) == (1, 2)
 
 
+def test_what_is_refused_before_a_failure_is_not_counted_as_sent() -> None:
+    class Half(Place):
+        def carry(self, items: Sequence[int]) -> int:
+            self.tries += 1
+            if self.tries == 1:
+                raise Unavailable("half", carried=2, refused=1)
+            return super().carry(items)
+
+    place = Half()
+    sink = Sink("half", place, linger_s=0.05)
+    for number in range(3):
+        sink.offer(number)
+    wait_until(lambda: sink.counts.sent == 2, what="carried")
+    sink.close()
+    assert place.got == [2]
+    assert (sink.counts.refused, sink.counts.failures, sink.counts.waiting) == (1, 1, 0)
+
+
 def test_who_is_closed_while_slow_gives_up_what_is_left_at_its_deadline() -> None:
     place = Slow()
     sink = Sink("slow", place, linger_s=0.0)

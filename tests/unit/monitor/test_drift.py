@@ -7,6 +7,7 @@ import pytest
 
 from insula.model.monitor import Event, EventKind
 from insula.model.profile import ContainerDrifts
+from insula.model.record import ContainerStats
 from insula.model.spec import AppliedProfile, Enforce
 from insula.monitor.drift import MAX_ANNOUNCED, MAX_DRIFTS, Found, Judge, Ledger, told
 from insula.monitor.metrics import exposition
@@ -53,6 +54,10 @@ def sent(address: str, protocol: str = "tcp", *, call: str = "connect", **fields
     ("one", "found"),
     [
         (event(EventKind.DRIFT, call="ptrace"), [("calls", "ptrace", True)]),
+        (opened("/tmp/" + "./" * 509, is_cut=True), [("written", "…", False)]),  # on to where is not known
+        (opened("…/tmp/x"), [("written", "…", False)]),
+        (event(EventKind.FILE, call="openat", path="…/tmp/x", detail="O_RDONLY"), []),
+        (event(EventKind.EXEC, path="…/true"), [("programs", "…", False)]),
         (event(EventKind.CAPABILITY, detail="NET_RAW refused"), [("capabilities", "NET_RAW", True)]),
         (event(EventKind.CAPABILITY, detail="CHOWN refused"), []),  # of a user that has none
         (event(EventKind.CAPABILITY, detail="SYS_ADMIN refused"), []),  # so it was when it was recorded
@@ -62,6 +67,7 @@ def sent(address: str, protocol: str = "tcp", *, call: str = "connect", **fields
         (event(EventKind.FILE, call="execve", path="/bin/sh", error="ENOENT"), []),
         (event(EventKind.EXEC, path="/opt/x"), [("programs", "/opt/x", False)]),
         (event(EventKind.EXEC, path="/usr/bin/true"), []),
+        (event(EventKind.EXEC, path="//usr/bin/true"), []),
         (opened("/etc/x", error="EROFS"), [("written", "/etc", True)]),
         (opened("/tmp/a/x"), []),
         (opened("/dev/null"), []),
@@ -99,8 +105,39 @@ def test_it_is_told_at_powers_of_ten() -> None:
     found = Found("calls", "ptrace", True)
     times = [number for number in range(1, 1001) if ledger.add(found, one).is_told]
     assert times == [1, 10, 100, 1000]
-    ledger.count_calls({"ptrace": 5000, "unknown": 1})
+    ledger.count_calls({"ptrace": 5000})
     assert [each.count for each in ledger.drifts.values()] == [5000]
+
+
+def test_a_call_whose_first_event_was_lost_is_reported_and_announced_once() -> None:
+    ledger = Ledger()
+    ((found, telling),) = ledger.count_calls({"ptrace": 3}, is_refused=True)
+    assert (found, telling) == (Found("calls", "ptrace", True), (3, True, True))
+    assert ledger.count_calls({"ptrace": 4}, is_refused=True) == []
+    (drift,) = ledger.report().drifts
+    assert (drift.part, drift.thing, drift.count, drift.command, drift.is_refused) == (
+        "calls",
+        "ptrace",
+        4,
+        "",
+        True,
+    )
+    assert drift.first_at == drift.last_at > 0
+
+
+def test_an_event_that_comes_after_its_count_says_who_it_was() -> None:
+    ledger, one = Ledger(), event(EventKind.DRIFT, call="ptrace")
+    ledger.count_calls({"ptrace": 3})
+    telling = ledger.add(Found("calls", "ptrace", False), one)
+    assert not (telling.is_told or telling.is_announced)
+    (drift,) = ledger.report().drifts
+    assert (drift.count, drift.command, drift.first_at) == (3, "sh", 1.0)
+
+
+def test_calls_that_were_counted_only_are_bounded_too() -> None:
+    ledger = Ledger()
+    ledger.count_calls({f"call {number}": 1 for number in range(2 * MAX_DRIFTS)})
+    assert len(ledger.drifts) == MAX_DRIFTS
 
 
 def test_a_flood_is_announced_in_part_and_hides_nothing_from_rules() -> None:
@@ -127,9 +164,10 @@ def test_figures_of_it() -> None:
         ledger.add(Found(part, f"{part}{is_refused}", is_refused), event(EventKind.FILE))
     counted = ContainerDrifts.of("id", "web", ledger.drifts.values())
     assert (counted.refused, counted.done) == ({"calls": 1, "written": 2}, {"written": 1})
-    text = exposition((), (), drifts=(counted,)).decode()
+    stats = ContainerStats(id="id", name="web", cpu_usage_us=0, tenant="alice")
+    text = exposition((stats,), (), drifts=(counted,)).decode()
     assert (
-        'insula_container_profile_drifts_total{answer="refused",id="id",name="web",part="written",tenant=""} 2.0'
+        'insula_container_profile_drifts_total{answer="refused",id="id",name="web",part="written",tenant="alice"} 2.0'
         in text
     )
     assert "profile_drifts" not in exposition((), ()).decode()

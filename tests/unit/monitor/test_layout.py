@@ -18,7 +18,7 @@ SIZES = {
     "struct durations": layout.DURATIONS.size,
     "struct detail_key": layout.DETAIL_KEY.size,
     "struct shape": layout.SHAPE.size,
-    "struct event": layout.HEAD_BYTES + layout.ARGUMENTS_BYTES + layout.TEXT_BYTES,
+    "struct event": layout.HEAD_BYTES + layout.PLACES_BYTES + layout.TEXT_BYTES,
 }
 
 

@@ -9,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from insula.model.export import SinkCounts
 from insula.model.monitor import CallCount, CallDurations, ContainerCounts
+from insula.model.profile import ContainerDrifts
 from insula.model.record import ContainerStats
 from insula.monitor.metrics import METRICS, Metric, MetricKind, exposition, table
 
@@ -174,3 +175,10 @@ def test_sinks_are_told_with_what_was_lost() -> None:
     page = (Path(__file__).parents[3] / "docs/metrics.md").read_text(encoding="utf-8")
     assert [name for name in samples if f"`{name}`" not in page] == []
     assert "insula_export" not in exposition([], []).decode()
+
+
+def test_of_what_has_ended_during_a_scrape_nothing_is_told() -> None:
+    drifts = ContainerDrifts(id=STATS.id, name="web", refused={"calls": 2}, done={})
+    told = exposition([STATS], [], drifts=[drifts]).decode()
+    assert 'name="web",part="calls",tenant="alice"} 2.0' in told
+    assert STATS.id not in exposition([], [COUNTS], drifts=[drifts]).decode()

@@ -15,8 +15,13 @@ def rules_of(made: SeccompList, name: str) -> list[SeccompRule]:
 
 
 def test_it_allows_what_was_recorded_and_what_never_comes_back() -> None:
-    (rule, _) = seccomp_list({"read"}, runtime=OciRuntime.NONE).syscalls
-    assert set(rule.names) == {"read"} | ALWAYS_NEEDED
+    (rule, _) = seccomp_list({"flock"}, runtime=OciRuntime.NONE).syscalls
+    assert set(rule.names) == {"flock"} | ALWAYS_NEEDED
+
+
+def test_it_allows_other_forms_of_what_was_recorded_unless_they_were_refused() -> None:
+    (rule, _) = seccomp_list({"pwritev", "openat"}, refused={"open"}, runtime=OciRuntime.NONE).syscalls
+    assert set(rule.names) - ALWAYS_NEEDED == {"pwritev", "pwrite64", "openat", "creat"}
 
 
 @pytest.mark.parametrize(

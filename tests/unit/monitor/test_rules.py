@@ -26,11 +26,25 @@ def starter() -> dict[str, Rule]:
     ("shell-in-a-server", event(EventKind.EXEC, path="/bin/sh"), True),
     ("shell-in-a-server", event(EventKind.EXEC, path="/usr/bin/bash"), True),
     ("shell-in-a-server", event(EventKind.EXEC, path="/usr/bin/python3"), False),
+    ("shell-in-a-server", event(EventKind.EXEC, path="…/bin/sh"), True),
+    ("shell-in-a-server", event(EventKind.EXEC, path="…/python3"), False),
     ("write-below-usr", event(EventKind.FILE, call="openat", path="/usr/bin/x", detail="O_WRONLY|O_CREAT"), True),
     ("write-below-usr", event(EventKind.FILE, call="openat", path="/usr/bin/x", detail="O_RDONLY"), False),
     ("write-below-usr", event(EventKind.FILE, call="unlink", path="/usr/bin/x"), True),
     ("write-below-usr", event(EventKind.FILE, call="unlink", path="/usr/bin/x", error="EROFS"), False),
     ("write-below-usr", event(EventKind.FILE, call="unlink", path="/usr/lib/x/__pycache__/y"), False),
+    ("write-below-usr", event(EventKind.FILE, call="rename", path="/tmp/x", other_path="/etc/passwd"), True),
+    ("write-below-usr", event(EventKind.FILE, call="rename", path="/tmp/__pycache__/x", other_path="/etc/passwd"), True),
+    ("write-below-usr", event(EventKind.FILE, call="rename", path="/etc/passwd", other_path="/tmp/__pycache__/x"), True),
+    ("write-below-usr", event(EventKind.FILE, call="rename", path="/tmp/x", other_path="/usr/lib/__pycache__/x"), False),
+    ("write-below-usr", event(EventKind.FILE, call="openat", detail="O_WRONLY", path="/usr/lib/__pycache__/../../bin/sh"), True),
+    ("write-below-usr", event(EventKind.FILE, call="openat", detail="O_WRONLY", path="/usr/lib/../lib/./__pycache__/x"), False),
+    ("write-below-usr", event(EventKind.FILE, call="openat", detail="O_WRONLY", path="/tmp/../etc/passwd"), True),
+    ("write-below-usr", event(EventKind.FILE, call="openat", detail="O_WRONLY", path="//etc/passwd"), True),
+    ("write-below-usr", event(EventKind.FILE, call="openat", detail="O_WRONLY", path="…/a/b" + "/.." * 40 + "/etc/passwd"), True),
+    ("write-below-usr", event(EventKind.FILE, call="openat", detail="O_WRONLY", path="…/a/etc/passwd"), True),  # …/ may be /usr
+    ("write-below-usr", event(EventKind.FILE, call="openat", detail="O_WRONLY", path="/tmp/" + "./" * 509, is_cut=True), True),
+    ("write-below-usr", event(EventKind.FILE, call="openat", detail="O_WRONLY", path="/usr/lib/__pycache__/" + "./" * 501, is_cut=True), True),  # what follows was cut off
     ("new-outgoing-address", event(EventKind.NETWORK, call="connect", address="192.0.2.1:80"), True),
     ("new-outgoing-address", event(EventKind.NETWORK, call="connect", address="[2001:db8::1]:80"), True),
     ("new-outgoing-address", event(EventKind.NETWORK, call="connect", address="unix:/x"), False),
@@ -97,6 +111,21 @@ def test_a_rule_is_about_some_containers() -> None:
     assert not rule.is_meant(container="db", tenant="alice")
     assert not rule.is_meant(container="web-1", tenant="bob")
     assert (rule.action, rule.quiet_s) == (RuleAction.LOG, 60)
+
+
+@pytest.mark.parametrize(("seen", "is_alarm"), [
+    (event(EventKind.FILE, call="unlink", path="/tmp/x"), False),
+    (event(EventKind.FILE, call="unlink", path="/etc/x"), True),
+    (event(EventKind.FILE, call="rename", path="/tmp/x", other_path="/etc/x"), True),
+    (event(EventKind.FILE, call="rename", path="/tmp/x", other_path="/tmp/y"), False),
+    (event(EventKind.FILE, call="symlink", path="/tmp/x", other_path="what/it/says"), False),
+    (event(EventKind.MOUNT, call="mount", path="/tmp/x", other_path="tmpfs"), False),
+    (event(EventKind.MOUNT, call="mount", path="/etc/x", other_path="tmpfs"), True),
+    (event(EventKind.MOUNT, call="fsmount"), True),
+])  # fmt: skip
+def test_without_paths_all_but_exceptions_is_an_alarm(seen: Event, is_alarm: bool) -> None:
+    (rule,) = rules_of("name='x'\nkinds=['file', 'mount']\nexcept_paths=['/tmp/*']")
+    assert rule.matches(seen) is is_alarm
 
 
 def test_only_what_rules_ask_for_is_watched() -> None:

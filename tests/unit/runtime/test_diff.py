@@ -3,12 +3,13 @@
 
 import os
 import stat
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from insula.image.tarball import OPAQUE
-from insula.runtime.diff import compare
+from insula.runtime.diff import ENTRY_BYTES, compare
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="whiteouts are device nodes")
 
@@ -31,7 +32,9 @@ def whiteout(folder: Path, path: str) -> None:
 
 
 def shown(upper: Path, *lower: Path) -> list[str]:
-    return [f"{each.kind} {each.path}" for each in compare(upper, lower)]
+    found = compare(upper, lower)
+    assert found.is_complete
+    return [f"{each.kind} {each.path}" for each in found.changes]
 
 
 def test_no_upper_folder_is_no_change(tmp_path: Path) -> None:
@@ -92,3 +95,57 @@ def test_below_an_opaque_folder_of_a_layer_nothing_is_seen(tmp_path: Path) -> No
     bottom, top = grow(tmp_path / "bottom", "srv/a"), grow(tmp_path / "top", "srv/")
     os.setxattr(top / "srv", OPAQUE, b"y")
     assert shown(grow(tmp_path / "up", "srv/a"), top, bottom) == ["C /srv", "A /srv/a"]
+
+
+def test_of_many_changes_no_more_are_held_than_there_is_room_for(tmp_path: Path) -> None:
+    up = grow(tmp_path / "up", *(f"srv/{n:04}" for n in range(1000)))
+    found = compare(up, [grow(tmp_path / "low", "srv/")], max_bytes=20 * (ENTRY_BYTES + len("srv/0000")))
+    assert not found.is_complete
+    assert 10 <= len(found.changes) <= 21
+    assert {each.kind for each in found.changes if each.path != "/srv"} == {"A"}
+
+
+def test_exactly_as_many_as_there_is_room_for_are_all(tmp_path: Path) -> None:
+    up = grow(tmp_path / "up", *(f"{n:04}" for n in range(20)))
+    room = 20 * (ENTRY_BYTES + 4)
+    assert compare(up, [], max_bytes=room).is_complete
+    cut = compare(up, [], max_bytes=room - 1)
+    assert (len(cut.changes), cut.is_complete) == (19, False)
+
+
+def test_long_paths_are_fewer(tmp_path: Path) -> None:
+    up = grow(tmp_path / "up", *(f"{n:0200}" for n in range(20)))
+    assert len(compare(up, [], max_bytes=20 * ENTRY_BYTES).changes) < 10
+
+
+def test_unchanged_folders_take_room_too(tmp_path: Path) -> None:
+    folders = [f"{n:04}/" for n in range(1000)]
+    found = compare(
+        grow(tmp_path / "up", *folders), [grow(tmp_path / "low", *folders)], max_bytes=20 * ENTRY_BYTES
+    )
+    assert (found.changes, found.is_complete) == ((), False)
+
+
+@needs_root
+def test_what_an_opaque_folder_hides_is_bounded(tmp_path: Path) -> None:
+    low = grow(tmp_path / "low", *(f"srv/{n:04}" for n in range(1000)))
+    up = grow(tmp_path / "up", "srv/")
+    os.setxattr(up / "srv", OPAQUE, b"y")
+    found = compare(up, [low], max_bytes=20 * ENTRY_BYTES)
+    assert 10 <= len(found.changes) <= 21
+    assert not found.is_complete
+
+
+def test_memory_is_bounded_while_looking(tmp_path: Path) -> None:
+    up = grow(tmp_path / "up", *(f"{n:06}" for n in range(20_000)))
+    tracemalloc.start()
+    compare(up, [], max_bytes=20 * ENTRY_BYTES)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 200_000
+
+
+def test_a_folder_is_changed_by_what_is_below_not_beside_it(tmp_path: Path) -> None:
+    low = grow(tmp_path / "low", "a/b/", "a-/", "a0/")
+    up = grow(tmp_path / "up", "a/b/", "a-/x", "a0/y")
+    assert shown(up, low) == ["C /a-", "A /a-/x", "C /a0", "A /a0/y"]

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Logs: records to lines, tail, times, and a log that is turned over while it is read."""
 
+import os
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -15,10 +17,13 @@ from insula.boot import stdio
 from insula.boot.stdio import RECORD, Log
 from insula.model import stream
 from insula.model.record import LogLine
-from insula.runtime import logs
-from insula.runtime.logs import LogReader
+from insula.runtime import log_files, logs
+from insula.runtime.log_files import BATCH_BYTES
+from insula.runtime.logs import LINE_BYTES, LogReader
 
 LONG_AGO = 1000.0
+Written = tuple[float, int, bytes]
+"""When, which stream, what."""
 
 
 def record(data: bytes, *, at: float = LONG_AGO, kind: int = stream.STDOUT) -> bytes:
@@ -27,7 +32,7 @@ def record(data: bytes, *, at: float = LONG_AGO, kind: int = stream.STDOUT) -> b
 
 def everything(reader: LogReader) -> list[LogLine]:
     found = []
-    while lines := reader.read():
+    while (lines := reader.read()) is not None:
         found += lines
     return found
 
@@ -169,7 +174,7 @@ def test_without_following_a_log_ends_with_what_was_there(log: Path) -> None:
     log.write_bytes(record(b"b\n"))
     with closing(LogReader(log, follow=False)) as reader:
         found = []
-        while lines := reader.read():
+        while (lines := reader.read()) is not None:
             found += [line.text for line in lines]
             with log.open("ab") as file:
                 file.write(record(b"later\n"))
@@ -199,7 +204,129 @@ def test_a_read_ends_before_its_files_are_closed(log: Path, monkeypatch: pytest.
             closer.start()
             closer.join(0.2)
 
-    monkeypatch.setattr(logs, "_pause", pause)
+    monkeypatch.setattr(log_files, "_pause", pause)
+    assert reader.read() == []
     reader.read()
     closer.join()
-    assert reader.read() == []
+    assert reader.read() is None
+
+
+BARE = {
+    "a record each": record(b"\n") * (1 << 16),
+    "many a record": record(b"\n" * (1 << 15)) * 2,
+}
+
+
+@pytest.mark.parametrize("content", BARE.values(), ids=BARE)
+def test_a_log_of_bare_line_ends_is_given_in_small_batches(log: Path, content: bytes) -> None:
+    log.write_bytes(content)
+    count = largest = 0
+    with closing(LogReader(log, tail=10**8, follow=False)) as reader:
+        tracemalloc.start()
+        while (lines := reader.read()) is not None:
+            size = sum(LINE_BYTES + len(line.text) for line in lines)
+            largest, count = max(largest, size), count + len(lines)
+            del lines
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert count == 1 << 16
+    assert largest <= 2 * BATCH_BYTES
+    assert peak < 64 * BATCH_BYTES
+
+
+@pytest.mark.parametrize("wishes", [{"since": 2 * LONG_AGO}, {"tail": 1}, {"streams": frozenset({"stderr"})}])
+def test_what_is_passed_over_is_read_a_batch_at_a_time(
+    log: Path, monkeypatch: pytest.MonkeyPatch, wishes: dict[str, object]
+) -> None:
+    log.write_bytes(record(b"x\n") * 10_000)
+    reads: list[int] = []
+
+    def counted(*words: int) -> bytes:
+        reads.append(1)
+        return pread(*words)
+
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", counted)
+    with closing(LogReader(log, **wishes)) as reader:  # type: ignore[arg-type]
+        while reader.read() is not None:
+            assert len(reads) <= 2
+            reads.clear()
+
+
+def simply(written: list[Written], *, tail: int | None, since: float, until: float) -> list[LogLine]:
+    """What a log's lines are, by the words of the documentation."""
+    names = {stream.STDOUT: "stdout", stream.STDERR: "stderr"}
+    begun: dict[int, tuple[float, bytes]] = {}
+    found = []
+
+    def add(kind: int) -> None:
+        at, data = begun.pop(kind)
+        if since <= at <= until:
+            found.append(LogLine(time=at, stream=names[kind], text=data.decode()))
+
+    for at, kind, data in written:
+        for each in data.splitlines(keepends=True):
+            before = begun.get(kind, (at, b""))
+            begun[kind] = before[0], before[1] + each.removesuffix(b"\n")
+            if each.endswith(b"\n"):
+                add(kind)
+    for kind in sorted(begun):
+        add(kind)
+    return found if tail is None else found[len(found) - min(tail, len(found)) :]
+
+
+@settings(max_examples=300)
+@given(
+    written=st.lists(
+        st.tuples(
+            st.integers(1, 5).map(float),
+            st.sampled_from([stream.STDOUT, stream.STDERR]),
+            st.text("a\n", min_size=1, max_size=30).map(str.encode),
+        ),
+        max_size=25,
+    ),
+    turned_at=st.integers(0, 25),
+    tail=st.none() | st.integers(0, 40),
+    since=st.integers(0, 5),
+    until=st.integers(1, 6),
+    follow=st.booleans(),
+)
+def test_in_whatever_batches_it_is_the_same_log(
+    tmp_path_factory: pytest.TempPathFactory,
+    written: list[Written],
+    turned_at: int,
+    tail: int | None,
+    since: int,
+    until: int,
+    follow: bool,
+) -> None:
+    path = tmp_path_factory.mktemp("log") / "log"
+    parts = {"log.1": written[:turned_at], "log": written[turned_at:]}
+    for name, part in parts.items():
+        path.with_name(name).write_bytes(b"".join(record(data, at=at, kind=kind) for at, kind, data in part))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(log_files, "BATCH_BYTES", 100)
+        patch.setattr(logs, "BATCH_BYTES", 100)
+        with closing(LogReader(path, tail=tail, since=since, until=until, follow=follow)) as reader:
+            found = everything(reader)
+    assert found == simply(written, tail=tail, since=since, until=until)
+
+
+def test_the_tail_is_that_of_the_moment_when_it_is_opened(log: Path) -> None:
+    """A program that writes faster than its lines are counted would have them counted for ever."""
+    log.write_bytes(record(b"a\nb\n"))
+    with closing(LogReader(log, tail=1)) as reader:
+        with log.open("ab") as file:
+            file.write(record(b"c\n"))
+        log.rename(log.parent / "log.1")
+        log.write_bytes(record(b"d\n"))
+        assert [line.text for line in everything(reader)] == ["b", "c", "d"]
+
+
+def test_a_closed_log_leaves_nothing_open(log: Path) -> None:
+    log.write_bytes(record(b"a\nb\n"))
+    before = os.listdir("/proc/self/fd")
+    LogReader(log, tail=1).close()
+    with closing(LogReader(log, tail=1)) as reader:
+        everything(reader)
+    assert os.listdir("/proc/self/fd") == before

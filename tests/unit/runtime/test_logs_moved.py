@@ -26,7 +26,7 @@ def host(folder: Path) -> Any:
 def lines(runtime: Any) -> list[str]:
     reader = LogReader(runtime.folders.log("a"))
     found = []
-    while some := reader.read():
+    while (some := reader.read()) is not None:
         found += [line.text for line in some]
     reader.close()
     return found

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from insula.kernel import caps
 from insula.migrate.preflight import check_identity
-from insula.model.errors import InsulaError, InvalidSpec, NotPermitted
+from insula.model.errors import InsulaError, InvalidSpec, NotPermitted, ProtocolError
 from insula.model.grant import Action, Grant, Principal
 from insula.model.lifecycle import Status
 from insula.model.permit import DEFAULT_CAPABILITIES, EVERYTHING, FileUser, Permit
@@ -105,14 +105,13 @@ def world(permit: Permit) -> Any:
             get=lambda *_: SimpleNamespace(config=ImageConfig(), layers=(), id="i"), layer_folders=stop
         ),
         store=SimpleNamespace(
-            list_volumes=lambda _t: [],
             list_containers=lambda _t: [],
             count_containers=lambda _t: 0,
             change_container=lambda *_: None,
             list_checkpoints=stop,
             list_tenants=stop,
         ),
-        volumes=SimpleNamespace(ensure=lambda _t, name: SimpleNamespace(name=name), delete=lambda *_: None),
+        volumes=SimpleNamespace(ensure=lambda _t, name, **_: SimpleNamespace(name=name)),
         networks=SimpleNamespace(default_for=stop, get=stop, activate=stop),
         spawner=SimpleNamespace(start=stop, prepare=stop),
         allowance=SimpleNamespace(check=lambda *_a, **_k: None, limit=lambda *_a, **_k: None),
@@ -144,6 +143,13 @@ def by_arrival(wish: Spec, permit: Permit) -> None:
     volumes = [SimpleNamespace(name=each.source) for each in wish.mounts]
     check_identity(world(permit), SimpleNamespace(record=record_of(wish), volumes=volumes))  # type: ignore[arg-type]
     raise Reached("behind the check")
+
+
+@pytest.mark.parametrize("tenant", ["", "Alice", "a.b", "a@b", "0", "machine$", "a" * 33, "../x"])
+def test_who_arrives_belongs_to_a_tenant_that_there_can_be(tenant: str) -> None:
+    record = replace(record_of(spec()), tenant=tenant)
+    with pytest.raises(ProtocolError):
+        check_identity(world(Permit()), SimpleNamespace(record=record, volumes=[]))  # type: ignore[arg-type]
 
 
 def by_port_picked_elsewhere(wish: Spec, permit: Permit) -> None:

@@ -86,6 +86,19 @@ def test_a_tenant_does_not_find_the_container_of_another(store: Store) -> None:
         assert store.find_container(None, ref).tenant == "alice"
 
 
+def test_a_tenants_list_has_its_own_alone(store: Store) -> None:
+    store.add_container(container("a" * 64))
+    store.add_container(container("b" * 64, tenant="bob"))
+    for tenant, ids in (
+        ("alice", ["a" * 64]),
+        ("bob", ["b" * 64]),
+        ("carol", []),
+        (None, ["a" * 64, "b" * 64]),
+    ):
+        assert [each.id for each in store.list_containers(tenant)] == ids
+    assert (store.count_containers("alice"), store.count_containers("carol")) == (1, 0)
+
+
 def test_a_name_goes_before_a_prefix(store: Store) -> None:
     store.add_container(container("a" * 64, name="b"))
     store.add_container(container("b" * 64, name="x"))

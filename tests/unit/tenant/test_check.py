@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 
-from insula.model.errors import Denied, InsulaError, NotFound, Unauthenticated
+from insula.model.errors import BadRequest, Denied, InsulaError, NotFound, Unauthenticated
 from insula.model.grant import Action, Kind, Principal, Role, scope
 from insula.tenant.check import SCOPES, check, rights, rights_everywhere
 
@@ -161,3 +161,14 @@ def test_all_tenants_are_searched_only_for_who_may() -> None:
     admin = Principal(name="root", uid=0, role=Role.ADMIN)
     assert scope(check(admin, Action.READ, target_tenant="*")) is None
     assert scope(check(admin, Action.READ)) == "root"
+
+
+@pytest.mark.parametrize("tenant", ["../x", "a/b", "A", "a" * 33])
+def test_what_is_no_tenants_name_is_refused_in_no_other_words_than_any_tenant_to_who_sees_only_its_own(
+    tenant: str,
+) -> None:
+    for action in (Action.CREATE, Action.READ, Action.DELETE):
+        with pytest.raises(BadRequest):
+            check(Principal(name="root", uid=0, role=Role.ADMIN), action, target_tenant=tenant)
+        with pytest.raises(NotFound):
+            check(Principal(name="anna", uid=1000), action, target_tenant=tenant)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from insula.model.errors import BadRequest, Denied, Unauthenticated
-from insula.model.grant import Action, Kind, Principal, Role
+from insula.model.grant import TENANT_NAME, Action, Kind, Principal, Role
 from insula.model.users import Origin, Standing, TokenRecord, UserRecord
 from insula.runtime.people import People
 from insula.tenant import identity
@@ -60,7 +60,7 @@ def test_a_user_called_as_anothers_uid_is_not_taken_for_him(uid: int, login: str
 
 @given(st.text(), st.integers(0, 2**32 - 1))
 def test_a_name_is_safe_as_a_folder_whatever_the_login(login: str, uid: int) -> None:
-    assert identity.TENANT_NAME.fullmatch(identity.user_name(uid, login))
+    assert TENANT_NAME.fullmatch(identity.user_name(uid, login))
 
 
 @given(st.text(), st.text(), st.integers(1, 2**32 - 1), st.integers(1, 2**32 - 1))
@@ -101,6 +101,22 @@ def test_a_new_user_called_as_a_shared_tenant_does_not_get_in(known: Known) -> N
     save(known, "@devs", origin=Origin.GROUP, number=50, tenant="web")
     with pytest.raises(Unauthenticated, match="is other users'"):
         of_unix(Account(uid=1010, login="web", gid=1010), known)
+
+
+def test_a_lent_uid_is_nobody_until_an_admin_adds_it(known: Known) -> None:
+    lent = Account(uid=100004, login=None, lent_to="alice")
+    with pytest.raises(Denied, match="lends it to `alice`"):
+        of_unix(lent, known)
+    assert known.directory.find_user("uid100004") is None
+    save(known, "uid100004", number=100004, standing=Standing.SEEN)  # of before lent uids were refused
+    with pytest.raises(Denied, match="lends it to `alice`"):
+        of_unix(lent, known)
+    save(known, "uid100004", number=100004)
+    assert of_unix(lent, known).tenant == "uid100004"
+
+
+def test_a_uid_without_account_that_nobody_is_lent_is_a_user(known: Known) -> None:
+    assert of_unix(Account(uid=64711, login=None), known).name == "uid64711"
 
 
 def test_a_remote_users_name_is_not_a_unix_users(known: Known) -> None:

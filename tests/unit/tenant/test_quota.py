@@ -19,7 +19,7 @@ def test_every_resource_has_words_and_a_unit() -> None:
 def test_an_own_limit_stands_before_everybodys_and_none_lifts_it() -> None:
     default = Quota(limits={Resource.PIDS: 10, Resource.PORTS: 5})
     own = Quota(limits={Resource.PIDS: None, Resource.DISK: 7})
-    found = {each: limit_of(each, own=own, default=default) for each in Resource}
+    found = {each: limit_of(each, own, default) for each in Resource}
     assert {name: value for name, value in found.items() if value is not None} == {
         Resource.PORTS: 5,
         Resource.DISK: 7,

@@ -27,25 +27,29 @@ LAST = 1000
 def what(row: dict[str, Any]) -> str:
     """Return what was asked for, and how often, if a line tells of several."""
     times = row.get("times", 1)
-    return f"{row['method']} {row['path']}" + (f" ({times} times)" if times > 1 else "")
+    return f"{row['method']} {row['path'].removeprefix('/v1/')}" + (f" ({times} times)" if times > 1 else "")
 
 
-COLUMNS = (
-    Column("WHEN", lambda row: stamp(row["at"])[:19]),
-    Column("WHO", lambda row: str(row.get("who", "-")), shrink=1),
-    Column("FROM", lambda row: str(row.get("from", "-")), shrink=2),
-    Column("WHAT", what, shrink=3),
-    Column("TENANT", lambda row: str(row.get("tenant", "-")), shrink=1),
-    Column("RESULT", lambda row: str(row["result"])),
-    Column("MS", lambda row: str(row.get("ms", "-"))),
-)
+def columns(*, has_tenant: bool) -> list[Column]:
+    """Return the columns of the table."""
+    found = [
+        Column("WHEN", lambda row: stamp(row["at"])[:19]),
+        Column("WHO", lambda row: str(row.get("who", "-")), shrink=1),
+        Column("FROM", lambda row: str(row.get("from", "-")), shrink=2),
+        Column("WHAT", what, shrink=3),
+        Column("RESULT", lambda row: str(row["result"])),
+        Column("MS", lambda row: str(row.get("ms", "-"))),
+    ]
+    if has_tenant:
+        found.insert(4, Column("TENANT", lambda row: str(row.get("tenant", "-")), shrink=1))
+    return found
 
 
 def arguments(parser: ArgumentParser) -> None:
     verbs = add_verbs(
         parser,
         {
-            "ls": "list what was asked of insulad: an admin sees all (--tenant '*'), others their own part",
+            "ls": "list what was asked of insulad: one's own part; admins see all (--tenant '*')",
             "verify": "look whether a line was changed, taken out or cut off (admin)",
         },
     )
@@ -70,7 +74,7 @@ def run(options: Namespace, client: Client) -> int:
         for row in rows:
             print(json.dumps(row, ensure_ascii=False))
     else:
-        show(rows, COLUMNS, options=options)
+        show(rows, columns(has_tenant=client.tenant == "*"), options=options)
     if options.tail is None and len(rows) == LAST:
         print(f"insula: these are the last {LAST} lines: --tail N shows more", file=sys.stderr)
     return 0

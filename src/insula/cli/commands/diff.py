@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 from insula.cli.render import printable
 from insula.client.http import quote
@@ -25,10 +26,14 @@ def arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace, client: Client) -> int:
-    changes = client.get(f"/v1/containers/{quote(options.container)}/diff")
+    with client.open("GET", f"/v1/containers/{quote(options.container)}/diff") as answer:
+        changes = json.loads(answer.body())
     if options.format == "json":
         print(json.dumps(changes, indent=2))
-        return 0
-    for change in changes:
-        print(f"{change['kind']} {printable(change['path'])}")
+    else:
+        for change in changes:
+            print(f"{change['kind']} {printable(change['path'])}")
+    if "x-insula-incomplete" in answer.headers:
+        cure = f"`insula exec {options.container} find / -xdev` lists all files"
+        print(f"insula: and more: only these {len(changes)} are shown; {cure}", file=sys.stderr)
     return 0

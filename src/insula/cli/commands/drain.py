@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`insula drain`: carry everything that runs off this host, so that it can be patched and rebooted."""
+"""`insula drain`: move all running containers to other hosts, so that it can be patched and rebooted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from insula.client.http import Client
 
-HELP = "carry everything that runs off this host, to the paired ones"
+HELP = "move all running containers to the paired hosts"
 
 COLUMNS = (
     Column("CONTAINER", lambda row: str(row["name"]), shrink=1),

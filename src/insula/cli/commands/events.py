@@ -39,7 +39,7 @@ def run(options: Namespace, client: Client) -> int:
             print(f"insula: {event['events']} events were lost", file=sys.stderr, flush=True)
         else:
             words = (stamp(event["at"]), short(event["container"]), printable(event["name"]), event["event"])
-            print(*words, printable(event["detail"]), flush=True)
+            print(*words, *filter(None, [printable(event["detail"])]), flush=True)
         shown += not is_lost
         if options.count and shown >= options.count:
             break

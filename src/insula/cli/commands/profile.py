@@ -64,7 +64,7 @@ def arguments(parser: ArgumentParser) -> None:
     verbs["record"].add_argument("container", metavar="CONTAINER", help="name or id")
     verbs["stop"].add_argument("container", metavar="CONTAINER", help="name or id")
     verbs["stop"].add_argument(
-        "name", metavar="PROFILE", nargs="?", default="", help="default: the container's name"
+        "name", metavar="PROFILE", nargs="?", default="", help="default: the container's name, in lower case"
     )
     add_options(verbs["ls"], quiet="names")
     verbs["show"].add_argument(
@@ -102,7 +102,7 @@ def run(options: Namespace, client: Client) -> int:
         case "record":
             client.call("POST", f"{_container(options.container)}/record")
         case "stop":
-            name = options.name or client.get(f"/v1/containers/{quote(options.container)}")["name"]
+            name = options.name or _name_like(client, options.container)
             print(_summary(client.call("POST", f"{_container(options.container)}/save", body={"name": name})))
         case "ls":
             show(client.get("/v1/profiles"), COLUMNS, options=options, key="name")
@@ -131,6 +131,12 @@ def run(options: Namespace, client: Client) -> int:
 
 def _container(name: str) -> str:
     return f"/v1/containers/{quote(name)}/profile"
+
+
+def _name_like(client: Client, container: str) -> str:
+    from insula.model.profile_name import name_like
+
+    return name_like(client.get(f"/v1/containers/{quote(container)}")["name"])
 
 
 def _profile(client: Client, name: str) -> Json:

@@ -18,7 +18,9 @@ COMMAND_LENGTH = 22
 
 def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("-a", "--all", action="store_true", help="also those that do not run")
-    parser.add_argument("--all-tenants", action="store_true", help="the containers of all tenants (admins)")
+    parser.add_argument(
+        "--all-tenants", action="store_true", help="the containers of all tenants (operators and admins)"
+    )
     parser.add_argument(
         "-f", "--filter", action="append", default=[], metavar="KEY=VALUE",
         help="only those with that name (or a part of it), id, status, label, ancestor (image) or tenant",

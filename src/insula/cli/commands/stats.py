@@ -39,7 +39,7 @@ def _pressure(row: Json) -> str:
 
 _ID = Column("CONTAINER ID", lambda row: short(row["id"]), spare=True)
 _NAME = Column("NAME", lambda row: str(row["name"]), shrink=2)
-_PRESSURE = Column("WAIT CPU / MEM / IO", _pressure)
+_PRESSURE = Column("WAIT CPU / MEM / IO", _pressure, spare=True)
 _OWN_DISK = Column(
     "DISK / LIMIT",
     lambda row: (
@@ -69,7 +69,7 @@ COLUMNS = (
 )
 PAST_COLUMNS = (
     _NAME,
-    Column("OVER", lambda row: format_duration(row["seconds"])),
+    Column("OVER", lambda row: format_duration(row["seconds"]), spare=True),
     Column("CPU / PEAK", lambda row: f"{_percent(row['cpu_percent'])} / {_percent(row['cpu_peak_percent'])}"),
     Column(
         "MEM / PEAK",
@@ -95,7 +95,7 @@ def arguments(parser: ArgumentParser) -> None:
     add("--since", metavar="TIME", help="what was used in that time up to now, as 30m; an hour is kept")
     add_options(parser)
     add("containers", metavar="CONTAINER", nargs="*", help="name or id (default: all)")
-    parser.epilog = "WAIT: for how much of the time a process waited for a processor, for memory, for a disk."
+    parser.epilog = "WAIT: for how much of the time a process waited for a processor, for memory, for a disk;\nleft out in a narrow terminal."
 
 
 def run(options: Namespace, client: Client) -> int:

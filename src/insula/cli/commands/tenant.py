@@ -26,6 +26,8 @@ RESOURCES = {
     "inodes": "files of containers and volumes",
     "containers": "running or not",
     "networks": "with the default one",
+    "volumes": "named and anonymous",
+    "profiles": "kept of its containers",
     "ports": "published at the same time",
     "streams": "requests and connections open at the same time",
     "requests": "a second, of all users together",

@@ -82,6 +82,8 @@ def text_of(event: Json) -> str:
     words = [printable(word) for word in event.get("arguments", ())] or [
         printable(event[key]) for key in ("path", "other_path", "address") if event.get(key)
     ]
+    if event.get("is_cut"):
+        words.append("(path cut)")
     if detail := event.get("detail"):
         words.append(printable(detail) if event.get("call") else f"({printable(detail)})")
     if event.get("call"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`insula undrain`: bring back what `insula drain` carried off."""
+"""`insula undrain`: bring back what `insula drain` moved away."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from insula.client.http import Client
 
-HELP = "bring back what `insula drain` carried off this host"
+HELP = "bring back what `insula drain` moved away"
 
 
 def arguments(parser: ArgumentParser) -> None:

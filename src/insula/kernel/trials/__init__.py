@@ -8,15 +8,13 @@ Only for single-threaded processes, since trials fork; a daemon runs `python -m 
 """
 
 import os
-import signal
 from collections.abc import Callable
 
-from insula.kernel import libc
+from insula.kernel import libc, lifeline
 
 Trial = Callable[[], str]
 
 _ANSWER_BYTES = 4096
-_PR_SET_PDEATHSIG = 1
 
 
 class Absent(Exception):
@@ -45,7 +43,7 @@ def _answer(trial: Trial, pipe: int, *, namespaces: int) -> None:
     # Never returns: whatever happens here, the copy of the caller ends, silently if the trial itself is wrong.
     try:
         try:
-            libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+            lifeline.end_with_parent()
             if namespaces:
                 libc.unshare(namespaces)
             text = f"+{trial()}"

@@ -6,7 +6,8 @@ import shutil
 import subprocess
 
 from insula.kernel import call_functions, criu_find
-from insula.kernel.bpf_object import knows_tracepoint
+from insula.kernel.bpf_object import CAPABILITY_TRACEPOINT, knows_tracepoint
+from insula.kernel.nsswitch import lenders_elsewhere
 from insula.kernel.trials import Absent
 
 _SECONDS = 20.0
@@ -32,6 +33,13 @@ def mmdebstrap() -> str:
 def tini() -> str:
     """Ask the static tini for its version."""
     return _version("tini-static", "--version")
+
+
+def lent_uids() -> str:
+    """Look whether uids are lent by /etc/subuid alone."""
+    if others := lenders_elsewhere():
+        raise Absent(f"/etc/nsswitch.conf: subid: {' '.join(others)}")
+    return "/etc/subuid"
 
 
 def tar() -> str:
@@ -76,7 +84,7 @@ def libbpf() -> str:
         raise Absent("the kernel does not describe its tracepoints (/sys/kernel/btf/vmlinux)")
     return (
         ""
-        if knows_tracepoint("cap_capable")
+        if knows_tracepoint(CAPABILITY_TRACEPOINT)
         else "uses of capabilities are not seen: Linux 6.14 or later tells them"
     )
 

@@ -4,9 +4,8 @@
 #define INSULA_DRIFT_H
 
 #include "event.h"
+#include "filter.h"
 #include "task.h"
-
-#define PT_SUSPEND_SECCOMP (1u << 24) /* include/linux/ptrace.h */
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

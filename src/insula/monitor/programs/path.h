@@ -14,10 +14,10 @@
 static __always_inline char *room_at(struct event *event, __u32 at)
 {
 	barrier_var(at);
-	if (at >= ARGUMENTS)
+	if (at >= PLACES)
 		return 0;
 	barrier_var(at);
-	return event->text + (at & (ARGUMENTS - 1));
+	return event->text + (at & (PLACES - 1));
 }
 
 static __always_inline __u16 read_path(struct event *event, __u32 at, __u8 place)

@@ -38,7 +38,6 @@ struct task {
 	__u32 generation;
 	struct watch watch;
 	__u32 inside; /* it began a system call that has not ended: the number of the watch then, or 0 */
-	__u32 seen;   /* it has begun any: the number of the watch then */
 	__u64 began;  /* ns of CLOCK_MONOTONIC, or 0: not timed */
 	__u32 told;   /* the call that was told at its own function: its number + 1, or 0 */
 };

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* What containers ask of the kernel: counted by system call, and told as events.
  *
- *   sys_enter   the time, kept in the task             only while somebody counts, or asks for seccomp's answers
+ *   sys_enter   the time, kept in the task             only while somebody has calls timed
  *   sys_exit    counters, drift; an event if the call's shape says what it is, somebody wants that kind, and it was not
  *               told at the call itself (`calls.bpf.c`)
  *   sched_process_exec, _fork, _exit; signal_generate; mark_victim; cap_capable: events as they happen
@@ -17,10 +17,18 @@
 #include "call.h"
 #include "count.h"
 #include "drift.h"
+#include "filter.h"
 
 char LICENSE[] SEC("license") = "GPL"; /* the helpers that read memory ask for it */
 
 #define CAP_SYS_ADMIN 21
+
+/* Of a signal, in place of its siginfo (include/linux/sched/signal.h); how it was sent (asm-generic/siginfo.h). */
+#define SEND_SIG_NOINFO 0
+#define SEND_SIG_PRIV 1
+#define SI_USER 0
+#define SI_QUEUE (-1)
+#define SI_TKILL (-6)
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -29,6 +37,22 @@ struct {
 	__type(value, __u64);
 } capabilities SEC(".maps");
 
+/* Since when the end of calls is traced: a call that began before may have ended unseen.  ns of CLOCK_MONOTONIC. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} exits_since SEC(".maps");
+
+static __always_inline int is_timed(struct task *task)
+{
+	__u32 zero = 0;
+	__u64 *since = bpf_map_lookup_elem(&exits_since, &zero);
+
+	return since && task->began > *since;
+}
+
 SEC("tp_btf/sys_enter")
 int BPF_PROG(on_enter, struct pt_regs *regs, long number)
 {
@@ -36,7 +60,7 @@ int BPF_PROG(on_enter, struct pt_regs *regs, long number)
 
 	if (!task)
 		return 0;
-	task->inside = task->seen = task->watch.number;
+	task->inside = task->watch.number;
 	task->began = task->watch.slot < SLOTS ? bpf_ktime_get_ns() : 0;
 	return 0;
 }
@@ -63,7 +87,7 @@ int BPF_PROG(on_exit, struct pt_regs *regs, long result)
 	number = number_of(regs);
 	if (task->watch.slot < SLOTS) {
 		count(task, number, result);
-		if (was_inside && task->began)
+		if (was_inside && is_timed(task))
 			time_call(cgroup, number, bpf_ktime_get_ns() - task->began);
 	}
 	if (!(kinds & CALL_KINDS))
@@ -76,8 +100,7 @@ int BPF_PROG(on_exit, struct pt_regs *regs, long result)
 		tell(room, shape, regs, cgroup, number, result, KIND_DRIFT, 0);
 	if (told == number + 1)
 		return 0;
-	/* seccomp answers before the entry is traced: an exit without an entry, of a task whose entries are. */
-	is_denied = !was_inside && task->seen == task->watch.number;
+	is_denied = kinds & 1u << KIND_SECCOMP && is_refused(regs, result);
 	kind = kind_of(shape, kinds, result, is_denied);
 	if (kind)
 		tell(room, shape, regs, cgroup, number, result, kind, task->watch.flags);
@@ -153,36 +176,65 @@ int BPF_PROG(on_process_exit, struct task_struct *task)
 	return 0;
 }
 
-SEC("tp_btf/signal_generate")
-int BPF_PROG(on_signal, int signal, void *info, struct task_struct *task, int group, int result)
+static __always_inline __u64 ancestor_of(struct cgroup *group, int level)
 {
-	__u64 cgroup = container();
-	struct watch *watch = wanted(cgroup, KIND_SIGNAL);
-	struct event *event = watch ? begin(room_of(ROOM_INTERRUPT), KIND_SIGNAL, cgroup) : 0;
+	struct cgroup___before_6_1 *before = (void *)group;
+	struct cgroup *above;
+	__u64 cgroup = 0;
 
-	if (!event)
-		return 0;
-	event->arguments[0] = signal;
-	event->arguments[1] = inner_pid(BPF_CORE_READ(task, group_leader));
-	event->result = result;
-	finish(event);
-	return 0;
+	if (!bpf_core_field_exists(group->ancestors)) {
+		bpf_core_read(&cgroup, sizeof(cgroup), &before->ancestor_ids[level]);
+		return cgroup;
+	}
+	return bpf_core_read(&above, sizeof(above), &group->ancestors[level]) ? 0 : BPF_CORE_READ(above, kn, id);
 }
 
 /* The watched container that a task is in, or 0. */
 static __always_inline __u64 container_of_task(struct task_struct *task)
 {
-	struct cgroup *group = BPF_CORE_READ(task, cgroups, dfl_cgrp), *above;
+	struct cgroup *group = BPF_CORE_READ(task, cgroups, dfl_cgrp);
 	int level = BPF_CORE_READ(group, level);
-	__u64 cgroup;
 
 	for (int i = 1; i < DEPTHS && i <= level; i++) {
-		if (bpf_core_read(&above, sizeof(above), &group->ancestors[i]))
-			break;
-		cgroup = BPF_CORE_READ(above, kn, id);
+		__u64 cgroup = ancestor_of(group, i);
+
 		if (bpf_map_lookup_elem(&watched, &cgroup))
 			return cgroup;
 	}
+	return 0;
+}
+
+/* Whether it is a signal that the process which runs now has sent: those of timers and descriptors come in interrupts,
+ * beside whoever runs then. */
+static __always_inline int is_sent(__u64 info)
+{
+	int code;
+
+	if (info == SEND_SIG_NOINFO || info == SEND_SIG_PRIV)
+		return info == SEND_SIG_NOINFO;
+	code = BPF_CORE_READ((struct kernel_siginfo *)info, si_code);
+	return code == SI_USER || code == SI_QUEUE || code == SI_TKILL;
+}
+
+/* Untyped: what stands for no `info` is no pointer. */
+SEC("raw_tp/signal_generate")
+int on_signal(struct bpf_raw_tracepoint_args *context)
+{
+	struct task_struct *target = (struct task_struct *)context->args[2];
+	__u64 cgroup = container();
+	struct watch *watch = wanted(cgroup, KIND_SIGNAL);
+	struct event *event;
+
+	/* Of what the kernel sends, that within the container alone: a child's end, a timer, a fault. */
+	if (!watch || (!is_sent(context->args[1]) && container_of_task(target) != cgroup))
+		return 0;
+	event = begin(room_of(ROOM_INTERRUPT), KIND_SIGNAL, cgroup);
+	if (!event)
+		return 0;
+	event->arguments[0] = (int)context->args[0];
+	event->arguments[1] = inner_pid(BPF_CORE_READ(target, group_leader));
+	event->result = (int)context->args[4];
+	finish(event);
 	return 0;
 }
 

@@ -7,8 +7,9 @@
 
 #define SYSCALLS 512   /* numbers at or above, and those of another ABI, are not told apart */
 #define STEPS 24       /* of a histogram: step i counts calls that took less than 2^i * 256 ns, the last all others */
-#define TEXT 256       /* longest path; longer ones are cut */
+#define TEXT 1024      /* longest path, with its NUL; one that takes as much may have been cut */
 #define ARGUMENTS 1024 /* most of a program's argument list */
+#define PLACES 2048    /* where in an event a text may begin */
 
 #define SLOTS 4096     /* containers that can be counted at once */
 #define NO_SLOT SLOTS
@@ -60,7 +61,7 @@ enum kind {
 	KIND_EXEC,    /* text: the argument list, NUL between arguments */
 	KIND_FORK,    /* arguments[0]: the child's pid */
 	KIND_EXIT,    /* result: as wait(2) tells it */
-	KIND_SIGNAL,  /* arguments: signal, target's pid, si_code; result: 0 delivered */
+	KIND_SIGNAL,  /* arguments: signal, target's pid; result: 0 delivered */
 	KIND_OOM,     /* of the victim, where the kernel tells which it is (since 6.10); else of who asked for memory */
 	KIND_CAP,     /* arguments[0]: capability; result: 0 granted; the first of each alone */
 	KIND_SECCOMP, /* a system call that a filter answered: it never began */
@@ -115,11 +116,11 @@ struct event {
 	__u16 port;     /* its own */
 	__u16 other_folder_bytes; /* the last of `folder_bytes`: they are of a folder of the other path's own */
 	__u16 zero[2];
-	char text[ARGUMENTS + TEXT]; /* `text_bytes`, `other_bytes`, then `folder_bytes`: names, innermost first;
+	char text[PLACES + TEXT]; /* `text_bytes`, `other_bytes`, then `folder_bytes`: names, innermost first;
 				      * of a program that was started: a script's interpreter, then the names of
 				      * the folder that a relative path begins in (`other_folder_bytes`) */
 };
 
-#define EVENT_HEAD (sizeof(struct event) - (ARGUMENTS + TEXT))
+#define EVENT_HEAD (sizeof(struct event) - (PLACES + TEXT))
 
 #endif
