@@ -41,7 +41,7 @@ test-system: setup ## tests of daemons through their sockets (root)
 	@$(PYTEST) tests/system
 
 test-security: setup ## what must not be possible: the numbered checks of tests/security (root, five minutes)
-	@$(PYTEST) -q tests/security
+	@scripts/test-security
 
 test-vm: ## two emulated machines with Linux 6.1 and 6.12: moves between them, a patch (root, 15 minutes, 3 GB of disk)
 	@scripts/setup --with-vm $(PASS_ON)

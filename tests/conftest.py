@@ -110,7 +110,7 @@ def pytest_collectreport(report: pytest.CollectReport) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """With CI=true a skip that nobody allowed fails the run.  Notes for scripts/test whether all were run, and only tests failed."""
+    """With CI=true a skip that nobody allowed fails the run.  Notes for scripts/judged.sh whether all were run, and only tests failed."""
     is_refused = os.environ.get("CI") == "true" and bool(_refused_skips)
     cache = getattr(session.config, "cache", None)  # not even None with `-p no:cacheprovider`, as in tests/vm
     if cache is not None:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`scripts/test`: a test that fails once has a second try, wherever it stands, and is called unsteady; a wrong one fails."""
+"""`scripts/test`: a test that fails once has a second try, wherever it stands, and is called unsteady; a wrong one fails.
+
+`scripts/test-security`: a check that failed once has to hold five times.
+"""
 
 import shlex
 import shutil
@@ -9,7 +12,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 UNIT, KERNEL = "tests/unit/test_it.py", "tests/kernel/test_it.py"
-PLACES = (UNIT, KERNEL, "tests/system/test_it.py", "tests/test_layers.py", "tests/test_style.py")
+SECURITY = "tests/security/test_it.py"
+PLACES = (UNIT, KERNEL, SECURITY, "tests/system/test_it.py", "tests/test_layers.py", "tests/test_style.py")
 PASSES = "def test_it():\n    pass\n"
 FAILS = "def test_it():\n    assert False\n"
 FAILS_ONCE = """
@@ -21,14 +25,24 @@ def test_it():
     seen.touch()
     assert was_seen
 """
-#: What `tests/conftest.py` notes for the script.
+FAILS_FIRST_AND_FIFTH = """
+from pathlib import Path
+
+def test_it():
+    seen = Path(__file__).with_suffix(".seen")
+    times = len(seen.read_text()) + 1 if seen.exists() else 1
+    seen.write_text("x" * times)
+    assert times not in (1, 5)
+"""
+#: What `tests/conftest.py` and `tests/security/conftest.py` note for the scripts.
 NOTES = """
 def pytest_sessionfinish(session):
     session.config.cache.set("insula/ended", int(session.exitstatus))
+    session.config.cache.set("insula/security", {"checks": 2, "held": 1, "unsteady": 1})
 """
 
 
-def _run(folder: Path, tests: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def _run(folder: Path, tests: dict[str, str], *, script: str = "test") -> subprocess.CompletedProcess[str]:
     """Run the script in a project with these tests: path → text."""
     project = dict.fromkeys(PLACES, PASSES) | tests | {"tests/conftest.py": NOTES}
     for path, text in project.items():
@@ -37,12 +51,17 @@ def _run(folder: Path, tests: dict[str, str]) -> subprocess.CompletedProcess[str
     (folder / "pytest.ini").write_text("[pytest]\naddopts = --import-mode=importlib\n")
     for name in ("scripts", ".stamps", ".venv/bin"):
         (folder / name).mkdir(parents=True)
-    shutil.copy(ROOT / "scripts/test", folder / "scripts/test")
+    for name in (script, "judged.sh"):
+        shutil.copy(ROOT / "scripts" / name, folder / "scripts")
     python = folder / ".venv/bin/python"
     python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
     python.chmod(0o755)
     return subprocess.run(
-        (folder / "scripts/test",), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        (folder / "scripts" / script,),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
     )
 
 
@@ -64,5 +83,26 @@ def test_what_fails_twice_fails_all(tmp_path: Path) -> None:
 
 def test_six_failures_are_no_accident(tmp_path: Path) -> None:
     done = _run(tmp_path, {f"tests/unit/test_{number}.py": FAILS_ONCE for number in range(6)})
+    assert done.returncode == 1, done.stdout
+    assert "once more" not in done.stdout
+
+
+def test_check_that_failed_once_and_holds_five_times_is_called_unsteady(tmp_path: Path) -> None:
+    done = _run(tmp_path, {SECURITY: FAILS_ONCE}, script="test-security")
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("once more") == 5
+    assert _unsteady(done) == [f"UNSTEADY: {SECURITY}::test_it"]
+    assert done.stdout.splitlines()[-1] == 'SECURITY {"checks": 2, "held": 1, "unsteady": 1}'
+
+
+def test_check_that_fails_again_later_fails_all(tmp_path: Path) -> None:
+    done = _run(tmp_path, {SECURITY: FAILS_FIRST_AND_FIFTH}, script="test-security")
+    assert done.returncode == 1, done.stdout
+    assert not _unsteady(done)
+
+
+def test_four_checks_that_failed_are_no_accident(tmp_path: Path) -> None:
+    tests = {f"tests/security/test_{number}.py": FAILS_ONCE for number in range(4)}
+    done = _run(tmp_path, tests, script="test-security")
     assert done.returncode == 1, done.stdout
     assert "once more" not in done.stdout
