@@ -219,7 +219,7 @@ def test_only_refusals_are_told_whichever_programs_come_and_go(
 
 @pytest.mark.parametrize("bench", [refuse_hooks], indirect=True)
 def test_a_call_in_the_middle_of_which_a_watch_begins_is_no_refusal(bench: Bench, stack: ExitStack) -> None:
-    """While another container's watch has the entry of calls traced all the time."""
+    """While another container's watch has the end of calls traced all the time."""
     wish = TraceWish(kinds=(EventKind.SECCOMP,))
     bench.watch(stack, "other", wish)
     with bench.answering("one") as answer:
@@ -334,7 +334,6 @@ _KILLED = (
     f"import sys; sys.path[:0] = {sys.path!r}"
     """
 import time
-from insula.monitor.call_hooks import KINDS, CallPrograms
 from insula.monitor.layout import Kind
 from insula.monitor.probes import Probes
 probes = Probes(ring_bytes=1 << 20)
@@ -436,6 +435,23 @@ os.rename("./" * 600 + "a", "./" * 600 + "b")
 """)  # fmt: skip
     event = bench.seen(watch, lambda each: each.call.startswith("rename"))
     assert event.is_cut and event.path.startswith("…/")
+
+
+@both_ways
+def test_another_path_for_whose_own_folder_there_is_no_room_begins_nowhere(
+    bench: Bench, stack: ExitStack, tmp_path: Path
+) -> None:
+    watch = bench.watch(stack, "one", TraceWish(kinds=(EventKind.FILE,)))
+    bench.python("one", f"""
+import os
+os.chdir({str(tmp_path)!r})
+open("a", "w").close()
+os.mkdir("in")
+here, there = (os.open(each, os.O_RDONLY) for each in (".", "in"))
+os.rename("./" * 500 + "a", "./" * 500 + "b", src_dir_fd=here, dst_dir_fd=there)
+""")  # fmt: skip
+    event = bench.seen(watch, lambda each: each.call.startswith("rename"))
+    assert (event.is_cut, event.other_path) == (False, "…/b")
 
 
 @both_ways

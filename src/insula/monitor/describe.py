@@ -157,9 +157,11 @@ def _other_path(raw: Raw, call: str, *, folder: str) -> str:
     path = text_of(raw.other)
     if not path or (call == "mount" and not _is_source_a_path(raw.arguments[_MOUNT_FLAGS_AT])):
         return path
-    if raw.other_folder:
-        return _path_of(path, folder_of(raw.other_folder))
-    return _path_of(path, folder) if folder and _is_in_same(raw, SHAPES[call]) else path
+    if SHAPES[call].other_folder == 0:  # it begins in none: what a link says, the old root's place
+        return path
+    is_in_same = folder and not raw.other_folder and _is_in_same(raw, SHAPES[call])
+    # If it is not, and none was told, there was no room for it.
+    return _path_of(path, folder if is_in_same else folder_of(raw.other_folder))
 
 
 def _is_source_a_path(flags: int) -> bool:
@@ -168,8 +170,8 @@ def _is_source_a_path(flags: int) -> bool:
 
 
 def _is_in_same(raw: Raw, shape: Shape) -> bool:
-    """Tell whether the second path of a call begins in the same folder as the first; what a link says begins in none."""
-    return shape.other_folder != 0 and _folder(raw, shape.folder) == _folder(raw, shape.other_folder)
+    """Tell whether the second path of a call begins in the same folder as the first."""
+    return _folder(raw, shape.folder) == _folder(raw, shape.other_folder)
 
 
 def _folder(raw: Raw, place: int) -> int:
