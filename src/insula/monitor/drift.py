@@ -97,10 +97,10 @@ class Judge:
         if written is None:
             return
         is_refused = event.error == "EROFS"
-        if is_unknown(event) and is_writing(event, is_tried=is_refused):
+        known = (*written, *self._free, *(self._profile.refused_folders if is_refused else ()))
+        if is_unknown(event) and is_writing(event, is_tried=is_refused) and "/" not in known:
             yield Found(WRITTEN, CUT, is_refused)
         for folder in tried_folders(event) if is_refused else changed_folders(event):
-            known = (*written, *self._free, *(self._profile.refused_folders if is_refused else ()))
             if not any(is_within(folder, each) for each in known):
                 yield Found(WRITTEN, folder, is_refused)
 

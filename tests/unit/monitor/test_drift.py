@@ -93,6 +93,13 @@ def test_what_is_lacked_is_found(one: Event, found: list[tuple[str, str, bool]])
     assert judged(one) == found
 
 
+def test_who_may_write_everywhere_lacks_no_folder_that_is_not_known() -> None:
+    anywhere = AppliedProfile(name="web", calls=(), capabilities=None, written=("/",))
+    judge = Judge(anywhere, home=HOME, capabilities=frozenset())
+    assert list(judge.judge(opened("…/tmp/x"))) == []
+    assert list(judge.judge(opened("/tmp/" + "./" * 509, is_cut=True))) == []
+
+
 def test_logging_finds_what_is_done() -> None:
     assert judged(event(EventKind.CAPABILITY, detail="NET_RAW granted"), enforce=Enforce.LOG) == [
         ("capabilities", "NET_RAW", False)
