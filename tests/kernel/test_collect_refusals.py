@@ -71,6 +71,16 @@ def packed(program: Sequence[Instruction]) -> bytes:
     return b"".join(struct.pack("=HBBI", *each) for each in program)
 
 
+def answering(number: int, *answer: Instruction) -> bytes:
+    """Return a filter that answers one call as the instructions say, and lets all others pass."""
+    return packed([
+        Instruction(LD | ABS, 0, 0, 0),
+        Instruction(JMP | JEQ, 1, 0, number),
+        Instruction(RET, 0, 0, ALLOW),
+        *answer,
+    ])  # fmt: skip
+
+
 def made_each(bench: Bench, cases: Sequence[Case]) -> list[list[int]]:
     """Have calls made, each case's in a process of its own; returns their results."""
     given = [([each.hex() for each in case.programs], list(case.calls)) for case in cases]
@@ -109,21 +119,16 @@ class Chance:
     def filter(self) -> bytes:
         """Return a filter that answers one call by whatever it computes, and lets all others pass."""
         length = 1 + self._below(32)
-        head = [
-            Instruction(LD | ABS, 0, 0, 0),
-            Instruction(JMP | JEQ, 1, 0, NUMBERS[ASKED]),
-            Instruction(RET, 0, 0, ALLOW),
-        ]
         kept = [Instruction(ST, 0, 0, each) for each in range(WORDS)]
         body = [self._step(length - 1 - at) for at in range(length)]
-        answer = [
+        end = [
             Instruction(JMP | JSET, 1, 0, 1),
             Instruction(RET, 0, 0, ALLOW),
             Instruction(ALU | AND, 0, 0, 0xFFF),
             Instruction(ALU | OR, 0, 0, ERRNO),
             Instruction(RET | A, 0, 0, 0),
         ]
-        return packed([*head, *kept, *body, *answer])
+        return answering(NUMBERS[ASKED], *kept, *body, *end)
 
     def _step(self, left: int) -> Instruction:
         pick = self._random.choice
@@ -193,12 +198,7 @@ def test_what_our_own_filter_refuses_is_told_and_what_the_kernel_refuses_is_not(
 @both_ways
 def test_a_filter_on_top_of_ours_is_asked_first(bench: Bench, stack: ExitStack) -> None:
     watch = bench.watch(stack, "one", REFUSALS)
-    own = packed([
-        Instruction(LD | ABS, 0, 0, 0),
-        Instruction(JMP | JEQ, 0, 1, NUMBERS["add_key"]),
-        Instruction(RET, 0, 0, ERRNO | errno.EXDEV),
-        Instruction(RET, 0, 0, ALLOW),
-    ])  # fmt: skip
+    own = answering(NUMBERS["add_key"], Instruction(RET, 0, 0, ERRNO | errno.EXDEV))
     calls = [(NUMBERS[name], 0, 0, 0, 0, 0) for name in ("add_key", "keyctl", "getppid")]
     results = made(bench, [seccomp.build_filter(caps.DEFAULT), own], calls)
     assert results[:2] == [-errno.EXDEV, -errno.EPERM]
@@ -210,14 +210,12 @@ def test_a_filter_on_top_of_ours_is_asked_first(bench: Bench, stack: ExitStack) 
 @both_ways
 def test_a_filter_that_divides_by_nothing_kills_and_that_is_told(bench: Bench, stack: ExitStack) -> None:
     watch = bench.watch(stack, "one", REFUSALS)
-    program = packed([
-        Instruction(LD | ABS, 0, 0, 0),
-        Instruction(JMP | JEQ, 1, 0, NUMBERS[ASKED]),
-        Instruction(RET, 0, 0, ALLOW),
+    program = answering(
+        NUMBERS[ASKED],
         Instruction(LDX | IMM, 0, 0, 0),
         Instruction(ALU | DIV | X, 0, 0, 0),
         Instruction(RET, 0, 0, ALLOW),
-    ])  # fmt: skip
+    )
     text = _CALLING + f"install([{program.hex()!r}]); call({NUMBERS[ASKED]})"
     bench.python("one", text, code=-31)
     assert [each.call for each in told(bench, watch)] == [ASKED]
@@ -227,12 +225,7 @@ def test_a_filter_that_divides_by_nothing_kills_and_that_is_told(bench: Bench, s
 def test_the_end_of_a_signal_handler_is_no_refusal(bench: Bench, stack: ExitStack) -> None:
     """rt_sigreturn(2) gives back all registers: the number of the call is lost, and the result is of an earlier one."""
     watch = bench.watch(stack, "one", REFUSALS)
-    program = packed([
-        Instruction(LD | ABS, 0, 0, 0),
-        Instruction(JMP | JEQ, 1, 0, 0xFFFFFFFF),
-        Instruction(RET, 0, 0, ALLOW),
-        Instruction(RET, 0, 0, ERRNO | errno.ESRCH),
-    ])  # fmt: skip
+    program = answering(0xFFFFFFFF, Instruction(RET, 0, 0, ERRNO | errno.ESRCH))
     text = _CALLING + f"install([{program.hex()!r}])\n"
     text += "import os, signal; signal.signal(10, lambda *_: None)\n"
     text += (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guests' disks: a Debian 12 with two kernels, built once and kept, and a small one with insula, made for each run.
+"""The guests' disks: a Debian 12 with three kernels, built once and kept, and a small one with insula, made for each run.
 
     system.ext4     root file system: Debian 12, kernels 6.1 and 6.12 (backports) and 5.15 (`older_kernel.py`), Redis,
                     PostgreSQL; each guest writes into a qcow2 file of its own over it

@@ -95,7 +95,10 @@ def arguments(parser: ArgumentParser) -> None:
     add("--since", metavar="TIME", help="what was used in that time up to now, as 30m; an hour is kept")
     add_options(parser)
     add("containers", metavar="CONTAINER", nargs="*", help="name or id (default: all)")
-    parser.epilog = "WAIT: for how much of the time a process waited for a processor, for memory, for a disk;\nleft out in a narrow terminal."
+    parser.epilog = (
+        "WAIT: for how much of the time a process waited for a processor, for memory, for a disk; "
+        "left out in a narrow terminal."
+    )
 
 
 def run(options: Namespace, client: Client) -> int:
