@@ -9,7 +9,7 @@ Source: https://www.sqlite.org/wal.html, https://www.sqlite.org/pragma.html#prag
 
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -105,6 +105,8 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         self._lock = threading.RLock()
+        self._after: list[Callable[[], None]] = []
+        """What is called when the open transaction is committed."""
         self._connection = sqlite3.connect(
             path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, cached_statements=256
         )
@@ -162,6 +164,7 @@ class Database:
             if self._connection.in_transaction:
                 yield
                 return
+            self._after.clear()
             if durable:
                 self._connection.execute("PRAGMA synchronous=FULL")
             try:
@@ -176,6 +179,20 @@ class Database:
             finally:
                 if durable:
                     self._connection.execute("PRAGMA synchronous=NORMAL")
+            after, self._after = self._after, []
+        for call in after:
+            call()
+
+    def after_commit(self, call: Callable[[], None]) -> None:
+        """Call when the open transaction of this thread is committed and others can use the file; without one, now.
+
+        Who is told of a change may need a lock whose holder needs the file.  After a rollback nothing is called.
+        """
+        with self._lock:
+            if self._connection.in_transaction:
+                self._after.append(call)
+                return
+        call()
 
     def records(self, kind: type[RecordType], statement: str, *values: Value) -> list[RecordType]:
         """Run a query whose only column is a record."""

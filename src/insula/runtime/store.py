@@ -36,7 +36,7 @@ from insula.runtime.ledger import Ledger
 _HEXADECIMAL = frozenset("0123456789abcdef")
 
 Listener = Callable[[str, ContainerRecord | None], None]
-"""Called after a container changed, with its id and its record, None when it is gone; in the changing thread."""
+"""Called after a change of a container is committed, with its id and its record, None when it is gone; in the changing thread."""
 
 
 def no_container(ref: str) -> ContainerNotFound:
@@ -65,8 +65,11 @@ class Store(Ledger):
         self._listeners = (*self._listeners, listener)
 
     def _tell(self, container_id: str, record: ContainerRecord | None) -> None:
-        for listener in self._listeners:
-            listener(container_id, record)
+        def tell() -> None:
+            for listener in self._listeners:
+                listener(container_id, record)
+
+        self.after_commit(tell)
 
     def add_container(self, record: ContainerRecord) -> None:
         """Remember a new container.

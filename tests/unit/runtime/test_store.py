@@ -167,6 +167,35 @@ def test_listeners_hear_of_changes_and_of_the_end(store: Store) -> None:
     assert heard == [("a", "created"), ("a", "running"), ("a", "gone")]
 
 
+def test_listeners_hear_of_a_change_when_others_can_use_the_store_again(store: Store) -> None:
+    waited: list[bool] = []
+
+    def look(ref: str, _record: ContainerRecord | None) -> None:
+        # As who holds a lock that the listener needs: while the store is held both would wait for ever.
+        other = threading.Thread(target=store.get_container, args=(ref,), daemon=True)
+        other.start()
+        other.join(2.0)
+        waited.append(other.is_alive())
+
+    store.subscribe(look)
+    with store.transaction():
+        store.add_container(container("a"))
+        assert waited == []
+    with store.transaction(), store.transaction():
+        store.change_container("a", lambda old: replace(old, status=Status.RUNNING))
+    assert waited == [False, False]
+
+
+def test_listeners_never_hear_of_what_was_taken_back(store: Store) -> None:
+    heard: list[str] = []
+    store.subscribe(lambda ref, _record: heard.append(ref))
+    with pytest.raises(Conflict), store.transaction():
+        store.add_container(container("a"))
+        raise Conflict("cannot")
+    store.add_container(container("b", name="db"))
+    assert heard == ["b"]
+
+
 def test_an_image_name_moves_to_the_newer_image_of_the_same_tenant(store: Store) -> None:
     store.save_image(ImageRecord(id="1", names=("redis:latest",)))
     store.save_image(ImageRecord(id="2", names=("redis:latest",), tenant="alice"))
