@@ -120,9 +120,14 @@ class Audit:
         with self._lock:
             if self._timer is not None or self._folding.is_empty:
                 return
-            self._timer = threading.Timer(WINDOW_S, self.settle)
-            self._timer.daemon = True
-            self._timer.start()
+            timer = threading.Timer(WINDOW_S, self.settle)
+            timer.daemon = True
+            try:
+                timer.start()
+            except RuntimeError:  # there may be no more threads
+                self._write_all(self._folding.taken_out(now=time.monotonic()))
+            else:
+                self._timer = timer
 
     def settle(self) -> None:
         """Append the lines of what has been counted, as far as their tenants' budgets go."""

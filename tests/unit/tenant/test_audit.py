@@ -4,6 +4,7 @@
 import json
 import os
 import signal
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hosted import wait_until
 from insula.model.errors import AuditUnavailable, Denied
 from insula.model.grant import Action, Principal
 from insula.tenant.audit import TORN, Audit
@@ -222,6 +224,22 @@ def test_when_the_disk_is_full_what_is_under_way_is_written_and_no_more_allowed(
     audit.require_room()
     audit.close()
     assert verify(path) == (1, 1, "")
+
+
+def test_what_is_counted_has_its_line_also_where_there_may_be_no_more_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    audit = Audit(tmp_path / "audit.log")
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    audit.count(entry(result="too_many_requests"))
+    assert len(found(audit.path, tenant="alice")) == 1
+    monkeypatch.undo()
+    audit.count(entry(result="too_many_requests"))
+    wait_until(lambda: len(found(audit.path, tenant="alice")) == 2, what="its line a second later")
+    audit.close()
 
 
 def test_who_comes_after_the_end_is_told(tmp_path: Path) -> None:
