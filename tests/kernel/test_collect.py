@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from insula.kernel import syscalls
+from insula.kernel.bpf_object import Object
 from insula.kernel.cgroup import Limits
 from insula.model.monitor import CallCount, Event, EventKind, TraceWish
 from insula.monitor.probes import Counting, Probes
@@ -296,6 +297,26 @@ def test_a_call_that_ends_between_two_looks_lengthens_no_other(bench: Bench) -> 
             assert timed == {call_number("write"): 2, call_number("read"): 1}  # looked at to its end
         finally:
             probes.close()
+
+
+def test_no_calls_entry_is_traced_whose_end_is_not(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its time would be taken for that of the next call whose end is seen, and whose entry was not."""
+    probes = Probes(ring_bytes=1 << 20, load_calls=refuse_hooks)
+    seen: list[frozenset[str]] = []
+    attach = Object.attach
+
+    def attach_and_look(self: Object, program: str) -> None:
+        attach(self, program)
+        seen.append(probes.attached)
+
+    monkeypatch.setattr(Object, "attach", attach_and_look)
+    try:
+        probes.watch(bench.subjects["one"].cgroup, frozenset(), counting=Counting.BY_LOOKS)
+        probes.look(is_on=True, is_timing=True)
+        assert probes.attached >= {"on_enter", "on_exit"}
+        assert [each for each in seen if "on_enter" in each and "on_exit" not in each] == []
+    finally:
+        probes.close()
 
 
 def call_number(name: str) -> int:

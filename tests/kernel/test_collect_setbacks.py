@@ -10,9 +10,10 @@ import pytest
 
 from insula.model.errors import Unsupported
 from insula.model.monitor import EventKind, TraceWish
-from insula.monitor.probes import Counting
+from insula.monitor.layout import Kind
+from insula.monitor.probes import Counting, Probes
 from netns import wait_until
-from watched import Bench
+from watched import Bench, refuse_hooks
 
 EXECS = TraceWish(kinds=(EventKind.EXEC,))
 FORKS = TraceWish(kinds=(EventKind.FORK,))
@@ -61,3 +62,23 @@ def test_a_watch_that_cannot_begin_is_refused_with_the_cure_and_begins_later(
     bench.run("one", ["sh", "-c", "true; true & wait"])
     bench.seen(first, lambda each: each.kind is EventKind.EXEC)
     bench.seen(second, lambda each: each.kind is EventKind.FORK)
+
+
+def test_who_is_counted_no_more_is_not_counted_for_who_has_its_place_then(bench: Bench) -> None:
+    one, other = (bench.subjects[name].cgroup for name in ("one", "other"))
+    at_rest = one + other  # nobody is in it
+    probes = Probes(ring_bytes=1 << 20, load_calls=refuse_hooks)
+    try:
+        probes.watch(one, frozenset({Kind.EXEC}), counting=Counting.EACH)
+        probes.watch(other, frozenset(), counting=Counting.EACH)
+        with no_descriptors():
+            with pytest.raises(OSError, match="attach"):
+                probes.look(is_on=True, is_timing=True)
+            with pytest.raises(OSError, match="attach"):
+                probes.watch(one, frozenset({Kind.EXEC}))
+        probes.forget_calls(one)
+        probes.watch(at_rest, frozenset(), counting=Counting.EACH)
+        bench.run("one", ["true"])
+        assert probes.counts(at_rest) == {}
+    finally:
+        probes.close()

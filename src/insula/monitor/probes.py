@@ -125,14 +125,14 @@ class Probes:
             self._take_back(cgroup)
             self._wishes[cgroup] = _Wish(kinds, counting)
             self._wished[self._wishes[cgroup]] += 1
-            self._attach()
             self._watched.put(key, layout.WATCH.pack(bits, slot, self._serial, flags))
-            self._have_tasks_look_anew()
         else:
             self._take_back(cgroup)
             self._watched.drop(key)
-            self._have_tasks_look_anew()
+        try:
             self._attach()
+        finally:  # whatever cannot be attached: who is counted no more must not be, its slot is another's soon
+            self._have_tasks_look_anew()
 
     def _have_tasks_look_anew(self) -> None:
         """Have each task look up once more whether, and how, it is watched."""
@@ -192,7 +192,8 @@ class Probes:
             self._object.detach(program)
         if "on_exit" in needed - self._object.attached:
             self._exits_since.put(bytes(4), layout.SINCE.pack(time.monotonic_ns()))
-        for program in sorted(needed):
+        # The entry of calls last: a call whose end is not seen yet would lengthen another.
+        for program in sorted(needed, key=lambda each: (each == "on_enter", each)):
             self._object.attach(program)
         if self._look_began is None and "on_exit" in needed:
             self._look_began = time.monotonic()
