@@ -41,7 +41,7 @@ class TenantUse:
         self._disks = disks
         self._count_streams = count_streams
         self._count_requests = count_requests
-        self._count_profiles = count_profiles
+        self.count_profiles = count_profiles
 
     def of(self, names: Sequence[str]) -> dict[str, Used]:
         """Return what each of these tenants uses.  Takes MOMENT_S."""
@@ -54,7 +54,7 @@ class TenantUse:
             Resource.CONTAINERS: store.count_containers(name),
             Resource.NETWORKS: len(self._runtime.networks.list(name)),
             Resource.VOLUMES: store.count_volumes(name),
-            Resource.PROFILES: self._count_profiles(name),
+            Resource.PROFILES: self.count_profiles(name),
             Resource.PORTS: quotas.published(self._runtime, name),
             Resource.STREAMS: self._count_streams(name),
             Resource.REQUESTS: self._count_requests(name),

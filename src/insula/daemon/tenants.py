@@ -132,6 +132,7 @@ class Tenants:
         for kind, count in (
             ("container", store.count_containers(name)),
             ("volume", store.count_volumes(name)),
+            ("profile", self.use.count_profiles(name)),
             ("image", sum(each.tenant == name for each in store.list_images())),
         ):
             if count:

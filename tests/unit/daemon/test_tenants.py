@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from insula.daemon.tenant_use import TenantUse
 from insula.daemon.tenants import OWN, Tenants
 from insula.daemon.uid_ranges import UidRanges
-from insula.model.errors import BadRequest, TenantNotFound
+from insula.model.errors import BadRequest, InUse, TenantNotFound
 from insula.model.grant import EVERY_TENANT, Action, Grant, Principal, Role
 from insula.runtime.store import Store
 
@@ -49,3 +50,17 @@ def test_no_uids_are_given_to_what_is_no_tenants_name(store: Store, name: str) -
         with pytest.raises(BadRequest):
             ask(name)
     assert store.list_tenants() == []
+
+
+def test_a_tenant_with_profiles_stays_until_they_are_removed(tenants: Tenants) -> None:
+    count = 2
+    unused: Any = None
+    tenants.use = TenantUse(
+        unused, unused, count_streams=unused, count_requests=unused, count_profiles=lambda _: count
+    )
+    tenants.uid_ranges.tenant("guests")
+    grant = Grant(
+        principal=Principal(name="root", uid=0, role=Role.ADMIN), action=Action.ADMIN, tenant="root"
+    )
+    with pytest.raises(InUse, match="it has 2 profiles"):
+        tenants.remove_tenant(grant, "guests")
