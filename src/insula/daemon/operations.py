@@ -19,8 +19,16 @@ from msgspec.structs import replace
 from insula.api.errors import body_of
 from insula.api.verbs import Reporter, Result, Work
 from insula.daemon.tenant_use import BUILD
+from insula.kernel.threads import begin
 from insula.model import span
-from insula.model.errors import Cancelled, InsulaError, OperationNotFound, QuotaExceeded, WrongState
+from insula.model.errors import (
+    Cancelled,
+    InsulaError,
+    LimitRefused,
+    OperationNotFound,
+    QuotaExceeded,
+    WrongState,
+)
 from insula.model.record import ErrorBody, OperationRecord, OperationStatus, Progress
 from insula.model.span import Tracer
 from insula.runtime.ledger import Ledger
@@ -140,7 +148,14 @@ class OperationRegistry:
             self._running[record.id] = running
         name = f"{kind} {record.id}"
         asked_by = span.origin()
-        threading.Thread(target=self._run, args=(running, work, asked_by), name=name, daemon=True).start()
+        try:
+            begin(threading.Thread(target=self._run, args=(running, work, asked_by), name=name, daemon=True))
+        except OSError as error:  # else it would be under way for ever
+            refused = LimitRefused(
+                f"cannot begin `{kind}` of `{subject}`: {error.strerror}", hint="try again later"
+            )
+            self._end(running, OperationStatus.FAILED, error=body_of(refused))
+            return running.record
         return record
 
     def _refuse_too_many(self, kind: str, asker: str) -> None:

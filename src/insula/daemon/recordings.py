@@ -21,6 +21,7 @@ from msgspec.structs import replace
 
 from insula.daemon.drifting import home_of
 from insula.daemon.watching import Watching
+from insula.kernel.threads import begin
 from insula.model.errors import ContainerNotFound, InsulaError, Unsupported, WrongState
 from insula.model.lifecycle import ALIVE, Status
 from insula.model.profile import UNNAMED, Profile, joined
@@ -191,7 +192,11 @@ class Recordings:
         else:
             # Whoever tells this has a move to end.
             name = f"keep recording {container_id[:12]}"
-            threading.Thread(target=self._end_moved, args=(record, made), name=name, daemon=True).start()
+            thread = threading.Thread(target=self._end_moved, args=(record, made), name=name, daemon=True)
+            try:
+                begin(thread)
+            except OSError:  # there may be no more threads
+                self._end_moved(record, made)
 
     def _end_moved(self, record: ContainerRecord, made: _UnderWay) -> None:
         try:

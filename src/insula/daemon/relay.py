@@ -20,6 +20,7 @@ import msgspec
 
 from insula.daemon.peers import post
 from insula.daemon.pki import Pki
+from insula.kernel.threads import begin
 from insula.model.errors import ContainerNotFound, InsulaError
 from insula.model.lifecycle import Status
 from insula.model.monitor import Began, Ended, TraceLine
@@ -40,6 +41,7 @@ class Relay:
     """One trace at another host, for one subscription here.  Reads in a thread of its own until either side ends it."""
 
     def __init__(self, connect: Callable[[], ssl.SSLSocket], subscription: Subscription) -> None:
+        """Raises: OSError if there may be no more threads."""
         self.subscription = subscription
         self.is_open = threading.Event()
         self._has_moved = False
@@ -49,7 +51,7 @@ class Relay:
         self._lock = threading.Lock()
         self._connection: ssl.SSLSocket | None = None
         self._is_closed = False
-        threading.Thread(target=self._run, name="relay", daemon=True).start()
+        begin(threading.Thread(target=self._run, name="relay", daemon=True))
 
     def take_over(self) -> bool:
         """From now on its watcher hears this alone.  Returns: False if there is nothing to hear."""
@@ -67,7 +69,8 @@ class Relay:
             connection = self._connection
         if connection is not None:
             try:
-                connection.shutdown(socket.SHUT_RDWR)
+                # Not SSLSocket's own, which would let the reader go on in plain text.
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
             except OSError:  # the other side was faster
                 pass
 
@@ -124,7 +127,12 @@ class Relays:
         watchers = self._collector.watchers(container_id)
         if watchers:
             target = self._store.get_host(host)
-            relays = [Relay(lambda: self._pki.open_stream(target), watcher) for watcher in watchers]
+            relays = []
+            try:
+                for watcher in watchers:
+                    relays.append(Relay(lambda: self._pki.open_stream(target), watcher))
+            except OSError as error:  # the move goes on; who is not among these hears of its end
+                LOG.warning("a trace could not go on", extra={"fields": {"reason": str(error)}})
             with self._lock:
                 earlier = self._relays.get(container_id, [])
                 self._relays[container_id] = relays

@@ -182,3 +182,18 @@ def test_operations_of_a_dead_daemon_are_failed_unless_resumed(tmp_path: Path) -
     assert error and error.code == "interrupted"
     assert store.get_operation("b").status is OperationStatus.RUNNING
     store.close()
+
+
+def test_one_for_which_there_is_no_thread_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def test(operations: OperationRegistry) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            refused = [begin(operations, lambda _: {}) for _ in range(AT_ONCE + 1)]
+        assert {each.status for each in refused} == {"failed"}
+        record = await end_of(operations, begin(operations, lambda _: {}))
+        assert record.status == "done"
+
+    run(test, tmp_path)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What becomes of a recording whose container moves, starts, or has a name that no profile can have."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -99,6 +100,10 @@ class Around:
         wait_until(lambda: not list(self.folder.iterdir()), what="its file is gone")
 
 
+def refuse_to_begin(_thread: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
 @pytest.fixture
 def around(tmp_path: Path) -> Around:
     return Around(tmp_path)
@@ -149,6 +154,16 @@ def test_nothing_is_left_of_a_recording_that_could_not_be_kept(
     recordings.begin(around.record)
     around.move(recordings)
     assert caplog.messages == ["a recording is lost"]
+
+
+def test_what_was_seen_is_kept_also_where_there_may_be_no_more_threads(
+    around: Around, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    around.desk.record(ROOT, "web")
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse_to_begin)
+        around.move(around.desk.recordings)
+    assert around.desk.get(ROOT, "web").incomplete_because == "it moved to host beta"
 
 
 def test_a_life_that_begins_while_somebody_asks_is_recorded(around: Around) -> None:

@@ -142,6 +142,18 @@ def test_the_end_of_a_container_in_mid_move_closes_its_relays(host: Host, status
     wait_until(host.is_left, what="the relay is closed")
 
 
+def test_a_move_goes_on_where_no_thread_can_be_begun_for_its_watchers(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    host.open()
+    host.relays.take_over("id", host="there")
+    assert host.ends == ["moved to host there, which does not tell more"]
+
+
 def test_one_that_is_closed_before_it_is_connected_closes_its_connection_and_ends() -> None:
     is_connecting, may_connect = threading.Event(), threading.Event()
     here, there = socket.socketpair()
