@@ -2,7 +2,8 @@
 """The kernel's own functions behind system calls, and whether programs can be hung at them (fexit).
 
 Not every kernel lets that be: it takes trampolines (CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS), the result of a function
-whatever arguments it has (Linux 5.17), and nobody who forbids it.  So it is tried.  Out of scope: what the programs do (`monitor/programs/calls.bpf.c`), which calls they are for.
+whatever arguments it has (Linux 5.17), and nobody who forbids it.  So it is tried.  Out of scope: what the programs do
+(`monitor/programs/calls.bpf.c`), which calls they are for.
 
 Sources: `include/uapi/linux/btf.h`; `include/uapi/linux/bpf.h` (union bpf_attr); `arch/x86/include/asm/syscall_wrapper.h`;
 btf.h of libbpf 1.1.
@@ -29,15 +30,17 @@ _TRIED_AT = "chroot"
 _PREFIXES = {"x86_64": "__x64_sys_", "aarch64": "__arm64_sys_"}
 _OTHERWISE_NAMED = {"umount2": "umount"}
 _SYMBOLS = Path("/proc/kallsyms")
-#: r2 = r10 - 8; call bpf_get_func_ret (184); r0 = 0; exit: struct bpf_insn { __u8 code, registers; __s16 off; __s32 imm; }
+#: *(r10 - 8) = 0; r2 = r10 - 8; call bpf_get_func_ret (184); r0 = 0; exit.  Linux before 6.3 has the place written first.
+#: struct bpf_insn { __u8 code, registers; __s16 off; __s32 imm; }
 _ASK_RESULT = b"".join(
-    struct.pack("=BBhi", code, registers, 0, immediate)
-    for code, registers, immediate in (
-        (0xBF, 0xA2, 0),
-        (0x07, 2, -8),
-        (0x85, 0, 184),
-        (0xB7, 0, 0),
-        (0x95, 0, 0),
+    struct.pack("=BBhi", *instruction)
+    for instruction in (
+        (0x7A, 10, -8, 0),
+        (0xBF, 0xA2, 0, 0),
+        (0x07, 2, 0, -8),
+        (0x85, 0, 0, 184),
+        (0xB7, 0, 0, 0),
+        (0x95, 0, 0, 0),
     )
 )
 #: prog_type, insn_cnt, insns, license; log_…, kern_version, prog_flags, prog_name, prog_ifindex; expected_attach_type;

@@ -70,7 +70,7 @@ SEC("fexit/__secure_computing")
 int after_denial(void *context)
 {
 	struct task_struct *self = bpf_get_current_task_btf();
-	__u64 answer;
+	__u64 answer = 0; /* Linux before 6.3 has it written first */
 
 	/* By this, since the function has no arguments any more (Linux 6.16) and had one before. */
 	if (bpf_get_func_ret(context, &answer) || (int)answer != -1 || is_stranger(current_generation()))
