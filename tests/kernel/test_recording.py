@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from insula.kernel.cgroup import Group, Hierarchies, delete_parent
+from insula.model.errors import Unsupported
 from insula.monitor.collect import Collector
 from insula.monitor.recording import Recording
 from insula.monitor.subscription import Subject
@@ -152,3 +154,25 @@ server.sendto(b"!", client.getsockname())
         profile = made.profile("web")
     assert set(profile.listening) == {"127.0.0.2:0/udp", f"127.0.0.1:{port}/udp"}
     assert profile.outgoing == {f"127.0.0.1:{port}/udp": 1}
+
+
+def test_where_no_more_threads_may_be_nothing_is_recorded_and_nothing_watched(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "recording":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    collector = Collector()
+    try:
+        with pytest.raises(Unsupported, match="can't start new thread") as caught:
+            Recording(collector, subject, is_from_birth=False)
+        assert "ulimit -u" in caught.value.hint
+        assert not collector.is_counting
+        assert collector.watchers(subject.container) == []
+    finally:
+        collector.close()

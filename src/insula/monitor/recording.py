@@ -13,9 +13,11 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 
 from insula.kernel import syscalls
+from insula.kernel.threads import begin
 from insula.model.monitor import ContainerCounts, Event, EventKind, Lost, TraceLine, TraceWish
 from insula.model.profile import VERSION, Profile
 from insula.monitor.collect import Collector
+from insula.monitor.setbacks import refusing
 from insula.monitor.subscription import Scope, Subject, Subscription
 from insula.monitor.usage import (
     NOWHERE,
@@ -107,6 +109,7 @@ class Recording:
         is_from_birth: bool,
         home: Home = NOWHERE,
     ) -> None:
+        """Begin.  Raises: Unsupported where that cannot be, with the cure."""
         self.subject = subject
         self._collector = collector
         self._is_from_birth = is_from_birth
@@ -121,10 +124,11 @@ class Recording:
             self._subscription: Subscription = undo.enter_context(
                 collector.subscribe(subject, _WISH, notify=self._ready.set, scope=Scope.CHANGES)
             )
+            self._is_closed = False
+            self._counts: ContainerCounts | None = None
+            with refusing():
+                begin(threading.Thread(target=self._run, name="recording", daemon=True))
             self._held = undo.pop_all()
-        self._is_closed = False
-        self._counts: ContainerCounts | None = None
-        threading.Thread(target=self._run, name="recording", daemon=True).start()
 
     def _run(self) -> None:
         while not self._is_closed:
