@@ -6,6 +6,7 @@ them.  Containers need more (docs: README, "Requirements"): on it runs only what
 """
 
 import hashlib
+import http.client
 import urllib.request
 from pathlib import Path
 
@@ -45,6 +46,6 @@ def _fetch(name: str) -> bytes | None:
             with urllib.request.urlopen(archive + name, timeout=_SECONDS) as answer:
                 data: bytes = answer.read()
                 return data
-        except OSError:  # also an HTTP error; the next one may have it
+        except (OSError, http.client.HTTPException):  # also an answer that is cut short; the next one may have it
             continue
     return None

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from vm import older_kernel
+from vm import disks, older_kernel
 from vm.guest import Guest
 from vm.laboratory import Laboratory
 from vm.test_two_systems import PROJECT, run_pytest
@@ -28,7 +28,8 @@ def host() -> Iterator[Guest]:
         made.open()
         (guest,) = made.guests.values()
         if older_kernel.VERSION not in guest.system.kernels:
-            pytest.skip(f"there is no Linux {older_kernel.VERSION}: no archive of Ubuntu was reached")
+            why = f"no archive of Ubuntu was reached when {disks.CACHE} was filled; without that it is tried anew"
+            pytest.skip(f"there is no Linux {older_kernel.VERSION}: {why}")
         guest.boot(older_kernel.VERSION)
         guest.wait_up()
         yield guest
