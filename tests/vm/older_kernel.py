@@ -46,6 +46,9 @@ def _fetch(name: str) -> bytes | None:
             with urllib.request.urlopen(archive + name, timeout=_SECONDS) as answer:
                 data: bytes = answer.read()
                 return data
-        except (OSError, http.client.HTTPException):  # also an answer that is cut short; the next one may have it
+        except (
+            OSError,
+            http.client.HTTPException,
+        ):  # also an answer that is cut short; the next one may have it
             continue
     return None
