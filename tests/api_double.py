@@ -31,7 +31,7 @@ def api_of(folder: Path, *, streams: Any = None, **parts: Any) -> Api:
         "changes": Changes(loop),
         "audit": Audit(folder / "audit.log"),
         "standing": Standing(loop, streams=streams),
-        "gate": Gate(Unlimited(), is_held=lambda _inode: False),
+        "gate": Gate(Unlimited(), held=frozenset),
         "sight": Sight(PolicyFile(folder / "policy.toml")),
         **parts,
     }

@@ -37,6 +37,10 @@ from insula.tenant.pace import Rate, Turns
 PENALTY_S = (0.5, 1.5)
 """How long a refusal is held back, by chance between these: asking again at once would cost everybody more than an honest
 request, and all asking again at the same moment would, too."""
+LOOK_S = 0.5
+"""How often it is looked whether a tenant that has as many streams as it may has ended some."""
+MANY_STREAMS = 128
+"""Of one tenant: with each so many more it is looked which of them have ended."""
 FORGOTTEN_S = 60.0
 """Of a user who has not asked for so long nothing is kept."""
 
@@ -113,11 +117,14 @@ class _Pace:
 class Gate:
     """What each request passes."""
 
-    def __init__(self, allowance: Allowance, *, is_held: Callable[[int], bool]) -> None:
-        """is_held: whether the spawner has the connection whose socket has this inode."""
+    def __init__(self, allowance: Allowance, *, held: Callable[[], frozenset[int]]) -> None:
+        """held: finds the sockets that the spawner has, by their inodes; with many of them a look takes milliseconds."""
         self._allowance = allowance
-        self._is_held = is_held
+        self._held = held
         self._handed_over: dict[str, set[int]] = {}
+        """By tenant; those that have ended stay until the next look."""
+        self._full_until: dict[str, float] = {}
+        """By tenant: until when nobody looks whether some of its streams have ended."""
         self._sources: WeakKeyDictionary[asyncio.Transport, str] = WeakKeyDictionary()
         self._known: dict[str, _Known] = {}
         """By source."""
@@ -153,8 +160,10 @@ class Gate:
         self._learn_rate(request, grant.principal)
         self.guests.let_in(request.transport, grant.principal)
         own = grant.principal.tenant
-        if self._limit(grant.principal, Resource.STREAMS) is not None:
-            self._allowance.check(own, Resource.STREAMS, used=self.open_of(own))
+        limit = self._limit(grant.principal, Resource.STREAMS)
+        if limit is not None and self._most_open_of(own) >= limit:
+            self._look_again(own, limit=limit)
+            self._allowance.check(own, Resource.STREAMS, used=self._most_open_of(own))
         self._open[own] += 1
         self._rates[own].note(now=time.monotonic())
         try:
@@ -165,13 +174,29 @@ class Gate:
                 del self._open[own]
 
     def open_of(self, tenant: str) -> int:
-        """Count a tenant's requests under way, and its streams in the spawner's hands."""
-        held = {inode for inode in self._handed_over.get(tenant, ()) if self._is_held(inode)}
-        if held:
-            self._handed_over[tenant] = held
+        """Count a tenant's requests under way, and its streams in the spawner's hands.  From any thread."""
+        handed_over = self._handed_over.get(tenant)
+        return self._open[tenant] + (len(self._held() & handed_over) if handed_over else 0)
+
+    def _most_open_of(self, tenant: str) -> int:
+        return self._open[tenant] + len(self._handed_over.get(tenant, ()))
+
+    def _look_again(self, tenant: str, *, limit: int) -> None:
+        """Forget streams that have ended, of a tenant that seems to have enough: once in a while, as it may ask on and on."""
+        now = time.monotonic()
+        if now < self._full_until.get(tenant, 0.0):
+            return
+        self._forget_ended(tenant)
+        if self._most_open_of(tenant) >= limit:
+            self._full_until[tenant] = now + LOOK_S
+        else:
+            self._full_until.pop(tenant, None)
+
+    def _forget_ended(self, tenant: str) -> None:
+        if left := self._held() & self._handed_over.get(tenant, frozenset()):
+            self._handed_over[tenant] = set(left)
         else:
             self._handed_over.pop(tenant, None)
-        return self._open[tenant] + len(held)
 
     def requests_per_second(self, tenant: str) -> int:
         """Count a tenant's requests of the last second that were let in."""
@@ -180,7 +205,10 @@ class Gate:
 
     def hand_over(self, tenant: str, inode: int) -> None:
         """Go on counting a connection that is in the spawner's hands (attach, exec)."""
-        self._handed_over.setdefault(tenant, set()).add(inode)
+        handed_over = self._handed_over.setdefault(tenant, set())
+        handed_over.add(inode)
+        if len(handed_over) % MANY_STREAMS == 0:
+            self._forget_ended(tenant)
 
     def _known_of(self, request: web.Request) -> _Known | None:
         """Return who is behind a request; a token that nobody has been served with stands for nobody."""

@@ -156,7 +156,7 @@ def build(options: Options, *, loop: asyncio.AbstractEventLoop) -> Daemon:
     peers = PairedHosts(ground.store, ground.pki)
     settle_all(runtime, peers)
     resume_pulls(runtime, peers)
-    gate = Gate(ground.limits, is_held=runtime.spawner.is_held)
+    gate = Gate(ground.limits, held=runtime.spawner.held)
     verbs = _verbs(ground, runtime, peers=peers, gate=gate)
     collector = Collector()
     api = _api(

@@ -178,10 +178,6 @@ class SpawnerClient:
         """Whether it can put containers into a group within a group: one that an older insulad has started cannot."""
         return self._version >= _TENANTS_SINCE
 
-    def is_held(self, inode: int) -> bool:
-        """Tell whether the spawner has the connection with that socket."""
-        return inode in self.held()
-
     def held(self) -> frozenset[int]:
         """Return the sockets that the spawner has, by their inodes."""
         return held_sockets.held(self._pid)
