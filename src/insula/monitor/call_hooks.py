@@ -7,6 +7,7 @@ and detaches what nobody wants any more, which takes the kernel some 0.13 s for 
 Out of scope: what is told meanwhile (`probes.py`).
 """
 
+import logging
 import threading
 import time
 from collections import defaultdict
@@ -22,6 +23,8 @@ from insula.kernel.threads import begin
 from insula.monitor.keeper import Keeper
 from insula.monitor.layout import Kind
 from insula.monitor.shapes import SHAPES
+
+LOG = logging.getLogger(__name__)
 
 OBJECT = Path(__file__).parent / "programs/calls.bpf.o"
 KINDS = frozenset(shape.kind for shape in SHAPES.values()) | {Kind.SECCOMP}
@@ -194,8 +197,13 @@ class CallHooks:
             while step := self._next(programs):
                 self._take(step, programs)
         except OSError as error:
+            reason = error.strerror or str(error)
+            LOG.info(
+                "events of calls are told at the end of all calls of the host",
+                extra={"fields": {"reason": reason}},
+            )
             with self._changed:
-                self.why_not = error.strerror or str(error)
+                self.why_not = reason
                 failed, self._programs, self._attached = self._programs, None, frozenset()
                 self._changed.notify_all()
             if failed is not None:
