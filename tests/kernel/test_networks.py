@@ -5,6 +5,7 @@ import secrets
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
@@ -185,11 +186,12 @@ def test_a_spoofed_source_is_dropped(host: Host) -> None:
     network = host.networks.default_for("anna")
     _, _, one = host.start(network)
     _, place, other = host.start(network)
+    nobodys = str(IPv4Network(network.subnet).network_address + 200)
     with Route.in_namespace(one) as route:
-        route.add_address("eth0", "10.64.0.200", 24)
+        route.add_address("eth0", nobodys, 24)
     with listener(other, port=80):
         assert can_connect(one, place.address, port=80)
-        assert not can_connect(one, place.address, port=80, timeout_s=0.5, source="10.64.0.200")
+        assert not can_connect(one, place.address, port=80, timeout_s=0.5, source=nobodys)
         with Route.in_namespace(one) as route:
             route.set_mac("eth0", "02:00:00:00:00:99")
         assert not can_connect(one, place.address, port=80, timeout_s=0.5)

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from random import SystemRandom
 
 from insula.kernel.nsswitch import NSSWITCH, lenders_elsewhere
 from insula.model.errors import Conflict, UidRangeTaken
@@ -47,11 +48,14 @@ class UidRanges:
         check_tenant_name(name)
         lines = self._read()
 
-        def is_usable(position: int) -> bool:
-            # Beyond the last one any place will do: it is refused by `uid_base`.
-            return position >= MAX_TENANTS or not holder_of(position, lines)
+        def choose(taken: set[int]) -> int:
+            # By chance: its own uids are not to tell a tenant how many others there are.  If none is free, any place
+            # beyond the last will do: `uid_base` refuses it.
+            places = SystemRandom().sample(range(MAX_TENANTS), MAX_TENANTS)
+            free = (each for each in places if each not in taken and not holder_of(each, lines))
+            return next(free, max({MAX_TENANTS, *taken}) + 1)
 
-        return self._store.tenant(name, is_usable=is_usable)
+        return self._store.tenant(name, choose=choose)
 
     def base_of(self, name: str) -> int:
         """Return the first uid of a tenant.  Raises: BadRequest, UidRangeExhausted, UidRangeTaken."""

@@ -56,26 +56,34 @@ def parse_address(text: str, *, subnet: IPv4Network) -> IPv4Address:
 
 
 def choose_subnet(
-    pool: IPv4Network, *, used: Iterable[IPv4Network], prefix_length: int = DEFAULT_PREFIX_LENGTH
+    pool: IPv4Network,
+    *,
+    used: Iterable[IPv4Network],
+    seed: str,
+    prefix_length: int = DEFAULT_PREFIX_LENGTH,
 ) -> IPv4Network:
-    """Return the first subnet of the pool that overlaps none in use.
+    """Return a subnet of the pool that overlaps none in use.
 
+    The seed says where the search begins: so that the choice does not tell how many networks others have, and a network of
+    the same tenant and name has, as a rule, the same subnet on each host.
     used: subnets of other networks, and what the host's own routes and addresses cover (without its default route).
     Raises: AddressPoolExhausted.
     """
-    taken = sorted((each for each in used if each.overlaps(pool)), key=lambda each: each.network_address)
-    start = int(pool.network_address)
-    size = 1 << (32 - prefix_length)
-    for other in taken:
-        if start + size <= int(other.network_address):
-            break
-        start = max(start, _round_up(int(other.broadcast_address) + 1, size))
-    if start + size - 1 > int(pool.broadcast_address):
-        raise AddressPoolExhausted(
-            f"cannot choose a subnet: all of pool `{pool}` is in use",
-            hint="remove unused networks, or name a --subnet",
-        )
-    return IPv4Network((start, prefix_length))
+    base, size = int(pool.network_address), 1 << (32 - prefix_length)
+    count = pool.num_addresses // size
+    taken: set[int] = set()
+    for each in used:
+        if each.overlaps(pool):
+            first, last = (int(end) - base for end in (each.network_address, each.broadcast_address))
+            taken.update(range(max(0, first // size), min(count, last // size + 1)))
+    begin = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:8], "big")
+    for place in range(begin, begin + count):
+        if place % count not in taken:
+            return IPv4Network((base + place % count * size, prefix_length))
+    raise AddressPoolExhausted(
+        f"cannot choose a subnet: all of pool `{pool}` is in use",
+        hint="remove unused networks, or name a --subnet",
+    )
 
 
 def check_subnet(subnet: Subnet, *, used: Iterable[Subnet]) -> None:

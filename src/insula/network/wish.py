@@ -27,7 +27,7 @@ def plan_network(
     Raises: InvalidSpec, SubnetOverlaps, AddressPoolExhausted, Conflict; Unsupported for IPv6 that cannot be had.
     """
     check_labels(wish.labels)
-    subnet = _choose_subnet(wish, others=others, from_pool=from_pool)
+    subnet = _choose_subnet(tenant, wish, others=others, from_pool=from_pool)
     subnet6 = _choose_subnet6(tenant, wish, others=others, subnet=subnet, has_ipv6=has_ipv6)
     gateway6 = ipv6.choose_gateway(subnet6, wished=wish.gateway6, containers=subnet) if subnet6 else ""
     network_id = secrets.token_hex(16)
@@ -48,7 +48,7 @@ def plan_network(
 
 
 def _choose_subnet(
-    wish: NetworkWish, *, others: Sequence[NetworkRecord], from_pool: IPv4Network
+    tenant: str, wish: NetworkWish, *, others: Sequence[NetworkRecord], from_pool: IPv4Network
 ) -> IPv4Network:
     used = [IPv4Network(each.subnet) for each in others]
     if wish.uplink:
@@ -61,7 +61,7 @@ def _choose_subnet(
     else:
         used += bridge.used_subnets()
     if not wish.subnet:
-        return pool.choose_subnet(from_pool, used=used)
+        return pool.choose_subnet(from_pool, used=used, seed=f"{tenant}\0{wish.name}")
     subnet = pool.parse_subnet(wish.subnet)
     pool.check_subnet(subnet, used=used)
     return subnet

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the daemon remembers of itself: paired hosts, pairing tokens, operations, the order of tenants, the journal.
+"""What the daemon remembers of itself: paired hosts, pairing tokens, operations, the places of tenants, the journal.
 
 What tenants own stands in `store.py`, which extends this; users and tokens in `people.py`; the file itself in
 `database.py`.
@@ -20,11 +20,15 @@ from insula.runtime.people import People
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TenantRecord:
-    """A tenant's place in the order of uid ranges; it keeps it for ever."""
+    """A tenant's place among the uid ranges; it keeps it for ever."""
 
     name: str
     position: int
     created_at: float
+
+
+def _first_free(taken: set[int]) -> int:
+    return next(each for each in itertools.count() if each not in taken)
 
 
 class Ledger(People):
@@ -136,8 +140,11 @@ class Ledger(People):
 
     # tenants
 
-    def tenant(self, name: str, *, is_usable: Callable[[int], bool] = lambda _position: True) -> TenantRecord:
-        """Return the tenant's place, the next usable one if it is new.  Whether it has uids: `tenant/idmap.py`."""
+    def tenant(self, name: str, *, choose: Callable[[set[int]], int] = _first_free) -> TenantRecord:
+        """Return the tenant's place.  Whether it has uids: `tenant/idmap.py`.
+
+        choose: returns a place for a new one, of those that are given; they include the places of removed tenants.
+        """
         with self.transaction():
             rows = self.read("SELECT position, created_at, removed_at FROM tenants WHERE name = ?", name)
             if rows:
@@ -145,8 +152,8 @@ class Ledger(People):
                 if removed_at:
                     self.write("UPDATE tenants SET removed_at = 0 WHERE name = ?", name)
                 return TenantRecord(name=name, position=int(position or 0), created_at=float(created_at or 0))
-            (free,) = self.read("SELECT coalesce(max(position) + 1, 0) FROM tenants")[0]
-            position = next(each for each in itertools.count(int(free or 0)) if is_usable(each))
+            taken = {int(place or 0) for (place,) in self.read("SELECT position FROM tenants")}
+            position = choose(taken)
             record = TenantRecord(name=name, position=position, created_at=time.time())
             self.write(
                 "INSERT INTO tenants (name, position, created_at) VALUES (?, ?, ?)",
@@ -155,9 +162,9 @@ class Ledger(People):
             return record
 
     def list_tenants(self) -> list[TenantRecord]:
-        """Return all tenants in the order of their uid ranges, without those that were removed."""
+        """Return all tenants, the oldest first, without those that were removed."""
         rows = self.read(
-            "SELECT name, position, created_at FROM tenants WHERE removed_at = 0 ORDER BY position"
+            "SELECT name, position, created_at FROM tenants WHERE removed_at = 0 ORDER BY created_at, name"
         )
         return [
             TenantRecord(name=str(name), position=int(position or 0), created_at=float(created_at or 0))

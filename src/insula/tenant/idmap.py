@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which host uids belong to which tenant.  Pure; the order of tenants is kept in `runtime/ledger.py`.
+"""Which host uids belong to which tenant.  Pure; the places of tenants are kept in `runtime/ledger.py`.
 
 The ranges lie between what distributions give to people and services (below 2^29, systemd's container ranges
 included) and the upper half, which some tools take for negative numbers.  One line in /etc/subuid and /etc/subgid

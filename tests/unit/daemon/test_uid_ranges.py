@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from insula.daemon.uid_ranges import UidRanges, reserve
-from insula.model.errors import Conflict, UidRangeTaken
+from insula.model.errors import Conflict, UidRangeExhausted, UidRangeTaken
 from insula.runtime.store import Store
 from insula.tenant.idmap import FIRST_UID, LAST_UID, RANGE_WIDTH, RESERVATION, is_reserved, parse_subordinates
 
@@ -49,12 +49,36 @@ def test_lines_that_are_none_are_passed_over() -> None:
 
 
 def test_a_new_tenant_passes_over_what_others_hold(tmp_path: Path, store: Store) -> None:
-    ranges = UidRanges(store, files=files_in(tmp_path, f"podman:{FIRST_UID + RANGE_WIDTH + 5}:1\n"))
-    assert [ranges.base_of(name) for name in ("a", "b", "a")] == [
-        FIRST_UID,
-        FIRST_UID + 2 * RANGE_WIDTH,
-        FIRST_UID,
-    ]
+    lines = (
+        f"podman:{FIRST_UID + RANGE_WIDTH + 5}:1\nlxd:{FIRST_UID + 5 * RANGE_WIDTH}:{4091 * RANGE_WIDTH}\n"
+    )
+    ranges = UidRanges(store, files=files_in(tmp_path, lines))
+    found = [ranges.base_of(name) for name in ("a", "b", "c", "d")]
+    assert sorted(found) == [FIRST_UID + place * RANGE_WIDTH for place in (0, 2, 3, 4)]
+    assert ranges.base_of("a") == found[0]
+    for _ in range(2):
+        with pytest.raises(UidRangeExhausted):
+            ranges.base_of("e")
+    with pytest.raises(UidRangeExhausted):
+        ranges.base_of("f")
+
+
+def test_first_uid_does_not_tell_how_many_came_before(tmp_path: Path) -> None:
+    found = set()
+    for number in range(4):
+        with closing(Store(tmp_path / f"{number}.sqlite")) as store:
+            found.add(UidRanges(store, files=files_in(tmp_path, "")).base_of("a"))
+    assert len(found) > 1, "four hosts gave their first tenant the same uids"
+
+
+def test_range_of_a_removed_tenant_is_given_to_nobody_else(tmp_path: Path, store: Store) -> None:
+    lines = f"lxd:{FIRST_UID + RANGE_WIDTH}:{4095 * RANGE_WIDTH}\n"
+    ranges = UidRanges(store, files=files_in(tmp_path, lines))
+    base = ranges.base_of("a")
+    store.remove_tenant("a")
+    with pytest.raises(UidRangeExhausted):
+        ranges.base_of("b")
+    assert ranges.base_of("a") == base
 
 
 def test_a_tenant_whose_uids_were_given_away_is_refused_and_keeps_its_place(

@@ -24,10 +24,10 @@ SMALL = st.builds(
 )
 
 
-@given(st.lists(SUBNETS, max_size=12))
-def test_a_chosen_subnet_overlaps_nothing(used: list[IPv4Network]) -> None:
+@given(st.lists(SUBNETS, max_size=12), st.text())
+def test_a_chosen_subnet_overlaps_nothing(used: list[IPv4Network], seed: str) -> None:
     try:
-        chosen = pool.choose_subnet(POOL, used=used)
+        chosen = pool.choose_subnet(POOL, used=used, seed=seed)
     except AddressPoolExhausted:
         free = [
             each for each in POOL.subnets(new_prefix=24) if not any(each.overlaps(other) for other in used)
@@ -41,10 +41,17 @@ def test_a_chosen_subnet_overlaps_nothing(used: list[IPv4Network]) -> None:
 
 def test_subnets_run_out_with_a_clear_error() -> None:
     small = IPv4Network("10.1.0.0/23")
-    used = [pool.choose_subnet(small, used=[])]
-    used.append(pool.choose_subnet(small, used=used))
+    used = [pool.choose_subnet(small, used=[], seed="a")]
+    used.append(pool.choose_subnet(small, used=used, seed="a"))
     with pytest.raises(AddressPoolExhausted, match=r"10\.1\.0\.0/23"):
-        pool.choose_subnet(small, used=used)
+        pool.choose_subnet(small, used=used, seed="a")
+
+
+def test_chosen_subnet_tells_nothing_of_other_networks() -> None:
+    alone = pool.choose_subnet(POOL, used=[], seed="anna\0web")
+    others = [each for each in POOL.subnets(new_prefix=24) if each != alone][:2000]
+    assert pool.choose_subnet(POOL, used=others, seed="anna\0web") == alone
+    assert pool.choose_subnet(POOL, used=[], seed="bert\0web") != alone
 
 
 @given(SMALL, st.data())
