@@ -8,6 +8,7 @@ import os
 import select
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,7 +55,13 @@ class LogFiles:
 
     def as_it_is(self) -> "LogFiles":
         """Return the same once more, with nothing but what is there now.  To be called before the first read."""
-        same = LogFiles(self._path, [os.dup(each) for each in self._open])
+        with ExitStack() as undo:
+            copies = []
+            for each in self._open:
+                copies.append(os.dup(each))
+                undo.callback(os.close, copies[-1])
+            same = LogFiles(self._path, copies)
+            undo.pop_all()
         same._left_bytes = self.size()
         return same
 
@@ -129,8 +136,14 @@ class LogFiles:
         newest = _opened(self._path)
         if newest < 0 and known:
             return False  # between rename and creation: the next look finds it
+        try:
+            older = _opened(self._older) if newest < 0 or _inode(newest) not in known else -1
+        except OSError:  # there are no more descriptors
+            if newest >= 0:
+                os.close(newest)
+            raise
         found: list[int] = []
-        for descriptor in (newest, _opened(self._older) if newest < 0 or _inode(newest) not in known else -1):
+        for descriptor in (newest, older):
             if descriptor >= 0 and _inode(descriptor) not in known:
                 known.add(_inode(descriptor))
                 found.insert(0, descriptor)

@@ -159,8 +159,12 @@ class LogReader:
         )
         files = LogFiles(path)
         self._tail = tail or 0
-        self._counted = None if tail is None else _Walk(files.as_it_is(), wanted)
-        """What is there already, until its lines are counted."""
+        try:
+            self._counted = None if tail is None else _Walk(files.as_it_is(), wanted)
+            """What is there already, until its lines are counted."""
+        except OSError:
+            files.close()
+            raise
         if not follow:  # a program may write faster than this is read
             files.end_here()
         self._walk = _Walk(files, wanted)

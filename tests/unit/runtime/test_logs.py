@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Logs: records to lines, tail, times, and a log that is turned over while it is read."""
 
+import errno
 import os
 import threading
 import time
@@ -329,4 +330,27 @@ def test_a_closed_log_leaves_nothing_open(log: Path) -> None:
     LogReader(log, tail=1).close()
     with closing(LogReader(log, tail=1)) as reader:
         everything(reader)
+    assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.parametrize("call", ["open", "dup"])
+@pytest.mark.parametrize("left", [0, 1])
+def test_without_free_descriptors_a_log_leaves_none_open(
+    log: Path, monkeypatch: pytest.MonkeyPatch, call: str, left: int
+) -> None:
+    """Else one who asks on and on would keep all of insulad without them."""
+    log.write_bytes(record(b"b\n"))
+    log.with_name("log.1").write_bytes(record(b"a\n"))
+    before, real, free = os.listdir("/proc/self/fd"), getattr(os, call), [left]
+
+    def few(*words: object, **options: object) -> int:
+        if not free[0]:
+            raise OSError(errno.EMFILE, "too many open files")
+        free[0] -= 1
+        return int(real(*words, **options))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, few)
+        with pytest.raises(OSError, match="too many"):
+            LogReader(log, tail=1)
     assert os.listdir("/proc/self/fd") == before
