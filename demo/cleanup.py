@@ -26,7 +26,7 @@ from insula.kernel.netlink import Route
 CGROUPS = Path("/sys/fs/cgroup")
 PR_SET_CHILD_SUBREAPER = 36
 MNT_DETACH = 2
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 _INTERVAL_S = 0.02
 LOCK = "\0insula-demo"
 ALONE_S = 180.0

@@ -62,9 +62,9 @@ class Collector:
 
     def take(self, path: str, body: bytes) -> None:
         if path == "/v1/traces":
-            self.spans += _spans(ExportTraceServiceRequest.FromString(body))
+            self.spans += list(_spans(ExportTraceServiceRequest.FromString(body)))
         elif path == "/v1/logs":
-            self.logs += _logs(ExportLogsServiceRequest.FromString(body))
+            self.logs += list(_logs(ExportLogsServiceRequest.FromString(body)))
         else:
             raise ValueError(path)
 

@@ -27,8 +27,7 @@ from insula.model.migration import Held, Restore
 from insula.model.record import HostRecord
 from insula.runtime.store import Store
 from insula.tenant.audit import Audit
-
-DEADLINE_S = 20.0
+from waiting import DEADLINE_S
 
 
 @dataclass
@@ -115,7 +114,7 @@ async def _opened(folder: Path) -> AsyncIterator[Doors]:
 
 def run(test: Callable[[Doors], object], folder: Path) -> None:
     async def main() -> None:
-        async with asyncio.timeout(60), _opened(folder) as doors:
+        async with asyncio.timeout(3 * DEADLINE_S), _opened(folder) as doors:
             await asyncio.to_thread(test, doors)
 
     asyncio.run(main())

@@ -10,7 +10,6 @@ import contextlib
 import io
 import json
 import os
-import select
 import shutil
 import signal
 import socket
@@ -19,7 +18,6 @@ import sys
 import tarfile
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,9 +29,9 @@ from demo.users import install_program
 
 import netns
 from insula.kernel.netlink import Route, namespace_entered
+from searched import found_below
+from waiting import DEADLINE_S, wait_until
 
-DEADLINE_S = float(os.environ.get("INSULA_TESTS_DEADLINE_S", "30"))
-"""Longer where processors are emulated (tests/vm)."""
 ALICE_UID, BOB_UID = 64711, 64712
 GROUP, GROUP_ID = "users", 100
 """Debian's own group, there on each machine."""
@@ -59,7 +57,7 @@ def emptied_after(host: "Host") -> Iterator["Host"]:
     if host.daemon is None or host.daemon.poll() is not None:
         host.start()
     host.remove_all()
-    wait_until(lambda: not host.remains(), what=lambda: f"gone: {host.remains()}", deadline_s=10.0)
+    wait_until(lambda: not host.remains(), what=lambda: f"gone: {host.remains()}")
 
 
 @contextmanager
@@ -161,9 +159,11 @@ class Person:
     def asking(self, method: str, target: str, *, body: bytes = b"") -> socket.socket:
         """Send a request and leave it open; `answered` reads what comes."""
         head = f"{method} {target} HTTP/1.1\r\nHost: insula\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
-        connection = self.connected()
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused before all was said
-            connection.sendall(head.encode() + body)
+        with contextlib.ExitStack() as unless_said:
+            connection = unless_said.enter_context(self.connected())
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused before all was said
+                connection.sendall(head.encode() + body)
+            unless_said.pop_all()
         return connection
 
     def connected(self) -> socket.socket:
@@ -184,15 +184,6 @@ class Person:
                     os.setegid(0)
             unless_connected.pop_all()
         return connection
-
-
-def _folders_below(pattern: str) -> list[str]:
-    # Groups of others come and go while this looks.
-    while True:
-        try:
-            return [str(path) for path in Path("/sys/fs/cgroup").glob(pattern) if path.is_dir()]
-        except FileNotFoundError:
-            continue
 
 
 def _is_taken(connection: socket.socket, path: Path) -> bool:
@@ -221,17 +212,6 @@ def answered(connection: socket.socket) -> tuple[int, Any]:
     answer = b"".join(iter(lambda: connection.recv(65536), b""))
     first, _, rest = answer.partition(b"\r\n\r\n")
     return int(first.split()[1]), json.loads(rest) if rest else None
-
-
-def wait_until(
-    condition: Callable[[], bool], *, what: str | Callable[[], str], deadline_s: float = DEADLINE_S
-) -> None:
-    """Ask each 20 ms until a condition holds.  Raises: AssertionError at the deadline."""
-    end = time.monotonic() + deadline_s
-    while not condition():
-        words = what if isinstance(what, str) else what()
-        assert time.monotonic() < end, f"not within {deadline_s:.0f} s: {words}"
-        select.select([], [], [], 0.02)
 
 
 @dataclass(kw_only=True)
@@ -330,11 +310,13 @@ class Host:
 
     def remains(self) -> list[str]:
         """Return what there is of containers: cgroups, interfaces, leases, folders, volumes."""
-        groups = _folders_below(f"**/{self.cgroup}/*/*")
+        groups = [
+            each for each in found_below("/sys/fs/cgroup", f"**/{self.cgroup}/*/*") if os.path.isdir(each)
+        ]
         with Route.in_namespace(self.network) as route:
             links = [link.name for link in route.links() if link.kind == "veth"]
         state = self.folder / "state"
-        files = [str(path) for place in ("containers", "volumes/*") for path in state.glob(f"{place}/*")]
+        files = [path for place in ("containers", "volumes/*") for path in found_below(state, f"{place}/*")]
         return groups + links + files
 
     @contextmanager
@@ -347,7 +329,7 @@ class Host:
         """Connect from the host, as a program on it would."""
         with self.entered():
             connection = socket.socket(socket.AF_INET, kind)
-        connection.settimeout(5.0)
+        connection.settimeout(DEADLINE_S)
         try:
             connection.connect((address, port))
         except OSError:

@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import loops
+from waiting import DEADLINE_S
 
 MARKER = "INSULA_TEST_SESSION"
 SHARED = "INSULA_TESTS_SHARE_MACHINE"
 BY_MODULE = "INSULA_TESTS_COUNT_BY_MODULE"
-DEADLINE_SECONDS = 10.0
 _INTERVAL_MS = 50
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
 #: Descriptors that an interpreter opens once and keeps.
@@ -67,7 +67,7 @@ def difference(before: Snapshot, after: Snapshot) -> list[str]:
 
 def wait_until_gone(before: Snapshot) -> list[str]:
     """Count again until nothing new is there or the deadline passes; return what stayed."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
+    deadline = time.monotonic() + DEADLINE_S
     gc.collect()
     while left := difference(before, take_snapshot(has_descriptors=before.has_descriptors)):
         if time.monotonic() > deadline:

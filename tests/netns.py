@@ -5,18 +5,15 @@ The machine's own interfaces and rules are never touched: everything stands in n
 """
 
 import os
-import select
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from insula.kernel import libc
 from insula.kernel.netlink import CLONE_NEWNET, Route, configure_inside, namespace_entered
 from insula.model.record import Attachment, Lease, NetworkRecord
-
-DEADLINE_S = 10.0
+from waiting import DEADLINE_S
 
 
 class MemoryStore:
@@ -140,7 +137,7 @@ def _family(address: str) -> socket.AddressFamily:
 
 
 def connect(
-    namespace: int, address: str, *, port: int, timeout_s: float = 3.0, source: str = ""
+    namespace: int, address: str, *, port: int, timeout_s: float = DEADLINE_S, source: str = ""
 ) -> socket.socket:
     """Connect by TCP from a namespace.  Raises: OSError as the kernel says."""
     with namespace_entered(namespace):
@@ -177,12 +174,3 @@ def converses(namespace: int, address: str, *, port: int, server: socket.socket)
             if client.recv(4) != b"pong":
                 raise AssertionError("the answer did not come through")
             return str(peer[0])
-
-
-def wait_until(condition: Callable[[], bool], *, what: str, deadline_s: float = DEADLINE_S) -> None:
-    """Wait for a condition, asked each 10 ms.  Raises: AssertionError at the deadline."""
-    end = time.monotonic() + deadline_s
-    while not condition():
-        if time.monotonic() > end:
-            raise AssertionError(f"not within {deadline_s:.0f} s: {what}")
-        select.select([], [], [], 0.01)

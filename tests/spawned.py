@@ -8,8 +8,6 @@ wait has a deadline.  Sources: `boot/protocol.py` for the messages, `model/strea
 import contextlib
 import dataclasses
 import json
-import os
-import select
 import shutil
 import signal
 import socket
@@ -17,7 +15,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,9 +36,8 @@ from insula.kernel import caps
 from insula.kernel.cgroup import Group, Hierarchies, delete_parent
 from insula.kernel.cgroup.hierarchy import parse
 from insula.model import stream
+from waiting import DEADLINE_S, wait_until
 
-DEADLINE_S = float(os.environ.get("INSULA_TESTS_DEADLINE_S", "20"))
-"""Longer where processors are emulated (tests/vm)."""
 UID_BASE = 0x21000000
 BUSYBOX = Path("/bin/busybox")
 PYTHON_PREFIX = Path(sys.base_prefix).resolve()
@@ -54,14 +51,6 @@ class Refused(Exception):
     def __init__(self, failure: Failure) -> None:
         super().__init__(f"{failure.step}: {failure.message} ({failure.errno}, {failure.code})")
         self.failure = failure
-
-
-def wait_until(condition: Callable[[], bool], *, what: str, deadline_s: float = DEADLINE_S) -> None:
-    """Ask each 5 ms until a condition holds.  Raises: AssertionError at the deadline."""
-    end = time.monotonic() + deadline_s
-    while not condition():
-        assert time.monotonic() < end, f"not within {deadline_s:.0f} s: {what}"
-        select.select([], [], [], 0.005)
 
 
 def make_root(folder: Path) -> Path:
@@ -210,14 +199,14 @@ class Started:
         return self.plan.key
 
     def records(self) -> list[tuple[float, int, bytes]]:
-        """Read the log: time, stream, bytes."""
+        """Read what of the log is there as a whole: time, stream, bytes."""
         data = Path(self.plan.log).read_bytes()
         found, at = [], 0
-        while at < len(data):
+        while at + stdio.RECORD.size <= len(data):
             when, kind, length = stdio.RECORD.unpack_from(data, at)
-            at += stdio.RECORD.size
-            found.append((when, kind, data[at : at + length]))
-            at += length
+            at += stdio.RECORD.size + length
+            if at <= len(data):
+                found.append((when, kind, data[at - length : at]))
         return found
 
     def logged(self, kind: int = stream.STDOUT) -> str:
@@ -360,6 +349,7 @@ class Spawned:
     def reconnect(self) -> None:
         self.client.close()
         self.client = Client(self.run / "spawner.sock")
+        self.client.ask("hello")  # who is answered has been let in: it has its descriptor there
 
     def clear(self) -> None:
         """End and forget every container of the test; fail if one left its cgroup."""

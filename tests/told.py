@@ -1,12 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""For tests: what `GET /v1/events` tells."""
+"""For tests: what `GET /v1/events` tells, and what is exported to files."""
 
 import http.client
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from hosted import Person
+
+
+def lines_of(path: Path) -> list[Any]:
+    """Return the lines of JSON in a file that somebody writes to: those that are there as a whole."""
+    whole, _, _ = path.read_text().rpartition("\n") if path.exists() else ("", "", "")
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 class Listening:

@@ -8,14 +8,12 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from insula.kernel.pagemap import PAGE_BYTES, Range, intersect
 from insula.kernel.trials import memory
-
-DEADLINE_SECONDS = float(os.environ.get("INSULA_TESTS_DEADLINE_S", "30"))
+from waiting import DEADLINE_S, wait_until
 
 
 def has_userfault() -> bool:
@@ -79,7 +77,7 @@ class Puppet:
 
     def hear(self) -> str:
         assert self.process.stdout is not None
-        ready, _, _ = select.select([self.process.stdout], [], [], DEADLINE_SECONDS)
+        ready, _, _ = select.select([self.process.stdout], [], [], DEADLINE_S)
         assert ready, "the program does not answer"
         line = self.process.stdout.readline().strip()
         assert line and "failed:" not in line, line or "the program ended"
@@ -128,7 +126,4 @@ def is_in_state(pid: int, state: str) -> bool:
 
 
 def wait(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "the condition does not come"
-        select.select([], [], [], 0.005)
+    wait_until(condition, what="the condition")

@@ -25,11 +25,11 @@ from insula.client.operations import failure, follow
 from insula.kernel.netlink import Route, namespace_entered
 from insula.network.bridge import interface_name
 from insula.runtime.fault import VARIABLE
+from waiting import DEADLINE_S
 
 TENANT = "root"
 LAN = Lan(name="lan1", tenant=TENANT, prefix="10.99.1")
 PORT = 7000
-DEADLINE_S = 40.0
 #: Executes what it is sent; `count` is answered by the next number.
 SERVER = """
 import json, os, socket, sys, threading, traceback
@@ -155,7 +155,7 @@ class Counter(threading.Thread):
         return self.answers
 
 
-def wait_until(condition: Callable[[], bool], *, seconds: float = 20.0) -> bool:
+def wait_until(condition: Callable[[], bool], *, seconds: float = DEADLINE_S) -> bool:
     return cleanup.wait_until(condition, deadline_s=seconds)
 
 
@@ -244,7 +244,7 @@ class Pair:
     def wait_killed(self, name: str) -> None:
         daemon = self.host(name).daemon
         assert daemon is not None
-        assert daemon.wait(timeout=15) == -signal.SIGKILL
+        assert daemon.wait(timeout=DEADLINE_S) == -signal.SIGKILL
 
     def engines(self, name: str) -> list[int]:
         """Return the CRIU processes of a host."""

@@ -20,10 +20,7 @@ from insula.monitor.call_hooks import CallPrograms, MapFd
 from insula.monitor.collect import Collector
 from insula.monitor.probes import Probes
 from insula.monitor.subscription import Subject, Subscription
-from netns import wait_until
-
-WITHIN_S = float(os.environ.get("INSULA_TESTS_DEADLINE_S", "20"))
-"""Longer where processors are emulated (tests/vm)."""
+from waiting import DEADLINE_S, wait_until
 
 
 class Bench:
@@ -41,7 +38,7 @@ class Bench:
             program,
             preexec_fn=lambda: subject.group.attach(os.getpid()),
             capture_output=True,
-            timeout=WITHIN_S,
+            timeout=DEADLINE_S,
             check=False,
         )
         assert code is None or done.returncode == code, done.stderr
@@ -70,7 +67,7 @@ class Bench:
                 assert process.stdin and process.stdout
                 process.stdin.write(b".")
                 assert process.stdout.read(1) == b"."
-                wait_until(lambda: is_reading(process.pid), what="it reads", deadline_s=WITHIN_S)
+                wait_until(lambda: is_reading(process.pid), what="it reads")
 
             try:
                 yield ask
@@ -86,7 +83,7 @@ class Bench:
     def until(self, subscription: Subscription, wanted: Callable[[Event], bool]) -> list[TraceLine]:
         """Collect lines until an event is among them."""
         lines: list[TraceLine] = []
-        deadline = time.monotonic() + WITHIN_S
+        deadline = time.monotonic() + DEADLINE_S
         while time.monotonic() < deadline:
             self.ready.clear()
             new = subscription.read(at_most=1000)
@@ -99,7 +96,7 @@ class Bench:
 
     def watch(self, stack: ExitStack, name: str, wish: TraceWish) -> Subscription:
         seen = stack.enter_context(self.collector.subscribe(self.subjects[name], wish, notify=self.ready.set))
-        self.collector.wait_settled(deadline=time.monotonic() + WITHIN_S)
+        self.collector.wait_settled(deadline=time.monotonic() + DEADLINE_S)
         return seen
 
 
@@ -139,5 +136,5 @@ def made_bench(load_calls: Callable[[MapFd], CallPrograms]) -> Iterator[Bench]:
         collector.close()
         for group in groups.values():
             group.kill()
-            group.delete(time.monotonic() + WITHIN_S)
+            group.delete(time.monotonic() + DEADLINE_S)
         delete_parent(hierarchies, parent)

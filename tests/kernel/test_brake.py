@@ -9,6 +9,7 @@ import pytest
 
 from insula.kernel.cgroup import Group, Hierarchies, Limits, delete_parent
 from insula.migrate.precopy import Brake
+from waiting import DEADLINE_S
 
 
 @pytest.fixture
@@ -18,12 +19,12 @@ def group() -> Iterator[Group]:
     made = Group(hierarchies, parent, "one")
     made.create()
     yield made
-    made.delete(time.monotonic() + 10)
+    made.delete(time.monotonic() + DEADLINE_S)
     delete_parent(hierarchies, parent)
 
 
 def test_a_brake_is_released_although_the_container_is_gone_to_the_other_host(group: Group) -> None:
     brake = Brake(group, limits=Limits())
     brake.tighten()
-    group.delete(time.monotonic() + 10)
+    group.delete(time.monotonic() + DEADLINE_S)
     brake.release()

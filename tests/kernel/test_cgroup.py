@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 
 from insula.kernel.cgroup import Device, Group, Hierarchies, Limits, delete_parent
+from waiting import DEADLINE_S
 
 MEBIBYTE = 1 << 20
 
 
 def soon() -> float:
-    return time.monotonic() + 10
+    return time.monotonic() + DEADLINE_S
 
 
 @pytest.fixture
@@ -124,7 +125,7 @@ def test_frozen_processes_stand_and_thawed_ones_go_on(group: Group) -> None:
             os.write(send, b"x" * 4096)
 
     child = start(group, talk)
-    assert select.select([receive], [], [], 10)[0]
+    assert select.select([receive], [], [], DEADLINE_S)[0]
     group.freeze()
     group.wait_frozen(soon())
     assert group.is_frozen()
@@ -134,7 +135,7 @@ def test_frozen_processes_stand_and_thawed_ones_go_on(group: Group) -> None:
     assert not select.select([receive], [], [], 0.1)[0], "a frozen process wrote"
     assert group.stats().cpu_usage_us == before
     group.thaw()
-    assert select.select([receive], [], [], 10)[0], "a thawed process wrote nothing"
+    assert select.select([receive], [], [], DEADLINE_S)[0], "a thawed process wrote nothing"
     end(group, child)
     os.close(receive)
     os.close(send)

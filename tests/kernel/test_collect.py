@@ -17,8 +17,8 @@ from insula.kernel.bpf_object import Object
 from insula.kernel.cgroup import Limits
 from insula.model.monitor import CallCount, Event, EventKind, TraceWish
 from insula.monitor.probes import Counting, Probes
-from netns import wait_until
-from watched import WITHIN_S, Bench, refuse_hooks
+from waiting import DEADLINE_S, wait_until
+from watched import Bench, refuse_hooks
 
 
 def test_a_start_is_seen_with_its_arguments(bench: Bench, stack: ExitStack) -> None:
@@ -28,7 +28,7 @@ def test_a_start_is_seen_with_its_arguments(bench: Bench, stack: ExitStack) -> N
     assert event.path == "/bin/echo"
     assert event.arguments == ("/bin/echo", "a b", "", "c")
     assert (event.container, event.name, event.user) == ("id-one", "one", 0)
-    assert abs(event.at - time.time()) < WITHIN_S
+    assert abs(event.at - time.time()) < DEADLINE_S
 
 
 def test_a_program_is_told_by_its_whole_path(bench: Bench, stack: ExitStack, tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_who_wants_each_call_has_it_beside_one_who_looks(bench: Bench, stack: Ex
 
 def test_calls_are_timed_in_a_part_of_the_time(bench: Bench, stack: ExitStack) -> None:
     stack.enter_context(bench.collector.counting(bench.subjects["one"]))
-    deadline = time.monotonic() + WITHIN_S
+    deadline = time.monotonic() + DEADLINE_S
     slept = None
     while (slept is None or not slept.timed) and time.monotonic() < deadline:
         bench.python("one", "import time\nfor _ in range(30): time.sleep(0.01)")
@@ -260,7 +260,7 @@ def test_with_the_last_watcher_nothing_stays_attached(bench: Bench) -> None:
         bench.watch(stack, "one", TraceWish())
         with bench.collector.counting(bench.subjects["other"]):
             assert {"on_exec", "on_exit"} <= bench.collector.attached
-    wait_until(lambda: not bench.collector.attached, what="all is detached", deadline_s=WITHIN_S)
+    wait_until(lambda: not bench.collector.attached, what="all is detached")
 
 
 def test_a_call_that_is_not_known_is_told_once_and_counted(bench: Bench) -> None:

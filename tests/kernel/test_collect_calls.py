@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -20,8 +20,9 @@ from insula.monitor.call_hooks import KINDS, CallPrograms
 from insula.monitor.layout import Kind
 from insula.monitor.probes import Probes
 from insula.monitor.subscription import Scope
-from netns import wait_until
-from watched import WITHIN_S, Bench, both_ways, made_bench, refuse_hooks
+from searched import found_below
+from waiting import DEADLINE_S, wait_until
+from watched import Bench, both_ways, made_bench, refuse_hooks
 
 
 @both_ways
@@ -147,7 +148,7 @@ class SilentPrograms(CallPrograms):
         return frozenset({"after_any"} if KINDS.intersection(kinds) else ())
 
     def attach(self, program: str) -> None:
-        self._may_attach.wait(WITHIN_S)
+        self._may_attach.wait(DEADLINE_S)
 
     def detach(self, program: str) -> None: ...
 
@@ -189,11 +190,7 @@ def test_only_refusals_are_told_whichever_programs_come_and_go(
         return sum(each.calls for each in counts.calls if each.call == "getppid")
 
     def wait_traced(*, is_traced: bool) -> None:
-        wait_until(
-            lambda: ("on_enter" in collector.attached) is is_traced,
-            what="a look comes and goes",
-            deadline_s=WITHIN_S,
-        )
+        wait_until(lambda: ("on_enter" in collector.attached) is is_traced, what="a look comes and goes")
 
     words = [sys.executable, "-SIc", _CALLING]
     looping = stack.enter_context(
@@ -209,10 +206,10 @@ def test_only_refusals_are_told_whichever_programs_come_and_go(
     for is_traced in (False, True, False):
         wait_traced(is_traced=is_traced)
         begin = calls()
-        wait_until(lambda begin=begin: calls() > begin + 10, what="it makes calls", deadline_s=WITHIN_S)
+        wait_until(lambda begin=begin: calls() > begin + 10, what="it makes calls")
     stack.enter_context(collector.subscribe(one, wish, notify=silent.ready.set))  # a new watch
     begin = calls()
-    wait_until(lambda: calls() > begin + 10, what="it makes calls", deadline_s=WITHIN_S)
+    wait_until(lambda: calls() > begin + 10, what="it makes calls")
     collector.catch_up()
     assert watch.read(at_most=10) == []
 
@@ -287,11 +284,7 @@ def test_events_of_calls_cost_nobody_else_where_the_kernel_lets_us(
     bench.watch(stack, "one", TraceWish(kinds=kinds))
     if can_hook():
         at_all_calls = {"on_enter", "on_exit"}
-        wait_until(
-            lambda: not bench.collector.attached & at_all_calls,
-            what="they are attached",
-            deadline_s=WITHIN_S,
-        )
+        wait_until(lambda: not bench.collector.attached & at_all_calls, what="they are attached")
         assert "after_openat" in bench.collector.attached
         assert "after_connect" not in bench.collector.attached
         assert ("after_denial" in bench.collector.attached) is is_filter_asked
@@ -311,7 +304,7 @@ def test_who_ends_at_once_is_in_nobodys_way(bench: Bench) -> None:
         probes = Probes(ring_bytes=1 << 20)
         try:
             probes.watch(bench.subjects["one"].cgroup, frozenset({Kind.MOUNT}))
-            is_at_calls = probes.calls.wait_settled(deadline=time.monotonic() + WITHIN_S)
+            is_at_calls = probes.calls.wait_settled(deadline=time.monotonic() + DEADLINE_S)
             assert is_at_calls == can_hook(), probes.calls.why_not
         finally:
             probes.close(at_once=True)
@@ -323,7 +316,7 @@ def test_what_is_wanted_again_while_it_goes_is_seen(bench: Bench, tmp_path: Path
             wish = TraceWish(kinds=(EventKind.MOUNT,), paths=(f"{tmp_path}/*",))
             watch = bench.watch(watching, "one", wish)
             if turn == 1:
-                assert bench.collector.wait_settled(deadline=time.monotonic() + WITHIN_S) == can_hook()
+                assert bench.collector.wait_settled(deadline=time.monotonic() + DEADLINE_S) == can_hook()
             bench.python(
                 "one", f"import ctypes; ctypes.CDLL(None).umount2({f'{tmp_path}/{turn}'!r}.encode(), 0)"
             )
@@ -346,26 +339,26 @@ time.sleep(float(sys.argv[2]))
 
 
 def children(pid: int) -> list[str]:
-    return [
-        each for tasks in Path(f"/proc/{pid}/task").glob("*/children") for each in tasks.read_text().split()
-    ]
+    found = []
+    for tasks in found_below(f"/proc/{pid}/task", "*/children"):
+        with suppress(OSError):  # a thread that has just ended
+            found += Path(tasks).read_text().split()
+    return found
 
 
 def test_who_is_killed_goes_before_what_it_had_attached(bench: Bench) -> None:
-    words = [sys.executable, "-c", _KILLED, str(bench.subjects["one"].cgroup), str(WITHIN_S)]
+    words = [sys.executable, "-c", _KILLED, str(bench.subjects["one"].cgroup), str(DEADLINE_S)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         attached = int(process.stdout.readline()) if process.stdout else 0
         assert (attached > 30) == can_hook()
         if can_hook():
-            wait_until(lambda: bool(children(process.pid)), what="somebody keeps it", deadline_s=WITHIN_S)
+            wait_until(lambda: bool(children(process.pid)), what="somebody keeps it")
         kept_by = children(process.pid)
         process.kill()
         process.wait()
         alive = [pid for pid in kept_by if Path("/proc", pid).exists()]
     assert len(alive) == can_hook()
-    wait_until(
-        lambda: not any(Path("/proc", pid).exists() for pid in alive), what="it is gone", deadline_s=WITHIN_S
-    )
+    wait_until(lambda: not any(Path("/proc", pid).exists() for pid in alive), what="it is gone")
 
 
 @both_ways

@@ -7,7 +7,8 @@ import sys
 from contextlib import ExitStack
 
 from insula.model.monitor import Event, EventKind, Lost, TraceWish
-from watched import WITHIN_S, Bench
+from waiting import DEADLINE_S
+from watched import Bench
 
 CALLS = 3000
 """Fewer events than a ring of 1 MB holds."""
@@ -51,7 +52,7 @@ def test_what_is_wished_before_and_after_is_told_without_a_gap(bench: Bench, sta
             print(file=child.stdin, flush=True)  # it goes on while what is wished changes
             changed = subject._replace(name=f"one-{number}")
             bench.collector.change(watch, changed, wish=WISHES[number % len(WISHES)])
-        assert child.wait(WITHIN_S) == 0
+        assert child.wait(DEADLINE_S) == 0
     bench.collector.catch_up()
     told = [
         int(line.path.rpartition("/")[2])

@@ -14,7 +14,8 @@ import pytest
 from insula.model.monitor import Ended, Event, EventKind, Lost, TraceLine, TraceWish
 from insula.monitor import subscription
 from insula.monitor.subscription import Subscription
-from watched import WITHIN_S, Bench
+from waiting import DEADLINE_S
+from watched import Bench
 
 FILES = TraceWish(kinds=(EventKind.FILE,))
 FLOOD = 20_000
@@ -42,7 +43,7 @@ def program(bench: Bench, name: str) -> Iterator[subprocess.Popen[str]]:
     ) as child:
         do(child, 0)
         yield child
-        child.communicate(timeout=WITHIN_S)
+        child.communicate(timeout=DEADLINE_S)
 
 
 def do(child: subprocess.Popen[str], calls: int) -> None:
@@ -84,7 +85,7 @@ class Told:
 def hear(bench: Bench, watch: Subscription, *, calls: int, told: Told | None = None) -> Told:
     """Read until so many calls are accounted for, or the end."""
     told = told or Told()
-    deadline = time.monotonic() + WITHIN_S
+    deadline = time.monotonic() + DEADLINE_S
     while told.seen + told.lost < calls and not told.has_ended and time.monotonic() < deadline:
         bench.ready.clear()
         told.add(watch.read(at_most=5000))
@@ -142,7 +143,7 @@ def test_the_end_comes_after_what_was_lost(bench: Bench, stack: ExitStack) -> No
     with bench.collector._lock:
         do(child, FLOOD)
         bench.collector.end("id-one", reason="gone")
-    assert bench.ready.wait(WITHIN_S)
+    assert bench.ready.wait(DEADLINE_S)
     assert told.seen + told.lost == FLOOD
 
 

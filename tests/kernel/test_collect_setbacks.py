@@ -12,7 +12,7 @@ from insula.model.errors import Unsupported
 from insula.model.monitor import EventKind, TraceWish
 from insula.monitor.layout import Kind
 from insula.monitor.probes import Counting, Probes
-from netns import wait_until
+from waiting import wait_until
 from watched import Bench, refuse_hooks
 
 EXECS = TraceWish(kinds=(EventKind.EXEC,))

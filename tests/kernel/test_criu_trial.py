@@ -9,6 +9,7 @@ import pytest
 from insula.daemon.criu_trial import try_criu
 from insula.daemon.setup import digest_of, set_up
 from insula.kernel.criu_find import CriuProgram, CriuRecord, find_criu, read_record, write_record
+from waiting import DEADLINE_S
 
 
 def _found() -> CriuProgram:
@@ -22,19 +23,19 @@ def test_the_recorded_criu_dumps_and_restores_a_tcp_connection() -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "reason"),
+    ("script", "reason", "seconds"),
     [
-        ("echo 'Error (x.c:1): no such luck' >&2; exit 1", "Error (x.c:1): no such luck"),
-        ("exit 0", "timed out"),  # claims to have dumped; the program still runs
+        ("echo 'Error (x.c:1): no such luck' >&2; exit 1", "Error (x.c:1): no such luck", DEADLINE_S),
+        ("exit 0", "timed out", 2.0),  # claims to have dumped; the program still runs
     ],
 )
 def test_a_criu_that_does_not_work_is_refused_with_its_reason(
-    tmp_path: Path, script: str, reason: str
+    tmp_path: Path, script: str, reason: str, seconds: float
 ) -> None:
     fake = tmp_path / "criu"
     fake.write_text(f"#!/bin/sh\n{script}\n")
     fake.chmod(0o755)
-    assert reason in try_criu(CriuProgram(argv=(str(fake),), version="0"), step_seconds=2.0)
+    assert reason in try_criu(CriuProgram(argv=(str(fake),), version="0"), step_seconds=seconds)
 
 
 def test_what_was_tried_is_not_tried_again(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from insula.kernel.announce import announce, announce_inside
 from insula.kernel.hold import Hold, replay
 from insula.kernel.netlink import Route, namespace_entered
 from insula.model.record import Attachment
-from netns import World, connect, listener, wait_until, world
+from netns import World, connect, listener, world
+from waiting import DEADLINE_S, wait_until
 
 ADDRESS, ADDRESS6, MAC = "10.9.0.3", "fd00:9::3", "02:00:00:00:00:03"
 HERE, THERE = "in-here", "in-there"
@@ -80,7 +81,7 @@ def _wait_for_wire(made: World, client: int) -> None:
 def _udp(namespace: int, *, port: int = 0) -> socket.socket:
     with namespace_entered(namespace):
         made = socket.socket(type=socket.SOCK_DGRAM)
-    made.settimeout(10)
+    made.settimeout(DEADLINE_S)
     if port:
         made.bind(("0.0.0.0", port))
     return made
@@ -105,7 +106,7 @@ class Stream(threading.Thread):
 
 
 def _numbers(receiver: socket.socket) -> list[int]:
-    receiver.settimeout(0.3)
+    receiver.settimeout(1.0)
     found = []
     try:
         while True:
@@ -162,7 +163,7 @@ def test_tcp_goes_on_at_once_and_large_frames_keep_their_form(lan: Lan) -> None:
     with listener(lan.container, port=80) as server, connect(lan.client, ADDRESS, port=80) as client:
         accepted, _ = server.accept()
         with accepted, Route() as route, Hold(HERE, mac=MAC, address=ADDRESS) as held:
-            accepted.settimeout(10)
+            accepted.settimeout(DEADLINE_S)
             client.sendall(b"warm")
             assert accepted.recv(4) == b"warm"
             held.frames()
@@ -190,7 +191,7 @@ def test_questions_by_arp_pings_and_the_hosts_own_words_are_held(lan: Lan) -> No
             with _udp(lan.container, port=99) as receiver:
                 route.set_master("old", HERE)
                 assert replay(frames, "old").lost == 0
-                receiver.settimeout(10)
+                receiver.settimeout(DEADLINE_S)
                 assert {receiver.recv(32), receiver.recv(32)} == {b"who has it?", b"from the host"}
         _ping(lan, route, held)
 
@@ -203,7 +204,7 @@ def test_ipv6_datagrams_and_neighbour_solicitations_are_held_and_answered_elsewh
     with Route() as route, fresh, receiver, Hold(HERE, mac=MAC, address=ADDRESS, address6=ADDRESS6) as held:
         route.set_master("old", None)
         receiver.bind(("::", 99))
-        receiver.settimeout(10)
+        receiver.settimeout(DEADLINE_S)
         fresh.sendto(b"who has it?", (ADDRESS6, 99))
         frames: list[bytes] = []
         wait_until(lambda: bool(frames.extend(held.frames()) or frames), what="the solicitation is held")
@@ -241,7 +242,7 @@ def _ping(lan: Lan, route: Route, held: Hold) -> None:
     with namespace_entered(lan.client):
         ping = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
     with ping:
-        ping.settimeout(10)
+        ping.settimeout(DEADLINE_S)
         held.frames()
         route.set_master("old", None)
         ping.sendto(struct.pack("!BBHHH", 8, 0, 0xF7FD, 1, 1), (ADDRESS, 0))
@@ -275,7 +276,7 @@ def test_at_first_only_callers_are_held_and_then_everything(
     def sockets(kind: socket.SocketKind, namespace: int) -> socket.socket:
         with namespace_entered(namespace):
             made = socket.socket(family, kind)
-        made.settimeout(10)
+        made.settimeout(DEADLINE_S)
         return made
 
     with (
@@ -310,7 +311,7 @@ def test_at_first_only_callers_are_held_and_then_everything(
 def test_a_hold_is_bounded_and_says_what_it_lost(lan: Lan) -> None:
     with Hold(HERE, mac=MAC, address=ADDRESS, limit_bytes=65536) as held, _udp(lan.client) as sender:
         sender.sendto(b"first", (ADDRESS, 99))
-        end = time.monotonic() + 5
+        end = time.monotonic() + DEADLINE_S
         while not held.lost and time.monotonic() < end:
             for _ in range(500):
                 sender.sendto(bytes(1000), (ADDRESS, 99))

@@ -9,6 +9,7 @@ import pytest
 
 from insula.kernel import keyring
 from spawned import UID_BASE, Spawned
+from waiting import wait_until
 
 
 def _keys_of(uid: int) -> int:
@@ -43,9 +44,13 @@ def test_each_child_that_joins_has_a_keyring_of_its_own() -> None:
 
 @pytest.mark.skipif(not Path("/proc/key-users").exists(), reason="this kernel has no keys")
 def test_a_container_holds_a_keyring_in_its_own_name(host: Spawned) -> None:
-    before = _keys_of(UID_BASE)
-    host.start("/bin/sleep", "1000")
-    assert _keys_of(UID_BASE) > before
+    def has_one_more() -> bool:
+        """Unless those of containers that have ended go at this moment."""
+        before = _keys_of(UID_BASE)
+        host.start("/bin/sleep", "1000")
+        return _keys_of(UID_BASE) > before
+
+    wait_until(has_one_more, what="a keyring of its own")
 
 
 @pytest.mark.skipif(not Path("/proc/key-users").exists(), reason="this kernel has no keys")

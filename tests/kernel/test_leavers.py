@@ -33,16 +33,17 @@ def of(listener: socket.socket, found: list[TcpSocket]) -> list[TcpSocket]:
 
 
 def test_who_was_not_accepted_yet_waits(listener: socket.socket) -> None:
-    def waiting() -> list[int]:
+    def waiting() -> list[tuple[TcpState, int]]:
         found = sockets_of(os.getpid(), (TcpState.SYN_RECV, TcpState.LISTEN))
-        assert {each.state for each in of(listener, found)} == {TcpState.LISTEN}
-        return [each.waiting for each in of(listener, found)]
+        return [(each.state, each.waiting) for each in of(listener, found)]
 
-    assert waiting() == [0]
-    with socket.create_connection(listener.getsockname()[:2]):
-        assert waiting() == [1]
+    assert waiting() == [(TcpState.LISTEN, 0)]
+    with socket.create_connection(
+        listener.getsockname()[:2]
+    ):  # connected before the other end has heard of it
+        wait_until(lambda: waiting() == [(TcpState.LISTEN, 1)], what=lambda: f"one waits: {waiting()}")
         with listener.accept()[0]:
-            assert waiting() == [0]
+            assert waiting() == [(TcpState.LISTEN, 0)]
 
 
 def test_who_has_not_heard_all_is_leaving_until_he_has(listener: socket.socket) -> None:

@@ -19,7 +19,8 @@ from insula.model.spec import NetworkWish
 from insula.network.attach import Networks
 from insula.network.names import NameServers
 from insula.network.zone import Zone
-from netns import MemoryStore, wait_until, world
+from netns import MemoryStore, world
+from waiting import DEADLINE_S, wait_until
 
 
 @contextmanager
@@ -47,7 +48,7 @@ def served(host: int, zone: Zone, *, resolv_conf: Path) -> Iterator[None]:
     finally:
         loop, task = loop_ready[0]
         loop.call_soon_threadsafe(task.cancel)
-        thread.join(10)
+        thread.join(DEADLINE_S)
 
 
 def ask(namespace: int, server: str, name: str, *, by_stream: bool = False) -> dns.message.Message | None:
@@ -55,7 +56,7 @@ def ask(namespace: int, server: str, name: str, *, by_stream: bool = False) -> d
     with namespace_entered(namespace):
         client = socket.socket(type=socket.SOCK_STREAM if by_stream else socket.SOCK_DGRAM)
     with client:
-        client.settimeout(3)
+        client.settimeout(10)
         try:
             client.connect((server, 53))
             client.send(struct.pack("!H", len(question)) + question if by_stream else question)
@@ -101,7 +102,7 @@ def _upstream(namespace: int) -> Iterator[None]:
     with namespace_entered(namespace):
         server = socket.socket(type=socket.SOCK_DGRAM)
     server.bind(("0.0.0.0", 53))
-    server.settimeout(10)
+    server.settimeout(DEADLINE_S)
 
     def answer_one() -> None:
         try:
@@ -120,5 +121,5 @@ def _upstream(namespace: int) -> Iterator[None]:
     finally:
         with namespace_entered(namespace), socket.socket(type=socket.SOCK_DGRAM) as waker:
             waker.sendto(dns.message.make_query("end.", "A").to_wire(), ("127.0.0.1", 53))
-        thread.join(15)
+        thread.join(DEADLINE_S)
         server.close()

@@ -12,6 +12,7 @@ from insula.kernel.announce import announce
 from insula.kernel.netlink import Route, namespace_entered
 from insula.model.record import Attachment
 from netns import World, connect, listener, world
+from waiting import DEADLINE_S, wait_until
 
 BRIDGE = "in-01234567"
 MACS = ("02:00:00:00:00:02", "02:00:00:00:00:03")
@@ -115,7 +116,7 @@ def test_an_announcement_moves_an_address(two: tuple[World, int, int], address: 
         sender.bind((address, 0))
         with namespace_entered(other), socket.socket(family, socket.SOCK_DGRAM) as receiver:
             receiver.bind((target, 99))
-            receiver.settimeout(10)
+            receiver.settimeout(DEADLINE_S)
             sender.sendto(b"x", (target, 99))
             _, origin = receiver.recvfrom(8)
             receiver.sendto(b"y", origin)
@@ -123,7 +124,7 @@ def test_an_announcement_moves_an_address(two: tuple[World, int, int], address: 
         assert _mac_of(route, address) == MACS[0]
         with namespace_entered(one):
             announce("eth0", mac="02:00:00:00:00:77", address=address)
-        assert _mac_of(route, address) == "02:00:00:00:00:77"
+        wait_until(lambda: _mac_of(route, address) == "02:00:00:00:00:77", what="it is learned")
 
 
 def _mac_of(route: Route, address: str) -> str:
@@ -134,7 +135,7 @@ def _mac_of(route: Route, address: str) -> str:
 def _datagrams(namespace: int) -> socket.socket:
     with namespace_entered(namespace):
         made = socket.socket(type=socket.SOCK_DGRAM)
-    made.settimeout(10)
+    made.settimeout(DEADLINE_S)
     return made
 
 

@@ -25,9 +25,9 @@ from netns import (
     connect,
     converses,
     listener,
-    wait_until,
     world,
 )
+from waiting import DEADLINE_S, wait_until
 
 
 class Host:
@@ -109,9 +109,9 @@ def test_a_published_udp_range_at_one_address(host: Host) -> None:
     host.networks.publish(place, [wished], container_id=container)
     with namespace_entered(inside), socket.socket(type=socket.SOCK_DGRAM) as server:
         server.bind(("0.0.0.0", 702))
-        server.settimeout(5)
+        server.settimeout(DEADLINE_S)
         with namespace_entered(beyond), socket.socket(type=socket.SOCK_DGRAM) as client:
-            client.settimeout(5)
+            client.settimeout(DEADLINE_S)
             client.connect(("192.0.2.1", 7002))
             client.send(b"ping")
             word, sender = server.recvfrom(16)
@@ -143,7 +143,7 @@ def test_a_port_is_handed_on_while_its_holder_leaves(host: Host) -> None:
             left = leaving.submit(host.networks.deactivate, holder)
             wait_until(lambda gone=holder: not host.networks.is_active(gone), what="it leaves")
             host.networks.publish(other_place, wish, container_id=other)
-            left.result(10)
+            left.result(DEADLINE_S)
             holder, place, other, other_place = other, other_place, holder, place
             host.networks.activate(other_place, container_id=other)
 
@@ -173,7 +173,7 @@ def test_services_of_the_host_are_out_of_reach_except_dns(host: Host) -> None:
     host.networks.publish(place, [PortMapping(container_port=80)], container_id=container)
     with listener(host.world.host, port=22), listener(host.world.host, port=53):
         assert not can_connect(inside, place.gateway, port=22, timeout_s=0.5)
-        assert can_connect(inside, place.gateway, port=53)
+        assert can_connect(inside, place.gateway, port=53, timeout_s=DEADLINE_S)
         with Route.in_namespace(inside) as route:
             route.delete_address("lo", "127.0.0.1", 8)
             route.add_route("127.0.0.0/8", gateway=place.gateway)
@@ -190,7 +190,7 @@ def test_a_spoofed_source_is_dropped(host: Host) -> None:
     with Route.in_namespace(one) as route:
         route.add_address("eth0", nobodys, 24)
     with listener(other, port=80):
-        assert can_connect(one, place.address, port=80)
+        assert can_connect(one, place.address, port=80, timeout_s=DEADLINE_S)
         assert not can_connect(one, place.address, port=80, timeout_s=0.5, source=nobodys)
         with Route.in_namespace(one) as route:
             route.set_mac("eth0", "02:00:00:00:00:99")
@@ -272,6 +272,6 @@ def test_connections_outlive_a_new_ruleset(host: Host) -> None:
         accepted, _ = server.accept()
         with accepted:
             host.networks.create("bert", NetworkWish(name="more"))
-            accepted.settimeout(5)
+            accepted.settimeout(DEADLINE_S)
             client.sendall(b"still here")
             assert accepted.recv(16) == b"still here"

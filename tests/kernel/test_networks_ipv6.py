@@ -19,7 +19,8 @@ from insula.network import firewall, ipv6
 from insula.network.attach import Networks
 from insula.network.hosts import hosts_entries
 from insula.network.relay import Gone
-from netns import MemoryStore, World, can_connect, connect, converses, listener, wait_until, world
+from netns import MemoryStore, World, can_connect, connect, converses, listener, world
+from waiting import DEADLINE_S, wait_until
 
 pytestmark = pytest.mark.skipif(
     not firewall.can_filter_ipv6(), reason="no IPv6 on this host, or its nft is too old"
@@ -126,7 +127,7 @@ def test_a_connection_to_one_that_has_moved_away_is_reset(host: Host) -> None:
             host.networks.relay(
                 Gone(container_id=container, address=place.address, address6=place.address6, relays=())
             )
-            old.settimeout(10)
+            old.settimeout(DEADLINE_S)
             old.sendall(b"still there?")
             with pytest.raises(ConnectionResetError):
                 old.recv(1)
@@ -196,10 +197,10 @@ def test_a_spoofed_source_a_false_place_and_a_false_router_are_dropped(host: Hos
         route.add_address("eth0", victim.address6, 64)
     with listener(watcher, port=80, address="::"):
         assert not can_connect(liar, _of(host, watcher), port=80, timeout_s=0.5, source=victim.address6)
-        assert can_connect(liar, _of(host, watcher), port=80, source=place.address6)
+        assert can_connect(liar, _of(host, watcher), port=80, timeout_s=DEADLINE_S, source=place.address6)
     with namespace_entered(watcher), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as seen:
         seen.bind(("eth0", 0x86DD))
-        seen.settimeout(5.0)
+        seen.settimeout(DEADLINE_S)
         link = str(ipv6.link_local_of(place.mac))
         prefix = struct.pack("!BBHII", 64, 0, 1800, 0, 0)
         send_raw(liar, icmp(134, prefix, mac=place.mac, source=link))

@@ -14,6 +14,7 @@ from insula.kernel import caps, criu
 from insula.kernel.criu_find import find_criu
 from insula.runtime.obstacles import find_obstacles, watched_folders
 from spawned import PYTHON, Spawned, Started, is_alive, wait_until
+from waiting import DEADLINE_S
 
 PROLOGUE = """
 import ctypes, fcntl, mmap, os, select, signal, socket, struct, time
@@ -112,7 +113,7 @@ def _dump(host: Spawned, container: Started, images: int) -> criu.Response:
         with theirs:
             argv = [*program.argv, "swrk", str(RPC_FD)]
             host.client.ask("criu", descriptors=(theirs.fileno(), images), argv=argv)
-        ours.settimeout(60)
+        ours.settimeout(3 * DEADLINE_S)
         places = [
             f"mnt[{m.target}]:mount{n}" for n, m in enumerate(container.plan.mounts) if m.kind == "bind"
         ]

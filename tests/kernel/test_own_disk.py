@@ -25,6 +25,7 @@ from insula.model.spec import Spec
 from insula.runtime import own_disk
 from insula.runtime.disk_kinds import ImageDisk
 from loops import is_free, shown
+from waiting import DEADLINE_S, wait_until
 
 TOO_MUCH = (errno.EDQUOT, errno.ENOSPC)
 IMAGE = "ext4 in a file"
@@ -100,11 +101,11 @@ def test_who_wishes_for_none_has_none(folder: Path) -> None:
 def test_it_is_mounted_again_for_a_start_or_there_is_no_start(folder: Path) -> None:
     own_disk.make(folder, spec(), is_nested=False)
     (folder / "disk/kept").touch()
-    assert ImageDisk(folder).detach(time.monotonic() + 5)
+    assert ImageDisk(folder).detach(time.monotonic() + DEADLINE_S)
     assert own_disk.room(folder, spec()) is None
     own_disk.make_ready(folder, spec())
     assert (folder / "disk/kept").exists()
-    assert ImageDisk(folder).detach(time.monotonic() + 5)
+    assert ImageDisk(folder).detach(time.monotonic() + DEADLINE_S)
     (folder / "disk.img").unlink()
     with pytest.raises(LimitRefused, match="its disk is gone"):
         own_disk.make_ready(folder, spec())
@@ -118,7 +119,7 @@ def test_it_is_found_and_removed_behind_a_link(folder: Path, tmp_path: Path) -> 
     device = shown(folder / "disk.img")
     own_disk.remove_folder(link)
     assert not link.is_symlink() and not folder.exists()
-    assert is_free(device)
+    wait_until(lambda: is_free(device), what="its device is free")
 
 
 def _only_begun(folder: Path) -> None:

@@ -19,6 +19,7 @@ from insula.model.errors import Unsupported
 from insula.monitor.collect import Collector
 from insula.monitor.recording import Recording
 from insula.monitor.subscription import Subject
+from waiting import DEADLINE_S
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def subject() -> Iterator[Subject]:
     group.create()
     yield Subject("id", "one", group, group.v2_id(), 0, 65536)
     group.kill()
-    group.delete(time.monotonic() + 20)
+    group.delete(time.monotonic() + DEADLINE_S)
     delete_parent(hierarchies, parent)
 
 
@@ -49,7 +50,7 @@ def python(subject: Subject, text: str) -> None:
         [sys.executable, "-SIc", text],
         preexec_fn=lambda: subject.group.attach(os.getpid()),
         check=True,
-        timeout=20,
+        timeout=DEADLINE_S,
     )
 
 
@@ -107,7 +108,7 @@ os.getsid(0)
 def test_it_can_be_read_after_the_end(subject: Subject) -> None:
     with recording(subject) as made:
         python(subject, "import os; os.getpgid(0)")
-        subject.group.delete(time.monotonic() + 20)
+        subject.group.delete(time.monotonic() + DEADLINE_S)
         profile = made.profile("web")
     subject.group.create()  # for the fixture, which takes it away
     assert profile.calls["getpgid"] == 1

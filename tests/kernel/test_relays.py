@@ -15,6 +15,7 @@ from insula.network.attach import Networks, Running
 from insula.network.firewall import Relay
 from insula.network.relay import Gone
 from netns import MemoryStore, World, can_connect, connect, converses, listener, world
+from waiting import DEADLINE_S
 
 
 class Host:
@@ -81,7 +82,7 @@ def test_an_old_connection_is_reset_and_does_not_hang(host: Host) -> None:
             with Route() as route:
                 route.delete(place.interface)
             host.networks.relay(gone_to_the_lan(place, container))
-            old.settimeout(10)
+            old.settimeout(DEADLINE_S)
             old.sendall(b"still there?")
             with pytest.raises(ConnectionResetError):
                 old.recv(1)

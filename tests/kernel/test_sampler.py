@@ -18,6 +18,7 @@ from insula.daemon.sampler import Sampler
 from insula.kernel.cgroup import Group, Hierarchies, delete_parent
 from insula.model.lifecycle import Status
 from insula.monitor.history import History
+from waiting import DEADLINE_S
 
 READS = 7
 """Of a container that rests: processor, memory, processes, three of pressure; and one to spare for what is asked for all."""
@@ -59,7 +60,7 @@ class Containers:
             process.kill()
             process.wait()
         for group in self.groups.values():
-            group.delete(time.monotonic() + 10)
+            group.delete(time.monotonic() + DEADLINE_S)
         delete_parent(Hierarchies.detect(), self.parent)
 
 
@@ -150,7 +151,7 @@ def test_a_group_that_has_just_gone_spoils_nothing(
     sampler._sample()
     containers.processes[0].kill()
     containers.processes[0].wait()
-    containers.groups[gone.id].delete(time.monotonic() + 10)
+    containers.groups[gone.id].delete(time.monotonic() + DEADLINE_S)
     sampler._sample()
     assert used(history, gone) is None
     assert used(history, quiet) is not None

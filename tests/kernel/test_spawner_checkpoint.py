@@ -21,6 +21,7 @@ from insula.kernel.cgroup import Group
 from insula.kernel.criu_find import find_criu
 from insula.model import stream
 from spawned import PYTHON, Refused, Spawned, Started, is_alive, status_of, wait_until
+from waiting import DEADLINE_S
 
 IMAGES = f"/proc/self/fd/{IMAGES_FD}"
 
@@ -35,7 +36,7 @@ def _engine(host: Spawned, images: int, **body: object) -> tuple[socket.socket, 
             argv = [*program.argv, "swrk", str(RPC_FD)]
             answer = host.client.ask("criu", descriptors=(theirs.fileno(), images), argv=argv, **body)
         undo.pop_all()
-    ours.settimeout(60)
+    ours.settimeout(3 * DEADLINE_S)
     return ours, answer["external"]
 
 
@@ -272,8 +273,10 @@ def count(number):
 for number in range(4): threading.Thread(target=count, args=(number,), daemon=True).start()
 wait()
 before = list(counts)
-time.sleep(0.3)
-assert all(now > then > 0 for now, then in zip(counts, before)), counts
+until = time.monotonic() + 60
+while not all(now > then > 0 for now, then in zip(counts, before)):
+    assert time.monotonic() < until, counts
+    time.sleep(0.01)
 """,
     "unix sockets": """
 one, other = socket.socketpair()
@@ -297,7 +300,7 @@ poll = select.epoll()
 poll.register(made, select.EPOLLIN)
 wait()
 os.eventfd_write(made, 3)
-assert poll.poll(5) and os.eventfd_read(made) == 3
+assert poll.poll(60) and os.eventfd_read(made) == 3
 """,
     "memory": """
 data = {number: bytes([number]) * 100000 for number in range(200)}

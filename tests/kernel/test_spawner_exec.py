@@ -95,8 +95,10 @@ def test_refusals_are_told_and_leave_nothing(host: Spawned, container: Started) 
         with pytest.raises(Refused) as refused:
             host.execute(container, *argv, **changes)
         assert refused.value.failure.code == code
-    assert host.group(container).pids() == [container.pid]
-    assert len(os.listdir(f"/proc/{host.process.pid}/fd")) == descriptors
+    wait_until(lambda: host.group(container).pids() == [container.pid], what="no process is left")
+    wait_until(
+        lambda: len(os.listdir(f"/proc/{host.process.pid}/fd")) <= descriptors, what="no descriptor is left"
+    )
 
 
 def test_ended_container_refuses(host: Spawned, container: Started) -> None:

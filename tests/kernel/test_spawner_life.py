@@ -4,6 +4,7 @@
 import os
 import signal
 import uuid
+from operator import le
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,10 @@ def _counts(host: Spawned) -> tuple[int, int]:
     # A first failure makes what is kept for all later ones: the tenant's user namespace.
     with pytest.raises(Refused):
         host.start("no-such-program")
+    return _held(host)
+
+
+def _held(host: Spawned) -> tuple[int, int]:
     pid = host.process.pid
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return len(children), len(os.listdir(f"/proc/{pid}/fd"))
@@ -152,9 +157,8 @@ def _counts(host: Spawned) -> tuple[int, int]:
 def _assert_nothing_left(host: Spawned, before: tuple[int, int]) -> None:
     assert not host.held()
     assert not [each for each in host.started if host.group(each).exists()]
-    pid = host.process.pid
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    assert (len(children), len(os.listdir(f"/proc/{pid}/fd"))) == before
+    # What an earlier test has hung up on may have been closed in between.
+    wait_until(lambda: all(map(le, _held(host), before)), what=lambda: f"as before: {_held(host)}, {before}")
 
 
 def test_many_starts_leave_no_descriptor(host: Spawned) -> None:

@@ -44,6 +44,7 @@ def test_processes_are_counted(host: Spawned) -> None:
 
 def test_an_exec_is_within_the_limit(host: Spawned) -> None:
     container = host.start("/bin/sh", "-c", "sleep 1000 & wait", limits=LimitsPlan(pids=4))
+    wait_until(lambda: len(host.group(container).pids()) == 2, what="it has begun")
     ended = host.execute_shell(container, "sleep 1000 & sleep 1000 & echo all")
     assert "fork" in ended.err and "all" not in ended.out
 

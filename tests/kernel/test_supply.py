@@ -18,6 +18,7 @@ from insula.boot.supply import MAX_MESSAGE, REQUEST, Word
 from insula.migrate.memory import MemoryStore
 from insula.model import stream
 from spawned import Spawned, Started, is_alive, wait_until
+from waiting import DEADLINE_S
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ class Bringer:
         """Hear the filler end: nothing is absent any more, or its container has gone."""
         self.may_bring_rest.set()
         for each in self.threads:
-            each.join(20)
+            each.join(DEADLINE_S)
             assert not each.is_alive(), "the filler goes on"
         for link in self.links:
             link.close()

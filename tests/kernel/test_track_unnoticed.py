@@ -13,7 +13,8 @@ import pytest
 from insula.kernel import ptrace, userfault
 from insula.migrate import track
 from insula.migrate.track import Tracker
-from tracked import DEADLINE_SECONDS, Puppet, children, has_userfault, is_in_state, pages_within, wait
+from tracked import Puppet, children, has_userfault, is_in_state, pages_within, wait
+from waiting import DEADLINE_S
 
 pytestmark = pytest.mark.skipif(not has_userfault(), reason="no userfaultfd WP_ASYNC in this kernel")
 UNIFIED = next(path for path in map(Path, ("/sys/fs/cgroup/unified", "/sys/fs/cgroup")) if path.is_dir())
@@ -73,30 +74,30 @@ def _state(pid: int) -> tuple[object, ...]:
 
 
 WAITS = {
-    "nanosleep": "libc.usleep(600000)",
+    "nanosleep": "libc.usleep(1000000)",
     "read": (
-        "(lambda r, w: (threading.Timer(0.6, os.write, (w, b'x')).start(),"
+        "(lambda r, w: (threading.Timer(1.0, os.write, (w, b'x')).start(),"
         " libc.read(r, ctypes.create_string_buffer(9), 1) - 1)[1])(*os.pipe())"
     ),
-    "poll": "libc.poll(None, 0, 600)",
-    "select": "libc.select(0, None, None, None, ctypes.byref((ctypes.c_long * 2)(0, 600000)))",
-    "epoll_wait": "libc.epoll_wait(libc.epoll_create1(0), ctypes.create_string_buffer(99), 1, 600)",
+    "poll": "libc.poll(None, 0, 1000)",
+    "select": "libc.select(0, None, None, None, ctypes.byref((ctypes.c_long * 2)(1, 0)))",
+    "epoll_wait": "libc.epoll_wait(libc.epoll_create1(0), ctypes.create_string_buffer(99), 1, 1000)",
     "futex": (
-        "libc.syscall(202, ctypes.byref(ctypes.c_int(7)), 0, 7, ctypes.byref((ctypes.c_long * 2)(0, 600000000)), 0, 0)"
+        "libc.syscall(202, ctypes.byref(ctypes.c_int(7)), 0, 7, ctypes.byref((ctypes.c_long * 2)(1, 0)), 0, 0)"
         " + (1 if ctypes.get_errno() == 110 else 100)"
     ),
     "sigtimedwait": (
         "libc.sigtimedwait(ctypes.byref((ctypes.c_long * 16)(1 << 11)), None,"
-        " ctypes.byref((ctypes.c_long * 2)(0, 600000000))) + (1 if ctypes.get_errno() == 11 else 100)"
+        " ctypes.byref((ctypes.c_long * 2)(1, 0))) + (1 if ctypes.get_errno() == 11 else 100)"
     ),
-    "waitpid": "(lambda pid: libc.waitpid(pid, None, 0) - pid)(os.posix_spawn('/bin/sleep', ['sleep', '0.6'], {}))",
+    "waitpid": "(lambda pid: libc.waitpid(pid, None, 0) - pid)(os.posix_spawn('/bin/sleep', ['sleep', '1'], {}))",
 }
 
 
 @pytest.mark.parametrize("waiting", WAITS.values(), ids=WAITS.keys())
 def test_a_waiting_program_waits_on(puppet: Puppet, waiting: str) -> None:
     puppet.tell(
-        f"began = time.monotonic(); value = {waiting}; result = (value, time.monotonic() - began > 0.55)"
+        f"began = time.monotonic(); value = {waiting}; result = (value, time.monotonic() - began > 0.95)"
     )
     wait(lambda: _sleeps(puppet.pid))
     for _ in range(10):
@@ -228,7 +229,7 @@ def test_a_filter_that_kills_for_userfaultfd_does_not(puppet: Puppet, tracker: T
     _settled(tracker)
     assert _state(puppet.pid) == before
     puppet.tell("libc.syscall(323, 0)")
-    assert puppet.process.wait(DEADLINE_SECONDS) == -signal.SIGSYS, "the filter holds afterwards"
+    assert puppet.process.wait(DEADLINE_S) == -signal.SIGSYS, "the filter holds afterwards"
 
 
 def test_processes_that_are_no_more_are_named() -> None:

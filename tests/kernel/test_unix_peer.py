@@ -12,10 +12,9 @@ import pytest
 from demo.users import open_python
 
 from insula.kernel.unix_peer import Process, credentials, groups, process
+from waiting import DEADLINE_S
 
 CALL = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); sys.stdin.read()"
-
-CONNECT_S = 20.0
 
 
 @pytest.fixture
@@ -26,7 +25,7 @@ def listener() -> Iterator[socket.socket]:
         made.bind(f"{folder}/door")
         os.chmod(f"{folder}/door", 0o666)
         made.listen()
-        made.settimeout(CONNECT_S)
+        made.settimeout(DEADLINE_S)
         yield made
 
 

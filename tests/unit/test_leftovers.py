@@ -61,7 +61,7 @@ def test_a_process_that_left_our_tree_is_seen_by_its_mark() -> None:
 
 @pytest.mark.parametrize(("ci", "code"), [("true", 1), ("", 0)])
 def test_a_skip_that_nobody_allowed_fails_the_run_in_ci(tmp_path: Path, ci: str, code: int) -> None:
-    for name in ("conftest.py", "leftovers.py", "loops.py", "allowed_skips.txt"):
+    for name in ("conftest.py", "leftovers.py", "loops.py", "waiting.py", "allowed_skips.txt"):
         (tmp_path / name).write_text((TESTS / name).read_text())
     (tmp_path / "test_x.py").write_text(
         "import pytest\n\ndef test_it():\n    pytest.skip('no time namespace')\n"

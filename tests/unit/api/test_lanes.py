@@ -8,8 +8,8 @@ import pytest
 
 from insula.api.lanes import READING_BURST_S, READING_SHARE, Lanes, Turns
 from insula.model.grant import Kind, Principal, Role
+from waiting import DEADLINE_S
 
-DEADLINE_S = 10.0
 WIDTH = 2
 ALICE, BOB = Principal(name="alice", uid=1001), Principal(name="bob", uid=1002)
 PEER = Principal(name="alice", kind=Kind.HOST)

@@ -20,8 +20,8 @@ from insula.model.users import TokenRecord
 from insula.runtime.store import Store
 from insula.tenant import identity
 from records import container_record
+from waiting import DEADLINE_S
 
-DEADLINE_S = 10.0
 MINE, OLDER = "a" * 64, "b" * 64
 """Ids of the token's container and of one that was called so before."""
 

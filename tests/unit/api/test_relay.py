@@ -24,8 +24,8 @@ from insula.api.relay import relay
 from insula.daemon.pki import Pki
 from insula.model.grant import Action
 from insula.tenant.audit import Audit
+from waiting import DEADLINE_S
 
-DEADLINE_S = 10.0
 TAIL = os.urandom(256 << 10)
 """More than the kernel takes of it from a server with SMALL_BUFFER."""
 SMALL_BUFFER = 4096

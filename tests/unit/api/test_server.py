@@ -32,8 +32,7 @@ from insula.model.spec import Spec
 from insula.model.stream import EXIT, STDIN, STDOUT, FrameReader, frame
 from insula.runtime.store import Store
 from insula.tenant.audit import Audit
-
-DEADLINE_S = 10.0
+from waiting import DEADLINE_S
 
 
 class FakeVerbs:

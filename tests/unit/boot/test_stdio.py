@@ -15,8 +15,8 @@ from insula.boot import stdio
 from insula.boot.loop import EventLoop
 from insula.boot.stdio import LAST_BYTES, RECORD, Log, Stdio
 from insula.model import stream
+from waiting import DEADLINE_S
 
-DEADLINE_S = 20.0
 HALF = 4096
 
 

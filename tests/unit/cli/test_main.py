@@ -16,6 +16,7 @@ from insula.cli import main, table
 from insula.cli.commands import complete, completion
 from insula.cli.parser import Parser
 from insula.client.http import Client
+from waiting import DEADLINE_S
 
 SOURCE = Path(__file__).parents[3] / "src"
 FORBIDDEN = "msgspec rich aiohttp asyncio dataclasses ssl logging subprocess typing http urllib inspect socket tarfile".split()
@@ -29,7 +30,7 @@ def insula(double: Double | None, *words: str, **more: str) -> "subprocess.Compl
         env={"PYTHONPATH": str(SOURCE), "PATH": "/usr/bin", "COLUMNS": "80", **more},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=DEADLINE_S,
         check=False,
     )
 
@@ -42,7 +43,7 @@ def test_ps_imports_next_to_nothing(tmp_path: Path) -> None:
     with serve(tmp_path / "s") as double:
         double.answers["GET /v1/containers"] = (200, {}, [])
         command = [sys.executable, "-I", "-S", "-c", script, str(SOURCE), double.host]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=True)
     code, *modules = done.stdout.splitlines()[-1].split()
     assert code == "0"
     assert not set(FORBIDDEN) & set(modules)
@@ -193,7 +194,7 @@ def test_closed_streams_are_nobody_who_reads(tmp_path: Path, closed: str) -> Non
             ["/bin/sh", "-c", command],
             env={"PYTHONPATH": str(SOURCE)},
             capture_output=True,
-            timeout=30,
+            timeout=DEADLINE_S,
             check=False,
         )
     assert (done.returncode, done.stderr) == (0, b"")
@@ -218,7 +219,7 @@ def test_logs_keep_streams_and_bytes(tmp_path: Path) -> None:
         double.answers["GET /v1/containers/web/logs"] = (200, {}, "\n".join(map(json.dumps, lines)).encode())
         command = [sys.executable, "-m", "insula.cli", "-H", double.host, "logs", "-t", "--tail", "5", "web"]
         done = subprocess.run(
-            command, env={"PYTHONPATH": str(SOURCE)}, capture_output=True, check=True, timeout=30
+            command, env={"PYTHONPATH": str(SOURCE)}, capture_output=True, check=True, timeout=DEADLINE_S
         )
     assert done.stdout == "1970-01-01T00:00:00.500000Z ä".encode() + b"\xff\n"
     assert done.stderr == b"1970-01-01T00:00:01.000000Z oops\n"

@@ -13,8 +13,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "client"))
 from daemon_double import Double, Exchange, serve
 
+from waiting import DEADLINE_S
+
 SOURCE = Path(__file__).parents[3] / "src"
-DEADLINE_S = 30
 
 
 @pytest.mark.parametrize(

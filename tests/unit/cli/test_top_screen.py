@@ -21,9 +21,9 @@ from daemon_double import Double, Exchange, serve
 
 from insula.cli.top.app import Top
 from insula.client.http import Client
+from waiting import DEADLINE_S
 
 NAMES = ("web", "database", "batch")
-DEADLINE_S = 20.0
 SOURCE = Path(__file__).parents[3] / "src"
 IDS = {name: f"{number:x}" * 64 for number, name in enumerate(NAMES, start=10)}
 SPAN = {

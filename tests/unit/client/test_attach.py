@@ -25,8 +25,8 @@ from daemon_double import Double, Exchange, serve
 from insula.client.terminal import DetachKeys, parse_keys
 from insula.model import stream
 from insula.model.errors import BadRequest
+from waiting import DEADLINE_S
 
-DEADLINE_S = 20.0
 Program = Callable[[Iterator[tuple[int, bytes]], Callable[[int, bytes], None]], None]
 
 

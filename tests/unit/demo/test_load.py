@@ -11,6 +11,8 @@ from demo.load import CHUNK, MOST_BEHIND_S, Connection, Counter, Http, Redis, Re
 from hypothesis import given
 from hypothesis import strategies as st
 
+from waiting import DEADLINE_S
+
 
 @given(st.integers(0, 10**12), st.integers(1, 50))
 def test_answers_that_count_up_lose_nothing(first: int, count: int) -> None:
@@ -98,7 +100,7 @@ def server(*answers: bytes) -> Iterator[Connection]:
             yield connection
         finally:
             connection.close()
-            thread.join(timeout=5)
+            thread.join(timeout=DEADLINE_S)
 
 
 def test_redis_answers_are_read_and_its_errors_are_failures() -> None:

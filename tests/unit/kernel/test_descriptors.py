@@ -4,6 +4,8 @@
 import subprocess
 import sys
 
+from waiting import DEADLINE_S
+
 PROGRAM = """
 import os, resource
 from insula.kernel import descriptors
@@ -17,6 +19,6 @@ print(resource.getrlimit(resource.RLIMIT_NOFILE))
 
 def test_the_soft_limit_is_raised_and_told() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, timeout=30
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, timeout=DEADLINE_S
     )
     assert done.stdout.splitlines() == ["64 (128, 128)", "128 (128, 128)", "(32, 128)"]

@@ -22,6 +22,8 @@ from tests.matrix.protocols import Http, Lines, Redis, Stream
 from tests.matrix.results import Results, Row
 from tests.matrix.wire import Counted, WrongAnswer
 
+from waiting import DEADLINE_S
+
 ROW = Row(name="b", note="", client="lines × 1", moves=5, carried=5, answers=9, rest_ms=1.0, gap_ms=80.4)
 
 
@@ -143,7 +145,7 @@ class _Broken:
 
     def orders(self) -> Iterator[str]:
         """Standard input: it ends after the failure."""
-        assert self.broke.wait(10)
+        assert self.broke.wait(DEADLINE_S)
         yield from ()
 
 

@@ -18,8 +18,8 @@ FOR_EVER = 60.0
 
 @pytest.fixture
 def pair(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Wire, Wire]]:
-    monkeypatch.setattr(heartbeat, "SILENCE_SECONDS", 0.3)
-    monkeypatch.setattr(heartbeat, "HEARD_SECONDS", 0.3)
+    monkeypatch.setattr(heartbeat, "SILENCE_SECONDS", 1.0)
+    monkeypatch.setattr(heartbeat, "HEARD_SECONDS", 1.0)
     monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.02)
     near, far = socket.socketpair()
     source, target = Wire(near), Wire(far)

@@ -18,6 +18,7 @@ from insula.migrate.track import Last
 from insula.migrate.wire import Wire
 from insula.model.errors import MigrationFailed, PauseTooLong, ProtocolError
 from insula.model.migration import Answer, Memory, Probe
+from waiting import DEADLINE_S
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 3 * PAGES_AT_ONCE)), max_size=8))
@@ -117,7 +118,7 @@ def ends() -> Iterator[tuple[Wire, Target]]:
     with theirs:
         with ours:
             yield Wire(ours), target
-        target.join(10)
+        target.join(DEADLINE_S)
 
 
 class Compared:
@@ -148,7 +149,7 @@ def test_one_round_then_what_is_left_and_what_was_written_since(ends: tuple[Wire
     rounds.run()
     rounds.finish()
     wire.close()
-    target.join(10)
+    target.join(DEADLINE_S)
     assert target.pages == [8, 5]  # the 3 of the second scan are among the 5 of the last
     assert rounds.memory_bytes == 13 * PAGE_BYTES
 
@@ -160,7 +161,7 @@ def test_what_was_left_is_sent_by_further_rounds(ends: tuple[Wire, Target]) -> N
     rounds.run()
     rounds.finish()
     wire.close()
-    target.join(10)
+    target.join(DEADLINE_S)
     assert target.pages == [8, 5]
 
 

@@ -26,10 +26,10 @@ from insula.runtime.context import Runtime
 from insula.runtime.doubt import Doubts
 from insula.runtime.supervise import Filling
 from insula.runtime.supply import Link, Supply
+from waiting import DEADLINE_S
 
 ID = "a" * 64
 PAGE = 4096
-DEADLINE_S = 10.0
 
 
 class Source:

@@ -20,9 +20,9 @@ from insula.runtime.database import Value
 from insula.runtime.doubt import Doubts
 from insula.runtime.store import Store
 from records import container_record
+from waiting import DEADLINE_S
 
 ID = "c" * 64
-DEADLINE_S = 20.0
 
 
 class SmallDisk(Store):

@@ -9,6 +9,7 @@ from insula.monitor import layout
 from insula.monitor.layout import Kind
 from insula.monitor.probes import OBJECT
 from insula.monitor.shapes import SHAPES
+from waiting import DEADLINE_S
 
 HEADER = OBJECT.parent / "watch.h"
 SIZES = {
@@ -29,7 +30,9 @@ def test_sizes_are_those_of_the_header(tmp_path: Path) -> None:
         f'#include <stdio.h>\n#include <linux/types.h>\n#include "{HEADER}"\nint main(void) {{ {lines} }}\n'
     )
     subprocess.run(["cc", "-o", tmp_path / "sizes", source], check=True, timeout=60)
-    told = subprocess.run([tmp_path / "sizes"], check=True, capture_output=True, text=True, timeout=10).stdout
+    told = subprocess.run(
+        [tmp_path / "sizes"], check=True, capture_output=True, text=True, timeout=DEADLINE_S
+    ).stdout
     assert dict(zip(SIZES, map(int, told.split()), strict=True)) == SIZES
 
 

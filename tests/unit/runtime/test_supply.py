@@ -11,6 +11,7 @@ import pytest
 
 from insula.boot.supply import REQUEST, Word
 from insula.runtime.supply import Link, Request
+from waiting import DEADLINE_S
 
 
 @pytest.fixture
@@ -28,14 +29,14 @@ def test_what_is_asked_for_is_heard(filler: tuple[socket.socket, Link]) -> None:
     assert not link.wait(0)
     assert link.take() is None
     theirs.send(REQUEST.pack(Word.WANT, 4096, 8192))
-    assert link.wait(10)
+    assert link.wait(DEADLINE_S)
     assert link.take() == Request(4096, 8192)
 
 
 def test_the_end_of_the_filler_is_heard(filler: tuple[socket.socket, Link]) -> None:
     theirs, link = filler
     theirs.close()
-    assert link.wait(10)
+    assert link.wait(DEADLINE_S)
     with pytest.raises(EOFError):
         link.take()
     link.bring(Request(0, 4096))

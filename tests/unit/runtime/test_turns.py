@@ -6,6 +6,7 @@ from contextlib import ExitStack
 
 from insula.runtime import turns
 from insula.runtime.turns import Turns
+from waiting import DEADLINE_S
 
 
 def test_one_after_the_other() -> None:
@@ -22,7 +23,7 @@ def test_one_after_the_other() -> None:
         other.start()
         other.join(turns.TURN_SECONDS / 5)
         assert other.is_alive()
-    other.join(5)
+    other.join(DEADLINE_S)
     assert found == [True]
 
 

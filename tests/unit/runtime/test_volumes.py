@@ -27,8 +27,7 @@ from insula.runtime import quotas
 from insula.runtime.store import Store
 from insula.runtime.trees import remove_tree
 from insula.runtime.volumes import Volumes
-
-DEADLINE_S = 20.0
+from waiting import DEADLINE_S
 
 
 @pytest.fixture
