@@ -63,6 +63,7 @@ def test_a_flood_of_starts_that_change_nothing_is_counted(host: Host) -> None:
     host.root("run", "-d", "--name", "runs", "box", "sleep", "1000")
     log = host.folder / "state/audit.log"
     before = log.read_bytes().count(b"\n")
+    begun = time.monotonic()
     asking = http.client.HTTPConnection("insula")
     asking.sock = host.root.connected()
     with contextlib.closing(asking):
@@ -71,7 +72,8 @@ def test_a_flood_of_starts_that_change_nothing_is_counted(host: Host) -> None:
             answer = asking.getresponse()
             answer.read()
             assert answer.status == 304
-    assert log.read_bytes().count(b"\n") - before < 300
+    # Some a second are written down one by one: on a busy machine it takes some seconds.
+    assert log.read_bytes().count(b"\n") - before < 300 + 8 * (time.monotonic() - begun)
     told = host.root.json("audit", "ls", "--format", "json")
     assert {line["result"] for line in told if line["path"].endswith("/runs/start")} == {"unchanged"}
 
@@ -95,14 +97,19 @@ def test_what_nobody_looks_at_is_counted(host: Host) -> None:
 def test_a_changed_line_is_found(host: Host) -> None:
     assert "as they were written" in host.root("audit", "verify")
     log = host.folder / "state/audit.log"
-    kept = log.read_bytes()
-    host.alice("ps")
-    log.write_bytes(log.read_bytes().replace(b'"POST"', b'"GETS"', 1))
+    place = log.read_bytes().index(b'"POST"')
+
+    def overwrite(word: bytes) -> None:
+        """In its place, whatever insulad adds meanwhile."""
+        with open(log, "r+b") as file:
+            file.seek(place)
+            file.write(word)
+
+    overwrite(b'"GETS"')
     try:
         assert "the audit log is not as it was written: audit.log, line" in host.root.fails("audit", "verify")
     finally:
-        with open(log, "r+b") as file:
-            file.write(kept)
+        overwrite(b'"POST"')
     assert "as they were written" in host.root("audit", "verify")
 
 

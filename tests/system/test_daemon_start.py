@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from insula.tenant.idmap import FIRST_UID
-
-DEADLINE_S = 20.0
+from waiting import DEADLINE_S
 
 
 def begin(folder: Path, *, state: str = "state") -> tuple[subprocess.Popen[bytes], bytes]:

@@ -19,6 +19,7 @@ from insula.client.http import Client
 from insula.kernel.bpf_object import knows_tracepoint
 from insula.model.errors import InsulaError
 from insula.model.monitor import Event, Lost, TraceLine
+from waiting import DEADLINE_S
 
 LINE = msgspec.json.Decoder(TraceLine)
 #: Of the caller alone: what a test expects beside the fields it names.
@@ -54,7 +55,7 @@ class Stream(threading.Thread):
     def close(self) -> None:
         self._answer.detach().shutdown(2)
         self._answer.close()
-        self.join(20)
+        self.join(DEADLINE_S)
 
 
 class Place:
@@ -430,16 +431,13 @@ for _ in range(2):
 try: socket.socket().connect(("127.0.0.1", 2))
 except OSError: pass
 """, container="near")  # fmt: skip
-            return out.stat().st_size > 0
+            return {each.call for each in told_in(out)} >= wanted
 
-        wait_until(act, what="a filtered trace tells something")
-        assert len(place.near.events()) > near_before
+        wait_until(act, what=lambda: f"a filtered trace tells {wanted}: {out.read_bytes()!r}")
+        wait_until(lambda: len(place.near.events()) > near_before, what="an open trace tells it, too")
         trace.terminate()
-        trace.wait(20)
-    lines = [LINE.decode(line) for line in out.read_bytes().splitlines()]
-    told = [line for line in lines if isinstance(line, Event) and line.call != "execve"]
-    assert {each.call for each in told if not each.call.startswith(("open", "sendto"))} >= wanted
-    for each in told:
+        trace.wait(DEADLINE_S)
+    for each in told_in(out):
         assert each.name == "near"
         assert "-c" not in options or each.call == "mkdir"
         assert "-p" not in options or each.path == f"/tmp/{MARK}-f"
@@ -448,3 +446,10 @@ except OSError: pass
         assert "any" not in options or each.error
         assert "--command" not in options or each.command == MARK
         assert "-k" not in options or each.kind == options[options.index("-k") + 1]
+
+
+def told_in(out: Path) -> list[Event]:
+    """Return the events in a file of lines, of which the last may not be whole yet; but for starts of programs."""
+    whole, _, _ = out.read_bytes().rpartition(b"\n")
+    lines = [LINE.decode(line) for line in whole.splitlines()]
+    return [line for line in lines if isinstance(line, Event) and line.call != "execve"]

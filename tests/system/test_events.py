@@ -5,6 +5,7 @@ import http.client
 
 from hosted import Host
 from told import listening
+from waiting import DEADLINE_S
 
 
 def test_a_life_is_told_in_order(host: Host) -> None:
@@ -39,7 +40,7 @@ def test_the_command_prints_a_line_each(host: Host) -> None:
             host.alice("rm", "mine")
             if running.poll() is not None:
                 break
-        out, _ = running.communicate(timeout=20)
+        out, _ = running.communicate(timeout=DEADLINE_S)
     assert out.decode().split()[2:4] in (["mine", "created"], ["mine", "removed"])
 
 

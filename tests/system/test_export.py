@@ -186,7 +186,7 @@ def test_a_collector_that_is_slow_or_down_holds_up_nobody(pair: Pair, is_slow: b
         assert waiting[f'insula_export_sent_total{{sink="otlp {collector.endpoint} traces"}}'] == 0
         collector.status = 200
         collector.may_answer.set()
-        assert wait_until(lambda: len(collector.named("migrate")) == 2, seconds=60)
+        assert wait_until(lambda: len(collector.named("migrate")) == 2)
 
 
 def _figures(pair: Pair) -> dict[str, float]:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The list of exports read anew while containers run: at SIGHUP, and by `insula export reload`."""
 
-import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hosted import Host, wait_until
+from told import lines_of
 
 
 @pytest.fixture
@@ -41,10 +41,7 @@ def by_command(host: Host) -> None:
 
 def programs(path: Path) -> list[str]:
     """Return the first words of the programs whose starts are told there."""
-    if not path.exists():
-        return []
-    told = [json.loads(line) for line in path.read_text().splitlines()]
-    return [each["arguments"][0] for each in told if each.get("kind") == "exec"]
+    return [each["arguments"][0] for each in lines_of(path) if each.get("kind") == "exec"]
 
 
 @pytest.mark.parametrize("reread", [by_signal, by_command])
@@ -70,8 +67,7 @@ def test_who_is_listed_anew_hears_of_running_containers_and_who_is_not_hears_no_
 
 def numbers(path: Path) -> list[int]:
     """Return those of the folders that programs wanted to remove."""
-    told = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    paths = [each["path"] for each in told if each.get("call") == "rmdir"]
+    paths = [each["path"] for each in lines_of(path) if each.get("call") == "rmdir"]
     return [int(path.removeprefix("/none/")) for path in paths]
 
 
@@ -89,7 +85,7 @@ def test_what_others_are_listed_for_and_a_new_name_leave_no_gap(web: Host, tmp_p
     web.root("rename", "web", "other")
     web.root("rename", "other", "web")
     web.root("exec", "web", "touch", "/enough")
-    wait_until(lambda: "/enough" in stays.read_text(), what="the last event")
+    wait_until(lambda: "/enough" in {each.get("path") for each in lines_of(stays)}, what="the last event")
     told = numbers(stays)
     assert told == list(range(told[0], told[0] + len(told)))
     assert len(told) > 10

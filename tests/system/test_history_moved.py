@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The hour that is kept does not travel: each host tells what it has looked at itself, and for how long."""
 
+import time
+
 from two_hosts import Pair, wait_until
 
 
@@ -11,9 +13,10 @@ def seconds_at(pair: Pair, host: str) -> float:
 def test_a_container_that_has_moved_is_told_of_from_its_arrival_on(pair: Pair) -> None:
     pair.run("c")
     assert wait_until(lambda: seconds_at(pair, "alpha") > 8)
+    begun = time.monotonic()
     pair.migrate("c", "alpha", "beta")
     assert wait_until(lambda: seconds_at(pair, "beta") > 0)
-    assert seconds_at(pair, "beta") < 8
+    assert seconds_at(pair, "beta") <= time.monotonic() - begun
     assert wait_until(lambda: seconds_at(pair, "alpha") == 0)
     spans = pair.client("beta").get("/v1/containers/c/history")
-    assert all(0 < span["seconds"] < 8 for span in spans)
+    assert 0 < sum(span["seconds"] for span in spans) <= time.monotonic() - begun

@@ -8,7 +8,7 @@ import pytest
 from hosted import Host, Person, wait_until
 
 SERVE = "while :; do echo -n hello-from-$NAME | nc -l -p {port}; done"
-FETCH = "nc -w 2 {address} {port} < /dev/null"
+FETCH = "nc -w 30 {address} {port} < /dev/null"
 
 
 def serve(person: Person, name: str, *words: str, port: int = 80) -> str:

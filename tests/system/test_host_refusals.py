@@ -221,7 +221,7 @@ def test_links_in_a_container_do_not_lead_cp_out_of_it(alice: Person, host: Host
     alice("image", "import", "-", "links", data=image)
     alice("run", "-d", "--name", "c", "links", "sleep", "1000")
     with alice.begin("cp", "c:/var/out/motd", "-") as process:
-        data, _ = process.communicate(timeout=20)
+        data, _ = process.communicate(timeout=DEADLINE_S)
     assert b"not a program" in data
     secret = host.folder / "state/secret"
     secret.write_text("of the host")

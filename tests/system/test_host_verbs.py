@@ -7,10 +7,12 @@ import os
 import subprocess
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hosted import Host, Person, add_file, answered, busybox_tar, wait_until
+from waiting import DEADLINE_S
 
 
 @pytest.fixture
@@ -86,7 +88,7 @@ def test_a_program_beside_dies_with_its_container(alice: Person) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == b"in\n"
         alice("kill", "c")
-        assert process.wait(timeout=20) == 137
+        assert process.wait(timeout=DEADLINE_S) == 137
 
 
 def test_logs_are_kept_in_order_and_by_stream(alice: Person) -> None:
@@ -113,7 +115,7 @@ def test_followed_logs_end_with_the_container(alice: Person) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == b"one\n"
         alice("stop", "-t", "0", "c")
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=DEADLINE_S)
     assert (process.returncode, out, err) == (0, b"", b"")
 
 
@@ -125,7 +127,7 @@ def test_attach_sees_what_comes_and_gives_the_exit_code(alice: Person) -> None:
         process.stdin.flush()
         assert process.stdout.readline() == b"got hello\n"
         process.stdin.close()
-        assert process.wait(timeout=20) == 3
+        assert process.wait(timeout=DEADLINE_S) == 3
     assert alice("logs", "c") == "got hello"
 
 
@@ -135,7 +137,7 @@ def test_who_starts_and_attaches_to_one_that_runs_is_attached(alice: Person) -> 
     with alice.begin("start", "-a", "web") as process:
         assert process.stdout is not None and process.stdout.readline() == b"here\n"
         alice("exec", "web", "touch", "/go")
-        process.communicate(timeout=30)
+        process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 3
 
 
@@ -144,15 +146,19 @@ def test_wait_answers_for_each(alice: Person) -> None:
     alice("run", "-d", "--name", "b", "box", "sleep", "1000")
     with alice.begin("wait", "a", "b") as process:
         alice("kill", "b")
-        out, _ = process.communicate(timeout=20)
+        out, _ = process.communicate(timeout=DEADLINE_S)
     assert out.split() == [b"4", b"137"]
 
 
 def test_what_runs_is_listed_measured_and_compared(alice: Person) -> None:
     alice("run", "-d", "--name", "c", "box", "sh", "-c", "echo x > /etc/new; rm /etc/motd; sleep 1000")
-    wait_until(lambda: "sleep" in alice("top", "c"), what="it sleeps")
-    rows = alice.json("top", "c", "--format", "json")
-    assert any(row["command"] == "sleep 1000" for row in rows)
+    rows: list[dict[str, Any]] = []
+
+    def sleeps() -> bool:
+        rows[:] = alice.json("top", "c", "--format", "json")
+        return any(row["command"] == "sleep 1000" for row in rows)
+
+    wait_until(sleeps, what=lambda: f"it sleeps: {rows}")
     assert all(row["uid"] in (0, None) or row["uid"] >= 0 for row in rows)
     (stats,) = alice.json("stats", "--no-stream", "--format", "json")
     assert stats["name"] == "c"
@@ -202,7 +208,7 @@ def test_a_tar_goes_in_and_out_by_pipes(alice: Person) -> None:
     alice("run", "-d", "--name", "c", "box", "sh", "-c", "mkdir /var/d; echo 1 > /var/d/x; sleep 1000")
     wait_until(lambda: alice.give("exec", "c", "cat", "/var/d/x").out == "1\n", what="it is there")
     with alice.begin("cp", "c:/var/d", "-") as process:
-        data, _ = process.communicate(timeout=20)
+        data, _ = process.communicate(timeout=DEADLINE_S)
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         assert sorted(each.name for each in tar) == ["d", "d/x"]
     alice("cp", "-", "c:/home", data=data)
@@ -212,7 +218,7 @@ def test_a_tar_goes_in_and_out_by_pipes(alice: Person) -> None:
 def test_the_root_of_a_container_is_a_tar_without_what_the_kernel_makes_up(alice: Person) -> None:
     alice("run", "-d", "--name", "web", "box", "sleep", "1000")
     with alice.begin("cp", "web:/", "-") as process:
-        data, said = process.communicate(timeout=60)
+        data, said = process.communicate(timeout=DEADLINE_S)
     assert (process.returncode, said) == (0, b"")
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         names = tar.getnames()
@@ -225,11 +231,13 @@ def test_who_reads_a_tar_no_further_is_no_failure_of_insulad(alice: Person, host
     alice(
         "run", "-d", "--name", "web", "box", "sh", "-c", "dd if=/dev/zero of=/big bs=1M count=64; sleep 1000"
     )
-    wait_until(lambda: "67108864" in alice("exec", "web", "stat", "-c", "%s", "/big"), what="a big file")
+    wait_until(
+        lambda: "67108864" in alice.give("exec", "web", "stat", "-c", "%s", "/big").out, what="a big file"
+    )
     with alice.begin("cp", "web:/big", "-") as process:
         assert process.stdout is not None and process.stdout.read(1)
         process.stdout.close()
-        assert process.wait(60) == 141
+        assert process.wait(DEADLINE_S) == 141
     alice("rm", "-f", "web")
     assert "never retrieved" not in host.log()
 
@@ -279,7 +287,7 @@ def test_many_at_once_do_not_disturb_each_other(alice: Person, bob: Person) -> N
     ]
     for word, process in running:
         with process:
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=DEADLINE_S)
         assert (process.returncode, out) == (0, f"{word}\n".encode()), err
     assert alice("ps", "-aq") == bob("ps", "-aq") == ""
 
@@ -289,7 +297,7 @@ def test_only_one_of_many_gets_a_name(alice: Person) -> None:
     codes = []
     for process in running:
         with process:
-            process.communicate(timeout=60)
+            process.communicate(timeout=DEADLINE_S)
         codes.append(process.returncode)
     assert sorted(codes) == [0, 125, 125, 125, 125, 125]
     assert len(alice("ps", "-aq").split()) == 1

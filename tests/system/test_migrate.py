@@ -158,7 +158,7 @@ def refused(pair: Pair, kind: type[InsulaError], words: str) -> None:
         pair.migrate("c", "alpha", "beta")
     counter.wait_for_more()
     assert pair.status("alpha", "c") == "running"
-    assert counter.longest_gap_s < 1.0
+    assert counter.longest_gap_s < 5.0, "it stood still"
     counter.finish()
 
 

@@ -14,6 +14,7 @@ import pytest
 from insula.kernel.netlink import namespace_entered
 from insula.migrate.fault import Point
 from two_hosts import PORT, Pair, mended_after, show_log, wait_until
+from waiting import DEADLINE_S
 
 CLIENTS = 4
 MOVES = 3
@@ -71,7 +72,7 @@ class Caller(threading.Thread):
 
     def _call(self) -> None:
         with namespace_entered(self._pair.world.outside):
-            connection = socket.create_connection((self._address, PORT), timeout=30)
+            connection = socket.create_connection((self._address, PORT), timeout=DEADLINE_S)
         with connection, connection.makefile("rb") as file:
             connection.sendall(b"hello\n")
             json.loads(file.readline())
@@ -95,7 +96,7 @@ def test_a_server_with_a_connection_for_each_request_is_moved(
         with (
             suppress(OSError),
             namespace_entered(pair.world.outside),
-            socket.create_connection((address, PORT), timeout=5),
+            socket.create_connection((address, PORT), timeout=DEADLINE_S),
         ):
             return True
         return False
@@ -146,7 +147,7 @@ def connected(pair: Pair, address: str) -> socket.socket:
         def is_open() -> bool:
             client = socket.socket()
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 13)
-            client.settimeout(10)
+            client.settimeout(DEADLINE_S)
             try:
                 client.connect((address, PORT))
             except ConnectionRefusedError:

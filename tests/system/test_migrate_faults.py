@@ -73,7 +73,7 @@ class Case:
         assert wait_until(lambda: pair.status(here, "c") == "running"), (pair.find(here, "c"), show_log(pair))
         self.counter.wait_for_more()
         assert wait_until(lambda: pair.find(not_on, "c") is None), (pair.find(not_on, "c"), show_log(pair))
-        assert wait_until(lambda: not pair.traces(not_on, self.id), seconds=5), pair.traces(not_on, self.id)
+        assert wait_until(lambda: not pair.traces(not_on, self.id)), pair.traces(not_on, self.id)
         self.counter.finish()
 
     def wait_killed(self, host: str) -> None:

@@ -70,7 +70,7 @@ class Carried:
         assert wait_until(lambda: bool(home())), show_log(pair)
         here = home()
         other = "beta" if here == "alpha" else "alpha"
-        assert wait_until(lambda: not pair.traces(other, self.id), seconds=8), pair.traces(other, self.id)
+        assert wait_until(lambda: not pair.traces(other, self.id)), pair.traces(other, self.id)
         self.counter.wait_for_more(5)
         return here
 

@@ -20,6 +20,7 @@ from two_hosts import (
     start_pair,
     wait_until,
 )
+from waiting import DEADLINE_S
 
 pytestmark = pytest.mark.skipif(not can_filter_ipv6(), reason="no IPv6 on this host, or its nft is too old")
 
@@ -64,7 +65,7 @@ def test_connections_of_both_kinds_go_there_and_back(pair: Pair) -> None:
     with namespace_entered(pair.world.outside):
         udp = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
     with udp:
-        udp.settimeout(1.0)
+        udp.settimeout(DEADLINE_S)
         udp.connect((six, 7001))
         counter.wait_for_more()
         for source, target in (("alpha", "beta"), ("beta", "alpha")):
@@ -89,7 +90,6 @@ def test_a_datagram_sent_in_the_pause_is_answered(pair: Pair) -> None:
     with namespace_entered(pair.world.outside):
         udp = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
     with udp:
-        udp.settimeout(0.05)
         udp.connect((six, 7001))
         sender = Sender(udp)
         sender.wait_for(20)
@@ -114,7 +114,7 @@ class Sender:
         return len(self._answers)
 
     def _run(self) -> None:
-        while not self._over.wait(0.005):
+        while not self._over.wait(0.02):  # what comes in a pause of seconds has room in the socket
             self._udp.send(b"%d" % self._sent)
             self._sent += 1
             self._hear()
@@ -139,7 +139,7 @@ class Sender:
             self._hear()
             return self.heard == self._sent
 
-        wait_until(is_complete, seconds=5.0)
+        wait_until(is_complete)
         return sorted(set(range(self._sent)) - self._answers)
 
 

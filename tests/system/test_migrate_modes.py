@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from insula.model.errors import PauseTooLong
+from searched import found_below
 from two_hosts import SERVER, Counter, Pair, wait_until
 
 #: Serves as two_hosts.SERVER does, and in a thread writes all of 64 MiB again and again.
@@ -27,9 +28,9 @@ def move(pair: Pair, **wish: object) -> dict[str, object]:
 def quota(pair: Pair) -> list[str]:
     """Return the CPU quotas of all containers of alpha."""
     parent = pair.host("alpha").cgroup
-    files = [*Path("/sys/fs/cgroup").glob(f"cpu*/**/{parent}/*/*/cpu.cfs_quota_us")]
-    files += Path("/sys/fs/cgroup").glob(f"**/{parent}/*/*/cpu.max")
-    return [each.read_text().split()[0].replace("max", "-1") for each in files]
+    files = found_below("/sys/fs/cgroup", f"cpu*/**/{parent}/*/*/cpu.cfs_quota_us")
+    files += found_below("/sys/fs/cgroup", f"**/{parent}/*/*/cpu.max")
+    return [Path(each).read_text().split()[0].replace("max", "-1") for each in files]
 
 
 def test_a_plan_moves_nothing_and_a_container_goes_on(pair: Pair) -> None:
@@ -84,7 +85,7 @@ def test_one_that_writes_faster_than_the_link_is_slowed_down_and_let_go_again(pa
         assert pair.status("beta", "c") == "running"
     except PauseTooLong:
         assert pair.status("alpha", "c") == "running"
-        assert quota(pair) == before
+        assert wait_until(lambda: quota(pair) == before), (quota(pair), before)
 
 
 def test_its_log_goes_along(pair: Pair) -> None:

@@ -10,6 +10,7 @@ import pytest
 from insula.kernel.netlink import Route, namespace_entered
 from insula.model.errors import PortInUse
 from two_hosts import SERVER, Pair, emptied_after, python_of_host, start_pair, wait_until
+from waiting import DEADLINE_S
 
 ALPHA, BETA = "10.99.0.1", "10.99.0.2"
 
@@ -44,7 +45,7 @@ def run(
 
 def connect(pair: Pair, host: str, port: int) -> socket.socket:
     with namespace_entered(pair.world.outside):
-        return socket.create_connection((host, port), timeout=10)
+        return socket.create_connection((host, port), timeout=DEADLINE_S)
 
 
 def count(pair: Pair, host: str, port: int) -> int:
@@ -101,7 +102,7 @@ def test_a_relay_ends_when_nobody_is_there_any_more(pair: Pair) -> None:
     pair.remove("c")
     run(pair, "other", host="beta", host_port=8080)
     assert wait_until(lambda: count(pair, BETA, port) > 0)
-    assert wait_until(lambda: count(pair, ALPHA, port) == 0, seconds=60)
+    assert wait_until(lambda: count(pair, ALPHA, port) == 0)
 
 
 def test_a_port_that_is_taken_there_is_refused_before_anything_stops(pair: Pair) -> None:

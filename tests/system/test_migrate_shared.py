@@ -105,7 +105,7 @@ for number in range(COUNT):
 CHECK = """
 for number in range(COUNT):
     status[8 * number] = (status[8 * number] + 1) % 250
-until = time.monotonic() + 10
+until = time.monotonic() + 60
 while any(status[8 * n] != status[8 * n + 1] for n in range(COUNT)) and time.monotonic() < until:
     time.sleep(0.01)
 answered = all(status[8 * n] == status[8 * n + 1] for n in range(COUNT))

@@ -280,6 +280,7 @@ def test_a_restored_container_has_the_same_folder_with_the_same_rights(
 ) -> None:
     script = "exec 3>> /s/log; while :; do echo x >&3; sleep 0.05; done"
     here.alice("run", "-d", "--name", "web", "-v", f"{share}:/s", "box", "sh", "-c", script)
+    wait_until((share / "log").exists, what="it has begun")
     here.alice("checkpoint", "create", "web")
     before = (share / "log").stat().st_size
     here.alice("restore", "web")

@@ -14,7 +14,8 @@ import pytest
 import hosted
 from accounts import AccountsHost
 from hosted import Person, wait_until
-from told import listening
+from told import lines_of, listening
+from waiting import DEADLINE_S
 
 POLICY = """
 [default]
@@ -121,16 +122,19 @@ def test_an_alarm_is_told_to_each_as_it_may_be(here: AccountsHost) -> None:
                 person.give("exec", "web", "cat", "/srv/d")
             ((_, _, alice_told),) = alices.read(1)
             ((_, _, bob_told),) = bobs.read(1)
-        log = here.log()
+        wait_until(lambda: len(alarms_logged(here)) == 2, what="both are logged")
     finally:
         file.unlink()
         here.root("rule", "reload")
     assert alice_told.endswith("openat /srv/[hidden]")
     assert bob_told.endswith("openat /srv/d")
-    assert [line.rpartition(" ")[2] for line in log.splitlines() if " alarm " in line] == [
-        '/srv/[hidden]"',
-        '/srv/d"',
-    ]
+    assert alarms_logged(here) == ['/srv/[hidden]"', '/srv/d"']
+
+
+def alarms_logged(here: AccountsHost) -> list[str]:
+    """Return the last word of each."""
+    whole, _, _ = here.log().rpartition("\n")
+    return [line.rpartition(" ")[2] for line in whole.splitlines() if " alarm " in line]
 
 
 def test_what_is_exported_is_redacted_too(here: AccountsHost) -> None:
@@ -138,8 +142,7 @@ def test_what_is_exported_is_redacted_too(here: AccountsHost) -> None:
         person.give("exec", "web", *WORDS)
 
     def lines() -> list[dict[str, Any]]:
-        text = (here.folder / "events.jsonl").read_text()
-        return [json.loads(line) for line in text.splitlines()]
+        return lines_of(here.folder / "events.jsonl")
 
     ids = {person.name: person.look("web")["id"] for person in (here.alice, here.bob)}
 
@@ -190,7 +193,7 @@ def test_the_processes_are_told_as_far_as_they_may_be(here: AccountsHost) -> Non
         assert "sh -c sleep 1000; true password=[hidden] --key [hidden]" in commands(here.alice)
         assert " ".join(words) in commands(here.root, "?tenant=alice")
         here.alice("kill", "web")
-        running.communicate(timeout=20)
+        running.communicate(timeout=DEADLINE_S)
 
 
 def test_what_is_known_of_a_container_is_told_as_far_as_it_may_be(here: AccountsHost) -> None:

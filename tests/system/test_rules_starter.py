@@ -79,7 +79,8 @@ def ruled(module_host: Host) -> Iterator[Host]:
 def alarms(host: Host, name: str) -> set[str]:
     """Return the rules that a container has set off, from insulad's log."""
     found = set()
-    for line in host.log().splitlines():
+    whole, _, _ = host.log().rpartition("\n")
+    for line in whole.splitlines():
         if " alarm " in line and f'container="{name}"' in line:
             found.add(line.split('rule="', 1)[1].split('"', 1)[0])
     return found

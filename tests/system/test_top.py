@@ -58,22 +58,25 @@ class Screen:
             self._read()
         return self.text
 
-    def _read(self) -> None:
+    def _read(self) -> bool:
+        """Read what is there, or comes in a moment; False at the end."""
         if select.select([self._ours], [], [], 0.2)[0]:
             try:
                 self.seen += os.read(self._ours, 65536)
             except OSError:  # EIO: nobody has it open any more
                 self.process.wait(hosted.DEADLINE_S)
+                return False
+        return True
 
     @property
     def text(self) -> str:
         return _SEQUENCE.sub(b"", self.seen).decode("utf-8", "replace")
 
     def end(self) -> int:
-        """Wait for its end, reading what it still writes."""
+        """Wait for its end, reading all that it still writes."""
         end = time.monotonic() + hosted.DEADLINE_S
-        while self.process.poll() is None and time.monotonic() < end:
-            self._read()
+        while self._read() and time.monotonic() < end:
+            pass
         return self.process.wait(1)
 
 

@@ -12,6 +12,7 @@ import pytest
 from insula.client.http import Client, quote
 from insula.model.errors import BadRequest, ContainerNotFound, InsulaError
 from two_hosts import COUNTING, SERVER, Pair, wait_until
+from waiting import DEADLINE_S
 
 
 class Watcher(threading.Thread):
@@ -47,7 +48,7 @@ def watching(client: Client, container: str, **query: str) -> Iterator[Watcher]:
     finally:
         watcher._answer.detach().shutdown(2)
         watcher._answer.close()
-        watcher.join(20)
+        watcher.join(DEADLINE_S)
         assert not watcher.is_alive()
 
 

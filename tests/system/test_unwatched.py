@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """That nobody watched a container while insulad was down is told, to whom what it does is told."""
 
-import json
 from pathlib import Path
 
 from hosted import Host, wait_until
+from told import lines_of
 
 
 def unwatched(path: Path) -> list[str]:
-    told = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return [each["name"] for each in told if each.get("event") == "unwatched"]
+    return [each["name"] for each in lines_of(path) if each.get("event") == "unwatched"]
 
 
 def test_a_gap_is_told_once_for_each_container_that_is_watched_and_lived_on(

@@ -16,6 +16,7 @@ from accounts import STAFF_ID, AccountsHost, people_restored_after
 from hosted import ALICE_UID, BOB_UID, Person
 from insula.client.http import Client
 from insula.model.errors import OperationNotFound
+from searched import files_holding
 
 HOST_KIND = AccountsHost
 
@@ -223,15 +224,9 @@ def test_a_token_is_in_no_file_of_the_hosts(here: AccountsHost) -> None:
         assert process.wait(hosted.DEADLINE_S) == 0
     with here.bob.begin("ps", env={**environment, "INSULA_TOKEN": token[:-1]}) as process:
         assert process.wait(hosted.DEADLINE_S) == 1
-    found = [
-        str(path)
-        for path in here.folder.rglob("*")
-        if path.is_file()
-        and not path.is_symlink()
-        and path.suffix not in (".pyc", ".py")
-        and secret[:30] in path.read_bytes()
-    ]
-    assert found == []
+    assert [
+        each for each in files_holding(here.folder, secret[:30]) if not each.endswith((".pyc", ".py"))
+    ] == []
     (record,) = [
         each for each in here.alice.json("token", "ls", "--format", "json") if each.get("label") == "ci"
     ]
