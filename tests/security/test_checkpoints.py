@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """F1, F2, F4, F10: checkpoints that somebody has touched, or that say more than they may, or that tell what they hold."""
 
-import contextlib
 import os
 import secrets
 import shutil
@@ -17,6 +16,7 @@ from insula.kernel import protobuf
 from insula.kernel.caps import DEFAULT
 from insula.model.errors import CheckpointAltered, InsulaError
 from insula.runtime.compare import check_rights
+from searched import files_holding
 from two_hosts import Conversation, Pair, start_pair, wait_until
 
 CANARY = secrets.token_hex(16)
@@ -207,20 +207,10 @@ def test_f4_encrypted_checkpoint_is_nowhere_in_clear(pair: Pair) -> None:
         pair.act("alpha", "e", "restore", checkpoint="one")
         for host in pair.world.hosts.values():
             for folder in (host.folder, Path("/tmp/criu"), Path("/dev/shm")):
-                holding = [
-                    path
-                    for path in folder.rglob("*")
-                    if path.is_file() and not path.is_symlink() and _holds(path, word)
-                ]
+                holding = files_holding(folder, word.encode())
                 assert not holding, holding
     finally:
         pair.remove("e")
-
-
-def _holds(path: Path, word: str) -> bool:
-    with contextlib.suppress(OSError):
-        return word.encode() in path.read_bytes()
-    return False
 
 
 def test_f4_checkpoints_are_roots_alone(kept: Path) -> None:
@@ -273,7 +263,7 @@ answer = True
 def test_a28_no_clock_goes_back_in_a_restore(pair: Pair) -> None:
     """The program that was restored sees time go on: also in /proc/uptime, and from there on in the usual measure."""
     address = pair.run("f")
-    look = "answer = [looks, back, float(open('/proc/uptime').read().split()[0]), time.clock_gettime(time.CLOCK_BOOTTIME), time.clock_gettime(time.CLOCK_REALTIME)]"
+    look = "answer = [looks, back, time.clock_gettime(time.CLOCK_BOOTTIME), float(open('/proc/uptime').read().split()[0]), time.clock_gettime(time.CLOCK_BOOTTIME), time.clock_gettime(time.CLOCK_REALTIME)]"
     try:
         talk = Conversation(pair.world, address)
         assert talk.run(CLOCKS) is True
@@ -288,6 +278,6 @@ def test_a28_no_clock_goes_back_in_a_restore(pair: Pair) -> None:
         talk.close()
         assert after[1] <= 0, f"a clock went back by {after[1]} ns"
         assert all(now >= then for then, now in zip(before[2:], after[2:], strict=True)), (before, after)
-        assert abs(after[2] - after[3]) < 1, "what /proc says is another clock"
+        assert after[2] - 1 < after[3] < after[4] + 1, "what /proc says is another clock"
     finally:
         pair.remove("f")

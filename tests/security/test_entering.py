@@ -12,7 +12,9 @@ import termios
 import pytest
 
 from hosted import Host, Person, wait_until
+from searched import found_below
 from security.trees import fingerprint, found_on_host
+from waiting import DEADLINE_S
 
 CODES = {126, 127, 125, 1}
 
@@ -50,7 +52,7 @@ def test_a5_descriptor_as_working_directory(host: Host, alice: Person, first: in
             )
     assert fingerprint() == before
     assert not found_on_host(name)
-    assert not list(host.folder.glob(f"**/{name}"))
+    assert not found_below(host.folder, f"**/{name}")
 
 
 @pytest.mark.parametrize(
@@ -113,7 +115,7 @@ def test_a6_who_enters_is_not_looked_into(alice: Person, user: str) -> None:
     for _ in range(100):
         status, answer = alice.ask("POST", "/v1/containers/c/exec", body=body)
         assert status in (200, 201, 204), answer
-    alice("stop", "-t", "5", "c")
+    alice("stop", "-t", "30", "c")
     said = alice("logs", "c").splitlines()
     assert said[-1].startswith("tries"), said[-3:]
     assert not [line for line in said if line.startswith("opened")]
@@ -221,7 +223,7 @@ def test_a24_nothing_is_typed_for_the_caller(alice: Person, way: str) -> None:
         with alice.begin(
             *words, "python3", "-ISc", INJECT, stdin=slave, stdout=slave, stderr=slave
         ) as process:
-            assert process.wait(timeout=30) == 0
+            assert process.wait(timeout=DEADLINE_S) == 0
         (waiting,) = struct.unpack("i", fcntl.ioctl(slave, termios.FIONREAD, bytes(4)))
         said = os.read(master, 65536).decode()
         assert waiting == 0, "something stands in the caller's input"

@@ -164,6 +164,7 @@ def test_t7_events_tell_nothing_of_others(the_host: Host, hidden: Secrets) -> No
     with the_host.bob.asking("GET", "/v1/events?follow=1") as connection:
         connection.settimeout(2.0)
         the_host.alice("kill", hidden.words[0])
+        the_host.alice.wait_for(hidden.words[0], status="exited")
         the_host.alice("start", hidden.words[0])
         the_host.bob("run", "--rm", "box", "true")
         heard = b""
@@ -174,12 +175,12 @@ def test_t7_events_tell_nothing_of_others(the_host: Host, hidden: Secrets) -> No
 
 
 def test_t3_answers_for_what_is_anothers_take_no_longer(the_host: Host, hidden: Secrets) -> None:
-    """Not a clock, but a comparison: of 40 questions each, in turn, the two middles are near each other."""
+    """Not a clock, but a comparison: of 40 questions each, in turn, those that nothing held up take about as long."""
     times: dict[str, list[float]] = {hidden.refs["containers"]: [], "0" * 64: []}
     for _ in range(40):
         for ref, taken in times.items():
             began = time.perf_counter()
             assert the_host.bob.ask("GET", f"/v1/containers/{ref}")[0] == 404
             taken.append(time.perf_counter() - began)
-    theirs, none = (sorted(taken)[20] for taken in times.values())
+    theirs, none = (sorted(taken)[4] for taken in times.values())
     assert theirs < none * 3 and none < theirs * 3, (theirs, none)

@@ -39,11 +39,8 @@ def _told(host: Host, held: ExitStack) -> dict[str, object]:
         abstract = held.enter_context(socket.socket(socket.AF_UNIX))
         listeners = []
         for address in (gateway, "127.0.0.1"):
-            with socket.socket() as probe:
-                probe.bind((address, 0))
-                port = probe.getsockname()[1]
-            held.enter_context(socket.create_server((address, port)))
-            listeners.append([address, port])
+            server = held.enter_context(socket.create_server((address, 0)))
+            listeners.append([address, server.getsockname()[1]])
     abstract.bind("\0" + name)
     abstract.listen()
     neighbour = host.bob.look("neighbour")

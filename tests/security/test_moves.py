@@ -37,6 +37,7 @@ from insula.model.migration import (
 from insula.model.record import ContainerRecord, HostRecord
 from insula.runtime.store import Store
 from two_hosts import Conversation, Pair, start_pair
+from waiting import DEADLINE_S
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +144,7 @@ def test_f5_who_asks_is_no_paired_host(pair: Pair, tmp_path: Path, who: str, pro
         context.maximum_version = ssl.TLSVersion.TLSv1_2
     answer = b""
     with namespace_entered(pair.host("alpha").network):
-        plain = socket.create_connection((host, int(port)), timeout=10)
+        plain = socket.create_connection((host, int(port)), timeout=DEADLINE_S)
     with plain, contextlib.suppress(OSError):
         if who == "plain":
             plain.sendall(b"GET /v1/containers HTTP/1.1\r\nHost: x\r\n\r\n")

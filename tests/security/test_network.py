@@ -15,6 +15,7 @@ from hosted import Host, wait_until
 from insula.kernel.netlink import Route, configure_inside, namespace_entered
 from netns import listener, new_namespace
 from security import frames
+from waiting import DEADLINE_S
 
 SEND = """
 import json, socket, sys
@@ -156,7 +157,7 @@ def test_a23_neighbours_and_routes_of_the_host_stay(scene: Scene) -> None:
 
 def test_a22_outside_is_reached_and_the_metadata_address_is_not(scene: Scene) -> None:
     with listener(scene.outside, port=80):
-        assert scene.reaches(BEYOND, 80)
+        wait_until(lambda: scene.reaches(BEYOND, 80), what="a way out")
         assert not scene.reaches(METADATA, 80)
 
 
@@ -216,7 +217,8 @@ def test_a22_another_tenants_container_is_not_reached(scene: Scene) -> None:
             pass  # it is there, for the host
         assert not scene.reaches(other, 8080)
         scene.host.bob("kill", "other")
-        server.communicate(timeout=20)
+        server.communicate(timeout=DEADLINE_S)
+    scene.host.bob.wait_for("other", status="exited")
     scene.host.bob("start", "other")
 
 

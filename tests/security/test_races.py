@@ -120,6 +120,7 @@ def test_a26_logs_are_read_and_written_by_no_name_of_the_containers(host: Host, 
     folder = host.folder / "state/containers" / alice.look("c")["id"]
     assert folder.stat().st_mode & 0o077 == 0
     assert not list(folder.glob("upper/**/log"))
+    wait_until(lambda: alice("logs", "--tail", "1", "c") != "", what="it writes")
     assert set(alice("logs", "--tail", "1", "c").splitlines()) == {"line"}
 
 

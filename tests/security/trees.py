@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 
 from leftovers import SHARED
+from searched import found_below
 
 _LIBC = ctypes.CDLL(None)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -65,7 +66,7 @@ def found_on_host(name: str) -> list[str]:
     """Return where a name appeared: folders that attackers write to, and groups of processes."""
     places = [os.path.join(folder, name) for folder in SEARCHED]
     found = [path for path in places if os.path.lexists(path)]
-    return found + [str(path) for path in Path("/sys/fs/cgroup").glob(f"*/**/{name}")]
+    return found + found_below("/sys/fs/cgroup", f"*/**/{name}")
 
 
 def exchange(one: bytes, other: bytes) -> None:

@@ -28,7 +28,7 @@ def late(*_):
 
 signal.signal(signal.SIGALRM, late)
 for name, act in attempt.CHECKS.items():
-    signal.alarm(20)
+    signal.alarm(60)
     try:
         held, detail = True, str(act())
     except Exception as error:
