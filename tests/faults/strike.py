@@ -17,6 +17,7 @@ from demo import cleanup, hosts
 from demo.hosts import Host, World
 
 from faults.cases import Fault
+from searched import found_below
 from two_hosts import Pair
 
 RATE = "40mbit"
@@ -185,7 +186,7 @@ def _fill_disk(host: Host) -> Struck:
 
 
 def _limit_memory(host: Host) -> Struck:
-    groups = [path for path in MEMORY.glob(f"**/{host.cgroup}") if path.is_dir()]
+    groups = [Path(each) for each in found_below(MEMORY, f"**/{host.cgroup}") if os.path.isdir(each)]
     changed = []
     for group in groups:
         used = int((group / "memory.usage_in_bytes").read_text())
